@@ -1,0 +1,400 @@
+"""All errors of celeriac.
+
+::
+
+    CeleriacError (= CeleryError)
+    ├── TaskPredicate                 raised by tasks to steer what happens to them
+    │   ├── Retry   ├── Ignore   └── Reject
+    ├── ImproperlyConfigured
+    │   ├── SettingError              a setting with a wrong name or value
+    │   ├── PluginError
+    │   │   ├── PluginNotFound   ├── PluginAmbiguous   ├── PluginBlocked
+    │   │   ├── PluginBroken     └── PluginIncompatible
+    │   └── Unsupported               the chosen plugin cannot do what is asked
+    ├── SecurityError
+    ├── TaskError
+    │   ├── QueueNotFound   ├── IncompleteStream   ├── NotRegistered   ├── AlreadyRegistered
+    │   ├── TimeoutError    ├── MaxRetriesExceededError   ├── TaskRevokedError
+    │   └── InvalidTaskError   └── ChordError
+    ├── OperationalError              the broker or the result store, not the caller, is the trouble
+    │   ├── TransportLost   ├── TransportUnreachable
+    │   ├── PublishUncertain   └── PublishRejected
+    ├── BackendError
+    │   ├── BackendGetMetaError   ├── BackendStoreError
+    │   └── BackendLost   └── BackendUnreachable
+    └── PoolBroken
+    SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError, Terminated   (Exception)
+    WorkerShutdown, WorkerTerminate                                         (SystemExit)
+
+An error keeps its data as attributes and writes its own message: what went wrong, who, what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def mask_url(url: str) -> str:
+    """A URL that is safe to print: its password replaced by `***`."""
+    return re.sub(r"(://[^/@\s]*?:)[^@\s]*(?=@)", r"\1***", url)
+
+
+class CeleriacError(Exception):
+    """Base of all errors of this library."""
+
+
+CeleryError = CeleriacError
+
+
+# -- steering a task --------------------------------------------------------------------------------------
+
+
+class TaskPredicate(CeleriacError):
+    """Base of what a task raises to say how its run should end."""
+
+
+class Retry(TaskPredicate):
+    """The task is to be run again.
+
+    Attributes:
+        message: Why.
+        exc: The error that caused it, if any.
+        when: Seconds from now, or a datetime.
+        sig: The signature of the next try, when there is one.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        exc: BaseException | str | None = None,
+        when: Any = None,
+        is_eager: bool = False,
+        sig: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.message = message
+        if isinstance(exc, str):
+            self.exc, self.excs = None, exc
+        else:
+            self.exc, self.excs = exc, repr(exc) if exc else None
+        self.when = when
+        self.is_eager = is_eager
+        self.sig = sig
+        super().__init__(self, exc, when, **kwargs)
+
+    def humanize(self) -> str:
+        """When the next try comes, in words."""
+        if isinstance(self.when, (int, float)):
+            return f"in {self.when}s"
+        return f"at {self.when}"
+
+    def __str__(self) -> str:
+        if self.message:
+            return self.message
+        if self.excs:
+            return f"Retry {self.humanize()}: {self.excs}"
+        return f"Retry {self.humanize()}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.__class__, (self.message, self.exc, self.when)
+
+
+RetryTaskError = Retry
+
+
+class Ignore(TaskPredicate):
+    """The run is to leave no trace in the result store."""
+
+
+class Reject(TaskPredicate):
+    """The message is to be refused: put back when `requeue` is true, else set aside."""
+
+    def __init__(self, reason: Any = None, requeue: bool = False) -> None:
+        self.reason = reason
+        self.requeue = requeue
+        super().__init__(reason, requeue)
+
+    def __repr__(self) -> str:
+        return f"reject requeue={self.requeue}: {self.reason}"
+
+
+# -- configuration and plugins ----------------------------------------------------------------------------
+
+
+class ImproperlyConfigured(CeleriacError):
+    """The app, its settings or its plugins do not fit together."""
+
+
+class SettingError(ImproperlyConfigured):
+    """A setting has a name that nobody declared, or a value of the wrong kind.
+
+    Attributes:
+        setting: The name as the user wrote it.
+        suggestion: The nearest declared name, for a wrong name.
+    """
+
+    def __init__(self, message: str, *, setting: str = "", suggestion: str | None = None) -> None:
+        self.setting = setting
+        self.suggestion = suggestion
+        super().__init__(message)
+
+
+class PluginError(ImproperlyConfigured):
+    """A plugin that was asked for cannot be had."""
+
+    def __init__(self, message: str, *, kind: str = "", name: str = "") -> None:
+        self.kind = kind
+        self.name = name
+        super().__init__(message)
+
+
+class PluginNotFound(PluginError):
+    """No installed plugin has this kind and name."""
+
+
+class PluginAmbiguous(PluginError):
+    """Several installed dists claim this kind and name."""
+
+
+class PluginBlocked(PluginError):
+    """The plugin is installed, but the block or allow list forbids it."""
+
+
+class PluginBroken(PluginError):
+    """The plugin was found but does not keep its contract."""
+
+
+class PluginIncompatible(PluginError):
+    """The plugin was written for another version of the contract."""
+
+
+class Unsupported(ImproperlyConfigured):
+    """The chosen plugin lacks an ability that was asked for."""
+
+
+class SecurityError(CeleriacError):
+    """Something was refused because accepting it would be unsafe."""
+
+
+# -- tasks ------------------------------------------------------------------------------------------------
+
+
+class TaskError(CeleriacError):
+    """Base of errors about tasks."""
+
+
+class QueueNotFound(KeyError, TaskError):
+    """A task was routed to a queue that is not declared, and creating missing ones is off."""
+
+
+class IncompleteStream(TaskError):
+    """The end of a stream of data was found, but the data is not complete."""
+
+
+class NotRegistered(KeyError, TaskError):
+    """No task of this name is registered."""
+
+    def __repr__(self) -> str:
+        return f"NotRegistered({self.args[0]!r})" if self.args else "NotRegistered()"
+
+    def __str__(self) -> str:
+        return f"no task is registered under the name {self.args[0]!r}" if self.args else "task not registered"
+
+
+class AlreadyRegistered(TaskError):
+    """A task of this name is registered already."""
+
+
+class TimeoutError(TaskError):  # noqa: A001 - Celery's public name
+    """The operation took longer than the caller allowed."""
+
+
+class MaxRetriesExceededError(TaskError):
+    """The task has used up its tries."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.task_args = kwargs.pop("task_args", [])
+        self.task_kwargs = kwargs.pop("task_kwargs", {})
+        super().__init__(*args, **kwargs)
+
+
+class TaskRevokedError(TaskError):
+    """The task was revoked, or expired, before it could run."""
+
+
+class InvalidTaskError(TaskError):
+    """The message is not a valid call."""
+
+
+class ChordError(TaskError):
+    """A part of a chord failed, so its body cannot run."""
+
+
+# -- the world outside ------------------------------------------------------------------------------------
+
+
+class OperationalError(CeleriacError):
+    """The broker could not do what was asked; trying again later may help."""
+
+
+class TransportLost(OperationalError):
+    """The connection to the broker dropped."""
+
+
+class TransportUnreachable(OperationalError):
+    """The broker cannot be reached or refuses us.
+
+    Attributes:
+        url: Masked.
+        hint: What to check.
+    """
+
+    def __init__(self, message: str, *, url: str = "", hint: str = "") -> None:
+        self.url = mask_url(url)
+        self.hint = hint
+        super().__init__(f"{message} {hint}".strip())
+
+
+class PublishUncertain(OperationalError):
+    """The broker did not say in time whether it took the message; sending it again may double it."""
+
+
+class PublishRejected(OperationalError):
+    """The broker refused the message; nothing was stored."""
+
+
+class BackendError(CeleriacError):
+    """Base of errors of the result store."""
+
+
+class BackendGetMetaError(BackendError):
+    """A result could not be read."""
+
+    def __init__(self, *args: Any, task_id: str = "", **kwargs: Any) -> None:
+        self.task_id = task_id
+        super().__init__(*args, **kwargs)
+
+
+class BackendStoreError(BackendError):
+    """A result could not be written."""
+
+    def __init__(self, *args: Any, task_id: str = "", state: str = "", **kwargs: Any) -> None:
+        self.task_id = task_id
+        self.state = state
+        super().__init__(*args, **kwargs)
+
+
+class BackendLost(BackendError):
+    """The connection to the result store dropped."""
+
+
+class BackendUnreachable(BackendError):
+    """The result store cannot be reached or refuses us."""
+
+    def __init__(self, message: str, *, url: str = "", hint: str = "") -> None:
+        self.url = mask_url(url)
+        self.hint = hint
+        super().__init__(f"{message} {hint}".strip())
+
+
+class PoolBroken(CeleriacError):
+    """The pool could not bring up a slot."""
+
+
+# -- limits, deaths and endings ---------------------------------------------------------------------------
+
+
+class SoftTimeLimitExceeded(Exception):
+    """Raised inside a task that ran past its soft time limit."""
+
+    def __str__(self) -> str:
+        return "SoftTimeLimitExceeded" + repr(self.args) if self.args else "SoftTimeLimitExceeded()"
+
+
+class TimeLimitExceeded(Exception):
+    """The task ran past its hard time limit, and its slot was killed."""
+
+
+class WorkerLostError(Exception):
+    """The process that ran the task died."""
+
+    def __init__(self, *args: Any, exitcode: int | None = None) -> None:
+        self.exitcode = exitcode
+        super().__init__(*args)
+
+
+class Terminated(Exception):
+    """The task was terminated by request."""
+
+
+class WorkerShutdown(SystemExit):
+    """Asks the worker to end warmly."""
+
+
+class WorkerTerminate(SystemExit):
+    """Asks the worker to end at once."""
+
+
+SystemTerminate = WorkerTerminate
+
+
+# -- warnings ---------------------------------------------------------------------------------------------
+
+
+class CeleriacWarning(UserWarning):
+    """Base of warnings of this library."""
+
+
+CeleryWarning = CeleriacWarning
+
+
+class AlwaysEagerIgnored(CeleriacWarning):
+    """`send_task` sends even when `task_always_eager` is set."""
+
+
+class DuplicateNodenameWarning(CeleriacWarning):
+    """Several workers use one node name."""
+
+
+class DuplicateTaskNameWarning(CeleriacWarning):
+    """Two different functions claim one task name."""
+
+
+class FixupWarning(CeleriacWarning):
+    """An integration could not be set up."""
+
+
+class NotConfigured(CeleriacWarning):
+    """No configuration was found."""
+
+
+class SecurityWarning(CeleriacWarning):
+    """Something insecure is in use."""
+
+
+class CPendingDeprecationWarning(PendingDeprecationWarning):
+    """This will be deprecated."""
+
+
+class CDeprecationWarning(DeprecationWarning):
+    """This is deprecated."""
+
+
+class CeleryCommandException(Exception):
+    """A command of the command line failed.
+
+    Attributes:
+        exit_code: What the process ends with.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
+def join_words(words: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    items: Sequence[str] = list(words)
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)

@@ -1,0 +1,51 @@
+"""The contract: all that a plugin may import from celeriac, besides `celeriac.exceptions`."""
+
+from celeriac.spec.backend import Document, Host, ResultBackend, Watch
+from celeriac.spec.data import (
+    API_VERSION,
+    FINAL_OUTCOMES,
+    UNKNOWN_COST_S,
+    Delivery,
+    Head,
+    Job,
+    JobReport,
+    Malformed,
+    Payload,
+    QueueSpec,
+    Route,
+    Settlement,
+    StoredResult,
+)
+from celeriac.spec.hooks import hookimpl, hookspec
+from celeriac.spec.pool import Pool, PoolOptions, SlotProgram
+from celeriac.spec.serializer import Serializer
+from celeriac.spec.transport import Consumer, Poller, Transport
+
+__all__ = [
+    "API_VERSION",
+    "FINAL_OUTCOMES",
+    "UNKNOWN_COST_S",
+    "Consumer",
+    "Delivery",
+    "Document",
+    "Head",
+    "Host",
+    "Job",
+    "JobReport",
+    "Malformed",
+    "Payload",
+    "Poller",
+    "Pool",
+    "PoolOptions",
+    "QueueSpec",
+    "ResultBackend",
+    "Route",
+    "Serializer",
+    "Settlement",
+    "SlotProgram",
+    "StoredResult",
+    "Transport",
+    "Watch",
+    "hookimpl",
+    "hookspec",
+]

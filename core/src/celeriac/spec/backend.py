@@ -1,0 +1,112 @@
+"""The result backend contract: keeps result documents and hands them out.
+
+A result document is Celery's meta object, a dict: `status`, `result`, `traceback`, `children`, `date_done`,
+`task_id`, and `group_id`, `parent_id`, `name` … when they apply. `encode` and `decode` turn it into the
+backend's own bytes and back; `encode` runs in pool slots, so that the worker only moves bytes.
+
+Abilities:
+
+==============  ==========================================================================================
+`push`          `watch` learns of new states without asking again and again
+`expire`        removes results by itself after `result_expires`
+`persistent`    results outlive the client that waits for them
+`joint`         `commands` works: results may ride in a broker's transaction
+`replies`       answers the sender (`reply_to`) instead of keeping: one reader, once
+`count`         counts chord parts natively
+`shared`        several processes may use one URL
+==============  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from celeriac.spec.data import StoredResult
+from celeriac.spec.serializer import Serializer
+from celeriac.spec.transport import Transport
+
+Document = dict[str, Any]
+
+
+class Host(Protocol):
+    """What core offers to a backend that needs more than its URL."""
+
+    def transport(self) -> Transport:
+        """The app's transport, for backends that answer over the broker."""
+
+    def reply_queue(self) -> str:
+        """The name of this client's own reply queue; the same all through the process."""
+
+
+class Watch(Protocol):
+    """Waits for states of some tasks. Used by one thread."""
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Watch these too."""
+
+    def discard(self, ids: Sequence[str]) -> None:
+        """Watch these no longer."""
+
+    def wait(self, timeout_s: float) -> list[tuple[str, bytes]]:
+        """Return `(task_id, data)` of states that arrived; [] after `timeout_s` without news.
+
+        A notice may be lost, so whoever waits also reads with `fetch` every few seconds (R8). The first call
+        after `add` reports what was already there.
+        """
+
+    def close(self) -> None:
+        """Stop watching. Idempotent."""
+
+
+class ResultBackend(Protocol):
+    """One result store, reached by one URL. All verbs may be called from any thread."""
+
+    abilities: frozenset[str]
+    #: Equal to a transport's `joint` when both write to the same store in the same way; else None.
+    joint: str | None
+
+    def encode(self, document: Document, serializer: Serializer) -> bytes:
+        """Make this backend's stored form. Pure.
+
+        Raises:
+            ValueError, TypeError: The result cannot be serialized; core then stores a FAILURE that says so.
+        """
+
+    def decode(self, data: bytes) -> Document:
+        """Read the stored form back, as a document with Celery's keys."""
+
+    def store(self, batch: Sequence[StoredResult]) -> None:
+        """Keep these states. Each is atomic; a stored SUCCESS is never replaced, and a ready state never by
+        one that is not ready (R2, R3). Returns when the store has taken them.
+
+        Raises:
+            BackendLost: The store cannot be reached; nothing or some of the batch was kept. Try again.
+        """
+
+    def commands(self, batch: Sequence[StoredResult]) -> Any:
+        """The same as data that a consumer with an equal `joint` performs; only with the ability `joint`."""
+
+    def expect(self, task_ids: Sequence[str]) -> None:
+        """Messages with these ids are about to be sent by this client; a `replies` backend gets ready."""
+
+    def fetch(self, task_ids: Sequence[str]) -> dict[str, bytes]:
+        """The stored form of those that have one."""
+
+    def watch(self, task_ids: Sequence[str]) -> Watch:
+        """Watch tasks; only with the ability `push`."""
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Remove the results of these tasks."""
+
+    def cleanup(self) -> int:
+        """Remove expired results, a bounded number; return how many. A no-op with the ability `expire`."""
+
+    def ping(self, timeout_s: float) -> str:
+        """As `Transport.ping`; raises `BackendUnreachable`."""
+
+    def after_fork(self) -> None:
+        """As `Transport.after_fork`."""
+
+    def close(self) -> None:
+        """Let go of all connections. Idempotent."""

@@ -1,0 +1,216 @@
+"""What crosses a floor of the house: small, frozen, plain records.
+
+Every room and every plugin passes these on; none of them knows a broker, a task object or a thread.
+They are `msgspec.Struct`s because they are made several times for each message: creation costs a
+tenth of a frozen dataclass, and an `array_like` one travels to a pool slot without a translation.
+Field names never carry a unit twice: seconds end in `_s`, bytes in `_bytes`, times are unix seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from msgspec import Struct
+
+#: The version of the contract in this package: (major, minor). A plugin module names the one it was
+#: written for as ``CELERIAC_API = (1, 0)``; same major, and minor not above core's, is accepted.
+API_VERSION: Final = (1, 0)
+
+UNKNOWN_COST_S: Final = float("inf")
+
+
+class QueueSpec(Struct, frozen=True):
+    """A queue and the binding that feeds it, as a broker needs to declare it.
+
+    With an empty exchange the queue is reached by its own name (Celery's direct queues are published
+    to so even when they are bound to a named exchange).
+    """
+
+    name: str
+    exchange: str = ""
+    exchange_type: str = "direct"
+    routing_key: str = ""
+    durable: bool = True
+    auto_delete: bool = False
+    exclusive: bool = False
+    arguments: dict[str, Any] = {}
+
+
+class Route(Struct, frozen=True, array_like=True):
+    """Where a message goes. Shared by all messages of one queue, so compare it by identity first.
+
+    Attributes:
+        routing_key: The queue's name when `exchange` is empty.
+        queue: The queue that the sender meant, for logs and events; may differ from the key.
+    """
+
+    routing_key: str
+    exchange: str = ""
+    exchange_type: str = "direct"
+    queue: str = ""
+
+
+class Payload(Struct, array_like=True):
+    """A message as bytes with its content type, its headers, and where and when it goes.
+
+    Attributes:
+        body: Serialized (and, if `headers["compression"]` says so, compressed) bytes.
+        headers: Celery protocol 2 headers and the user's own; JSON types.
+        properties: `correlation_id`, `reply_to`, `delivery_mode`, `priority` (0-9), `expiration`
+            (text, milliseconds) and whatever else the sender gave for the broker.
+        due: Unix time before which the broker should not deliver; None for now. Only a transport with
+            the ability `delay` looks at it; for the others the header `eta` says the same to the worker.
+    """
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    route: Route
+    due: float | None = None
+
+
+class Head(Struct):
+    """The few headers by which a worker decides whether a message may run now.
+
+    `eta` and `expires` are the header's ISO 8601 texts, unread. `task` is empty for a message of
+    Celery's protocol 1, whose head is in its body.
+    """
+
+    id: str
+    task: str
+    eta: str | None = None
+    expires: str | None = None
+    timelimit: list[float | None] | None = None
+    stamps: dict[str, Any] | None = None
+
+
+class Malformed(Struct, frozen=True):
+    """A message whose head cannot be read: why, in words for a person."""
+
+    reason: str
+
+
+class Delivery(Struct):
+    """A payload received and not yet settled.
+
+    Attributes:
+        tag: The transport's own token: hashable, unique among the unsettled deliveries of a consumer.
+        raw: The message exactly as the broker carries it; `Transport.unpack(raw)` reads it.
+        head: Read by the transport; never raises, a bad one is a `Malformed`.
+        attempt: 1 for the first; one more after each loss of a worker that had it.
+        redelivered: The broker has handed this message out before and it was not a clean return.
+    """
+
+    tag: Any
+    raw: bytes
+    head: Head | Malformed
+    queue: str
+    attempt: int = 1
+    redelivered: bool = False
+
+
+class Settlement(Struct):
+    """How one delivery ends. Every delivery gets exactly one.
+
+    Attributes:
+        verb: `ack` removes it; `requeue` gives it back (now, or at unix time `due`); `dead` sets it
+            aside with `reason` and `error` until a person looks.
+        started: Its task may have begun to run: a requeue then counts as a lost attempt and flags the
+            next delivery as redelivered. False for a clean return, which changes neither.
+    """
+
+    tag: Any
+    verb: Literal["ack", "requeue", "dead"] = "ack"
+    due: float | None = None
+    reason: str = ""
+    error: str = ""
+    started: bool = False
+
+
+class StoredResult(Struct, array_like=True):
+    """One state of one task on its way to the result store.
+
+    Attributes:
+        state: A name from `celeriac.states`, or a custom state.
+        data: What the backend's own `encode` made of the result document.
+        reply_to: The client's reply queue, for backends that answer instead of keeping.
+        group: The group the task belongs to, if any; its results must not expire before the group.
+    """
+
+    task_id: str
+    state: str
+    data: bytes
+    reply_to: str | None = None
+    group: str | None = None
+
+
+class Job(Struct, array_like=True):
+    """One call for a pool slot.
+
+    Attributes:
+        token: Names the job between worker and pool; never used twice by one worker.
+        raw: The message as the broker carries it; the slot unpacks it.
+        announce: Send an `accepted` report when the slot has truly taken the call.
+        soft_limit_s, hard_limit_s: Time limits that a pool with these abilities enforces; None: none.
+        cost_s: How long the worker expects the run to take; `UNKNOWN_COST_S` if it cannot say. Jobs whose
+            costs add up to a few milliseconds may travel to a slot together; all others travel alone.
+    """
+
+    token: int
+    raw: bytes
+    queue: str = ""
+    attempt: int = 1
+    redelivered: bool = False
+    announce: bool = False
+    soft_limit_s: float | None = None
+    hard_limit_s: float | None = None
+    cost_s: float = UNKNOWN_COST_S
+
+
+#: Outcomes that end a job. The first five come from the slot, the others from the pool.
+FINAL_OUTCOMES: Final = frozenset(
+    {
+        "succeeded",  # ran and returned
+        "failed",  # raised
+        "retried",  # asked for another try, which is among `publish`
+        "ignored",  # asked that nothing be recorded
+        "rejected",  # refused by the task (`requeue` says what then) or not decodable (`dead`)
+        "lost",  # the slot died while it ran: `detail` says how
+        "timed_out",  # the slot was killed at the hard limit
+        "cancelled",  # cancelled before or while it ran
+        "returned",  # never started; the pool gives it back
+    }
+)
+
+
+class JobReport(Struct, array_like=True):
+    """What a slot (or the pool, for a slot that died) says about one job.
+
+    An `accepted` or `progress` report may come any number of times before the final one; exactly one
+    final report comes for each job submitted. Effects are data: the worker performs them.
+
+    Attributes:
+        outcome: `accepted`, `progress`, or one of `FINAL_OUTCOMES`.
+        stored: States to be stored, in order.
+        publish: Messages to be sent next: retries, callbacks, the next step of a chain.
+        detail: For the log: the result's repr, or the error in one line.
+        traceback: For the log, of an unexpected failure.
+        dead: Why the message must be set aside rather than acknowledged; empty if it need not be.
+        requeue: A rejected message goes back to its queue.
+        timed_out: The run failed by its soft time limit.
+        pid: The process that ran it.
+    """
+
+    token: int
+    outcome: str
+    runtime_s: float = 0.0
+    stored: list[StoredResult] = []
+    publish: list[Payload] = []
+    detail: str = ""
+    traceback: str | None = None
+    dead: str = ""
+    requeue: bool = False
+    timed_out: bool = False
+    pid: int = 0

@@ -1,0 +1,96 @@
+"""The pool contract: runs jobs in slots (processes, threads, the caller itself).
+
+A pool runs a function `Job -> JobReport`; it never sees a task, a broker or a result store. Clause
+numbers (P1 …) are those of `docs/plugins/delivery-contract.md`.
+
+Abilities: `soft_limit` and `hard_limit` (it enforces them), `terminate` (can end a running job), `resize`,
+`processes` (user code runs in processes of its own, so it cannot starve or kill the worker).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from celeriac.spec.data import Job, JobReport
+from celeriac.spec.transport import Poller
+
+
+class SlotProgram(Protocol):
+    """What runs in the slots; core makes it. Inherited by forked children, so it need not be pickled."""
+
+    def begin(self) -> None:
+        """Once in each process that has slots, before its first job (in a child: after the fork)."""
+
+    def run(self, job: Job, emit: Callable[[JobReport], None]) -> JobReport:
+        """Run one job and return its final report. Reports passed to `emit` go ahead of it, at once.
+
+        Never raises an `Exception`; `SystemExit` and the like are turned into reports too.
+        """
+
+    def end(self) -> None:
+        """Once before such a process ends in an orderly way."""
+
+
+class PoolOptions(Struct, frozen=True):
+    """How the worker wants its pool.
+
+    Attributes:
+        slots: How many jobs run at once.
+        max_tasks_per_child: Replace a child process after so many jobs; None: never.
+        max_memory_per_child_kib: Replace one whose resident set is above this after a job, measured as
+            what it grew by since it was fresh plus its fresh size (P5); None: never.
+        start_timeout_s: How long a fresh child may take to say that it is ready.
+        node: The worker's node name, for process titles and logs.
+    """
+
+    slots: int
+    poller: Poller
+    max_tasks_per_child: int | None = None
+    max_memory_per_child_kib: int | None = None
+    start_timeout_s: float = 10.0
+    node: str = ""
+
+
+class Pool(Protocol):
+    """Used by one thread, the worker's. No verb blocks, `stop` excepted."""
+
+    abilities: frozenset[str]
+
+    @property
+    def slots(self) -> int:
+        """How many jobs it can run at once now."""
+
+    def start(self) -> None:
+        """Bring the slots up; returns when the first can take a job.
+
+        Raises:
+            PoolBroken: No slot came up; the text says why.
+        """
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take these jobs. Each goes to a slot as soon as one is free for it; one final report comes for each."""
+
+    def collect(self) -> list[JobReport]:
+        """Reports that have arrived. Also looks after limits and dead slots, so it is called at least at `deadline`."""
+
+    def deadline(self) -> float | None:
+        """The `time.monotonic` at which `collect` must be called even without news; None: no need."""
+
+    def withdraw(self) -> None:
+        """Take back every job that no slot has started; each gets a `returned` report from the next `collect`."""
+
+    def cancel(self, token: int, *, signal: int | None = None) -> bool:
+        """Cancel one job: a queued one never starts, a running one gets `signal` (default TERM) if the pool
+        can `terminate`. A `cancelled` report follows. False if the token is not here or nothing can be done (P6)."""
+
+    def resize(self, slots: int) -> None:
+        """Grow or shrink; busy slots finish their job first. Only with the ability `resize`."""
+
+    def stop(self, *, grace_s: float) -> list[JobReport]:
+        """End all slots: those still busy after `grace_s` are killed. Returns the last reports (P1). Idempotent."""
+
+    def pids(self) -> list[int]:
+        """Process ids of the slots' processes ([own pid] for a pool in the worker's process)."""

@@ -1,0 +1,163 @@
+"""The broker contract: a `Transport` sends; its `Consumer` receives and settles, in batches.
+
+Clause numbers (B7 …) are those of `docs/plugins/delivery-contract.md`. A plugin inherits nothing: the kernel
+compares its members with these protocols when it is loaded and names what is missing.
+
+Abilities a transport may declare, each a promise that the conformance kit checks:
+
+==================  ======================================================================================
+`delay`             holds a message until `Payload.due` / `Settlement.due`, over restarts (B23)
+`priority`          serves 0-9 in the order Celery's users expect of this broker
+`fanout`            `broadcast` reaches every listener
+`lease`             unsettled deliveries of a dead worker come back by themselves within seconds (B11)
+`attempts`          counts deliveries lost with their workers (B13)
+`dead_letter`       keeps `dead` settlements with their reason and raw bytes (B21)
+`durable`           messages survive the end of the process that sent them
+`shared`            several processes may use one URL
+`purge` `depth`     those verbs work
+==================  ======================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from celeriac.spec.data import Delivery, Head, Malformed, Payload, QueueSpec, Settlement
+
+
+class Poller(Protocol):
+    """Where a consumer or pool registers file descriptors that become readable when it has news.
+
+    The worker sleeps on all of them at once; it then asks everyone (`receive`, `collect`) without
+    saying which descriptor woke it. Spurious wakes are harmless.
+    """
+
+    def watch(self, fd: int) -> None:
+        """Wake the worker whenever `fd` is readable."""
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching `fd`; call it before the descriptor is closed. Unknown ones are ignored."""
+
+
+class Consumer(Protocol):
+    """Receives from some queues and settles what it received. Used by one thread, `renew` excepted."""
+
+    def receive(self, limit: int) -> list[Delivery]:
+        """Return at most `limit` deliveries that can be had without waiting.
+
+        Never blocks longer than one quick exchange with the broker. When fewer than `limit` were there, the
+        consumer arranges that a descriptor it watches becomes readable once more may be had (asking the broker
+        in advance for up to `limit` is fine, for they are then held under its lease); a consumer that cannot,
+        has `poll_interval_s` and is asked again at that pace. Everything handed out is already recorded in the
+        store under this consumer's name (B7). With limit 0 it only reads replies and keeps the connection alive.
+
+        Raises:
+            TransportLost: The connection dropped. Unsettled deliveries come again, to this worker or another.
+                The worker closes this consumer and opens a new one.
+        """
+
+    def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
+        """Perform, in this order and as one atomic step where the store can: `joined`, `publish`, `batch`.
+
+        May return before the broker has answered, as long as the order holds; what goes wrong is then raised by
+        the next `receive` or `settle`. A settlement of a tag that this consumer no longer owns changes nothing.
+
+        Args:
+            batch: Endings of deliveries of this consumer.
+            publish: Messages that must be safe before the deliveries they follow from are acknowledged (R12).
+            joined: What `ResultBackend.commands` made, if its `joint` equals this consumer's.
+        Raises:
+            TransportLost: As in `receive`; nothing, all or (never part of one settlement) some was done.
+        """
+
+    def flush(self, timeout_s: float) -> None:
+        """Return when everything settled so far is known to the broker, or raise `TransportLost`."""
+
+    def renew(self) -> list[Any]:
+        """Prove that this worker lives; return the tags it no longer owns. Called every few seconds
+        from a thread of its own, concurrently with the other verbs (B9). Brokers that see death by the
+        connection return [].
+        """
+
+    def resize(self, window: int) -> None:
+        """The worker will hold at most `window` deliveries from now on. Called when that changes, which is
+        rare; a broker that pushes adapts its prefetch, others need not listen."""
+
+    def subscribe(self, queue: QueueSpec) -> None:
+        """Receive from this queue too."""
+
+    def unsubscribe(self, queue: str) -> None:
+        """Receive no more from this queue; what is held of it is settled as usual."""
+
+    def stop(self) -> None:
+        """Acquire nothing more, and give back what was acquired but not yet handed out. `settle` still works."""
+
+    def close(self) -> None:
+        """Give back what is unsettled as far as the broker can be told, and let go. Idempotent, at most 5 s (B29)."""
+
+    @property
+    def poll_interval_s(self) -> float | None:
+        """How soon to ask again when idle, for a consumer without a descriptor; None if it wakes the worker."""
+
+
+class Transport(Protocol):
+    """One broker, reached by one URL. `send` and the queue verbs may be called from any thread.
+
+    Nothing is connected before the first verb that needs it. Connection errors are raised as
+    `TransportLost` or `TransportUnreachable`, refusals as `PublishRejected`, an unknown outcome as
+    `PublishUncertain`; always within `broker_connection_timeout` and the verb's own timeout.
+    """
+
+    abilities: frozenset[str]
+    #: Names the store this transport writes to when a result backend may ride in its transactions; else None.
+    joint: str | None
+
+    def send(self, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        """Return when the broker has taken all of them (B1); all or nothing, or an error that says (B5)."""
+
+    def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> Consumer:
+        """Open a consumer, with the queues declared.
+
+        Args:
+            queues: In order of preference; equal turns if the broker has none.
+            owner: Names this worker incarnation: node name and a random part. Leases are held under it.
+            poller: Register descriptors here.
+            window: As for `Consumer.resize`.
+        """
+
+    def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Make the queues and their bindings exist; existing ones are left as they are."""
+
+    def delete(self, queue: str) -> None:
+        """Remove a queue with all its messages; an unknown one is no error."""
+
+    def purge(self, queue: str) -> int:
+        """Drop the messages that wait in a queue (delayed ones included); return how many."""
+
+    def depth(self, queue: str) -> int:
+        """How many messages wait in a queue now (unsettled and delayed ones not counted)."""
+
+    def read_head(self, raw: bytes) -> Head | Malformed:
+        """Read just the head of a message of this transport. Pure; never raises."""
+
+    def unpack(self, raw: bytes) -> Payload:
+        """Read a whole message of this transport. Pure, called in pool slots.
+
+        Raises:
+            ValueError: The bytes are not such a message.
+        """
+
+    def ping(self, timeout_s: float) -> str:
+        """Reach the broker and return a short text that names it and its version.
+
+        Raises:
+            TransportUnreachable: It cannot be reached or refuses us; the text says what to check.
+        """
+
+    def after_fork(self) -> None:
+        """In a forked child: drop all handles without speaking on them. The object is usable afterwards (B28)."""
+
+    def close(self) -> None:
+        """Let go of all connections. Idempotent."""
+
