@@ -38,6 +38,9 @@ class Host(Protocol):
     def reply_queue(self) -> str:
         """The name of this client's own reply queue; the same all through the process."""
 
+    def serializer(self, name: str) -> Serializer:
+        """The serializer plugin of that name, for `ResultBackend.decode` (setting `result_serializer`)."""
+
 
 class Watch(Protocol):
     """Waits for states of some tasks. Used by one thread."""
