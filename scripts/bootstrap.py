@@ -74,7 +74,8 @@ def make_venv() -> None:
         venv.create(VENV, clear=VENV.exists(), with_pip=True, symlinks=True)
     except (OSError, subprocess.CalledProcessError) as exc:
         raise BootstrapError(
-            f"no virtual environment could be made in {VENV}: {exc}\nOn Debian and Ubuntu: apt-get install -y python3-venv"
+            f"no virtual environment could be made in {VENV}: {exc}\n"
+            "On Debian and Ubuntu: apt-get install -y python3-venv"
         ) from exc
 
 
