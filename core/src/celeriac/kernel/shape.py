@@ -1,0 +1,112 @@
+"""Compares what a plugin made with the Protocol of its kind. Called by the kernel, once for each object.
+
+A plugin inherits nothing of ours, so this is where a missing or misshapen member is found: at start,
+with its name, and not at three in the morning as an AttributeError.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from celeriac.spec.abilities import ABILITIES
+from celeriac.spec.backend import ResultBackend
+from celeriac.spec.pool import Pool
+from celeriac.spec.serializer import Serializer
+from celeriac.spec.transport import Transport
+
+PROTOCOLS: Mapping[str, type] = {
+    "broker": Transport,
+    "backend": ResultBackend,
+    "serializer": Serializer,
+    "pool": Pool,
+}
+#: What the data members of the contracts are; the others are methods.
+TYPES: Mapping[str, tuple[type, ...]] = {
+    "abilities": (frozenset, set),
+    "joint": (str, type(None)),
+    "slots": (int,),
+    "name": (str,),
+    "content_type": (str,),
+    "content_encoding": (str,),
+    "unsafe": (bool,),
+}
+
+
+def find_faults(kind: str, made: Any) -> list[str]:
+    """Say in which ways `made` is not what its kind promises; [] if it is."""
+    members = _members(kind)
+    missing = [name for name in members if not _has(made, name)]
+    if missing:
+        return [f"the {type(made).__name__} it made lacks {_list(missing)}"]
+    faults = []
+    for name, wanted in members.items():
+        fault = _compare(name, wanted, getattr(made, name))
+        if fault:
+            faults.append(fault)
+    return faults or _doubt_abilities(kind, made)
+
+
+@functools.cache
+def _members(kind: str) -> Mapping[str, inspect.Signature | None]:
+    """Name → signature without `self`, or None for data."""
+    protocol = PROTOCOLS[kind]
+    names = [*protocol.__annotations__, *(name for name in vars(protocol) if not name.startswith("_"))]
+    members: dict[str, inspect.Signature | None] = {}
+    for name in names:
+        member = vars(protocol).get(name)
+        members[name] = inspect.signature(member.__get__(object())) if inspect.isfunction(member) else None
+    return members
+
+
+def _has(made: Any, name: str) -> bool:
+    try:
+        getattr(made, name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _compare(name: str, wanted: inspect.Signature | None, member: Any) -> str:
+    if wanted is None:
+        if isinstance(member, TYPES.get(name, (object,))):
+            return ""
+        return f"its {name} is {member!r} and should be {_list(kind.__name__ for kind in TYPES[name])}"
+    if not callable(member):
+        return f"its {name} is {member!r} and should be a method"
+    try:
+        offered = inspect.signature(member)
+    except (TypeError, ValueError):  # written in C, and nothing to compare
+        return ""
+    given = wanted.parameters.values()
+    positional = [None for parameter in given if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    keywords = {parameter.name: None for parameter in given if parameter.kind is parameter.KEYWORD_ONLY}
+    try:
+        offered.bind(*positional, **keywords)
+    except TypeError as exc:
+        return f"its {name}{offered} cannot be called as {name}{_plain(wanted)}: {exc}"
+    return ""
+
+
+def _doubt_abilities(kind: str, made: Any) -> list[str]:
+    if kind not in ABILITIES:
+        return []
+    unknown = sorted(map(str, set(made.abilities) - ABILITIES[kind]))
+    faults = [f"it declares an unknown ability: {_list(unknown)} (known: {_list(sorted(ABILITIES[kind]))})"]
+    faults = faults if unknown else []
+    if "joint" in made.abilities and made.joint is None:
+        faults.append("it declares the ability joint, but its joint is None")
+    return faults
+
+
+def _plain(signature: inspect.Signature) -> inspect.Signature:
+    """Without annotations, which would only make the sentence long."""
+    parameters = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=signature.empty)
+
+
+def _list(names: Iterable[str]) -> str:
+    items = list(names)
+    return ", ".join(items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
