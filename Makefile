@@ -7,7 +7,6 @@ PY ?= python3
 ARGS ?=
 BIN := .venv/bin
 MEMBERS := core/pyproject.toml $(wildcard plugins/*/*/pyproject.toml)
-export BOOTSTRAP
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench services constraints clean

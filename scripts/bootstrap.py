@@ -40,7 +40,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         make_venv()
-        install(members(ROOT), how=os.environ.get("BOOTSTRAP", "uv"))
+        install(members(ROOT), how=os.environ.get("BOOTSTRAP") or "uv")
     except BootstrapError as exc:
         print(f"bootstrap: {exc}", file=sys.stderr)
         return 1
