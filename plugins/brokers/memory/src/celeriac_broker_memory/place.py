@@ -1,0 +1,301 @@
+"""Where the messages of one `memory://` URL stay: queues, bindings, who holds what, and the dead.
+
+Every transport of this process with the same URL shares one `Place`. Each public method is one atomic step
+under the place's lock, so it is also the whole of the delivery contract's state machine for this broker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from typing import Final
+
+from msgspec import Struct
+
+from celeriac.exceptions import PublishRejected
+from celeriac.spec import Payload, QueueSpec, Route, Settlement
+from celeriac.spec.bindings import binds
+
+DEFAULT_PRIORITY: Final = 0
+DEAD_KEPT: Final = 10_000
+ERROR_CHARS: Final = 8192
+
+
+class Entry(Struct):
+    """One message in one queue. A smaller `order` is older; a message given back keeps its own."""
+
+    order: int
+    queue: str
+    raw: bytes
+    priority: int
+    attempt: int = 1
+    redelivered: bool = False
+
+
+class DeadLetter(Struct, frozen=True):
+    """A message set aside, with the reason."""
+
+    raw: bytes
+    queue: str
+    attempt: int
+    reason: str
+    error: str
+    at: float
+
+
+class Wake:
+    """A descriptor that becomes readable when somebody calls `set`; both calls are cheap and idempotent."""
+
+    def __init__(self) -> None:
+        self.fd, self._signal = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._signal, False)
+        self._is_set = False
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            os.write(self._signal, b"1")
+
+    def clear(self) -> None:
+        if self._is_set:
+            self._is_set = False
+            os.read(self.fd, 16)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._signal)
+
+
+class Holder:
+    """What the place knows about one consumer: the deliveries it has, and whether it waits for news.
+
+    It does not know the consumer, so a consumer that nobody refers to any more can be collected.
+    """
+
+    def __init__(self, queues: Iterable[str]) -> None:
+        self.queues = list(queues)
+        self.held: dict[int, Entry] = {}
+        self.wake: Wake | None = Wake()
+        self.idle = False
+
+
+class _Queue:
+    def __init__(self) -> None:
+        self.ready: list[tuple[int, int, Entry]] = []  # heap of (-priority, order, entry)
+        self.delayed: list[tuple[float, int, Entry]] = []  # heap of (due, order, entry)
+
+    def push(self, entry: Entry, due: float | None, now: float) -> None:
+        if due is not None and due > now:
+            heappush(self.delayed, (due, entry.order, entry))
+        else:
+            heappush(self.ready, (-entry.priority, entry.order, entry))
+
+    def ripen(self, now: float) -> None:
+        """Move what has become due to the ready ones."""
+        while self.delayed and self.delayed[0][0] <= now:
+            entry = heappop(self.delayed)[2]
+            heappush(self.ready, (-entry.priority, entry.order, entry))
+
+
+class Place:
+    """The messages of one URL. Safe for threads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._queues: dict[str, _Queue] = {}
+        self._bindings: dict[str, tuple[str, set[tuple[str, str]]]] = {}  # exchange → type, {(binding key, queue)}
+        self._holders: list[Holder] = []
+        self._dead: dict[str, deque[DeadLetter]] = {}
+        self._orders = itertools.count(1)
+        self._tags = itertools.count(1)
+        # Holders whose consumer was collected. A finalizer may run at any allocation, also while this thread
+        # has the lock, so it only appends here; the next step under the lock looks after it.
+        self.abandoned: deque[Holder] = deque()
+
+    def put(self, packed: Sequence[tuple[Payload, bytes]]) -> None:
+        """Take all of these messages, or none.
+
+        Raises:
+            PublishRejected: No queue is bound for one of them.
+        """
+        with self._lock:
+            self._put(packed)
+
+    def acquire(self, holder: Holder, limit: int) -> list[tuple[int, Entry]]:
+        """Hand at most `limit` ready messages over to this holder: `(tag, entry)`.
+
+        Queues take turns: each call begins with the next one. A holder that got less than it asked for is
+        idle, and is woken by the next message for it.
+        """
+        taken: list[tuple[int, Entry]] = []
+        with self._lock:
+            self._reclaim_abandoned()
+            if holder.wake is not None:
+                holder.wake.clear()
+            now = time.time()
+            for name in holder.queues:
+                queue = self._queue(name)
+                queue.ripen(now)
+                while queue.ready and len(taken) < limit:
+                    entry = heappop(queue.ready)[2]
+                    tag = next(self._tags)
+                    holder.held[tag] = entry
+                    taken.append((tag, entry))
+            holder.queues.extend(holder.queues[:1])
+            del holder.queues[:1]
+            holder.idle = len(taken) < limit
+        return taken
+
+    def settle(self, holder: Holder, batch: Sequence[Settlement], packed: Sequence[tuple[Payload, bytes]]) -> None:
+        """Publish, then end these deliveries, as one step. Tags that the holder no longer has change nothing."""
+        with self._lock:
+            if packed:
+                self._put(packed)
+            now = time.time()
+            for settlement in batch:
+                entry = holder.held.pop(settlement.tag, None)
+                if entry is None or settlement.verb == "ack":
+                    continue
+                if settlement.verb == "dead":
+                    self._bury(entry, settlement, now)
+                else:
+                    self._give_back(entry, lost=settlement.started, due=settlement.due, now=now)
+
+    def join(self, holder: Holder) -> None:
+        """Let this holder be woken."""
+        with self._lock:
+            self._holders.append(holder)
+
+    def leave(self, holder: Holder) -> None:
+        """Wake this holder no more."""
+        with self._lock:
+            holder.idle = False
+            if holder in self._holders:
+                self._holders.remove(holder)
+
+    def release(self, holder: Holder) -> None:
+        """Give back all that the holder has: as lost, because nobody can say what had been started."""
+        with self._lock:
+            self._release(holder)
+
+    def declare(self, specs: Iterable[QueueSpec]) -> None:
+        with self._lock:
+            for spec in specs:
+                self._queue(spec.name)
+                if spec.exchange:
+                    known = self._bindings.setdefault(spec.exchange, (spec.exchange_type, set()))
+                    known[1].add((spec.routing_key, spec.name))
+
+    def delete(self, name: str) -> None:
+        with self._lock:
+            self._queues.pop(name, None)
+            for _, bound in self._bindings.values():
+                bound.difference_update([pair for pair in bound if pair[1] == name])
+
+    def purge(self, name: str) -> int:
+        with self._lock:
+            queue = self._queues.pop(name, None)
+            return 0 if queue is None else len(queue.ready) + len(queue.delayed)
+
+    def depth(self, name: str) -> int:
+        with self._lock:
+            queue = self._queues.get(name)
+            if queue is None:
+                return 0
+            queue.ripen(time.time())
+            return len(queue.ready)
+
+    def next_due(self, holder: Holder) -> float | None:
+        """When the next delayed message of this holder's queues is due; None: there is none."""
+        with self._lock:
+            queues = [self._queues[name] for name in holder.queues if name in self._queues]
+            return min((queue.delayed[0][0] for queue in queues if queue.delayed), default=None)
+
+    def dead_letters(self, name: str) -> list[DeadLetter]:
+        with self._lock:
+            return list(self._dead.get(name, ()))
+
+    # -- the steps below run under the lock ---------------------------------------------------------------
+
+    def _put(self, packed: Sequence[tuple[Payload, bytes]]) -> None:
+        routed = [(payload, raw, self._targets(payload.route)) for payload, raw in packed]
+        now = time.time()
+        for payload, raw, queues in routed:
+            for name in queues:
+                entry = Entry(next(self._orders), name, raw, _priority(payload))
+                self._push(entry, payload.due, now)
+
+    def _targets(self, route: Route) -> list[str]:
+        if not route.exchange:
+            return [route.routing_key]
+        kind, bound = self._bindings.get(route.exchange, (route.exchange_type, ()))
+        targets = sorted({queue for key, queue in bound if binds(kind, key, route.routing_key)})
+        if not targets and kind != "fanout":  # nobody listening is an ordinary state for a fanout
+            raise PublishRejected(
+                f"memory broker: no queue is bound to exchange {route.exchange!r} ({kind}) for routing key "
+                f"{route.routing_key!r}; declare the queue first"
+            )
+        return targets
+
+    def _push(self, entry: Entry, due: float | None, now: float) -> None:
+        self._queue(entry.queue).push(entry, due, now)
+        for holder in self._holders:
+            if holder.idle and entry.queue in holder.queues and holder.wake is not None:
+                holder.idle = False
+                holder.wake.set()
+
+    def _give_back(self, entry: Entry, *, lost: bool, due: float | None, now: float) -> None:
+        if lost:
+            entry.attempt += 1
+            entry.redelivered = True
+        self._push(entry, due, now)
+
+    def _bury(self, entry: Entry, settlement: Settlement, now: float) -> None:
+        letter = DeadLetter(
+            entry.raw, entry.queue, entry.attempt, settlement.reason, settlement.error[:ERROR_CHARS], now
+        )
+        self._dead.setdefault(entry.queue, deque(maxlen=DEAD_KEPT)).append(letter)
+
+    def _release(self, holder: Holder) -> None:
+        now = time.time()
+        while holder.held:
+            self._give_back(holder.held.popitem()[1], lost=True, due=None, now=now)
+
+    def _reclaim_abandoned(self) -> None:
+        while self.abandoned:
+            holder = self.abandoned.popleft()
+            if holder in self._holders:
+                self._holders.remove(holder)
+            self._release(holder)
+            if holder.wake is not None:
+                holder.wake.close()
+                holder.wake = None
+
+    def _queue(self, name: str) -> _Queue:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = _Queue()
+        return queue
+
+
+def _priority(payload: Payload) -> int:
+    priority = payload.properties.get("priority")
+    return priority if type(priority) is int else DEFAULT_PRIORITY
+
+
+_places: dict[str, Place] = {}
+_places_lock = threading.Lock()
+
+
+def place_of(url: str) -> Place:
+    """The place that all transports of this process share for this URL; made by the first."""
+    name = url.partition("://")[2].split("?")[0].strip("/")
+    with _places_lock:
+        return _places.setdefault(name, Place(name))
