@@ -1,0 +1,113 @@
+"""What users install: wheels of core and a few plugins, in a bare environment, which list themselves and run a task."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = [
+    "core",
+    "plugins/backends/sqlite",
+    "plugins/brokers/redis",
+    "plugins/brokers/sqlite",
+    "plugins/pools/prefork",
+    "plugins/pools/solo",
+    "plugins/serializers/json",
+]
+PLUGINS = {
+    ("backend", "sqlite", "celeriac-backend-sqlite"),
+    ("broker", "redis", "celeriac-broker-redis"),
+    ("broker", "rediss", "celeriac-broker-redis"),
+    ("broker", "sqlite", "celeriac-broker-sqlite"),
+    ("pool", "prefork", "celeriac-pool-prefork"),
+    ("pool", "processes", "celeriac-pool-prefork"),
+    ("pool", "solo", "celeriac-pool-solo"),
+    ("serializer", "json", "celeriac-serializer-json"),
+}
+StartWorker = Callable[[Path, dict[str, str]], subprocess.Popen[bytes]]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("wheels")]
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A wheel of each of FOLDERS."""
+    dist = tmp_path_factory.mktemp("dist")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", str(dist)]
+    subprocess.run([*pip, *(str(ROOT / folder) for folder in FOLDERS)], check=True)
+    return sorted(dist.iterdir())
+
+
+@pytest.fixture(scope="module")
+def bin_folder(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with these wheels, what they need, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=True, symlinks=True)
+    pip = [str(folder / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), *map(str, wheels)], check=True)
+    return folder / "bin"
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what would let the checkout shine through."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
+
+def run(project: Path, *command: str | Path, timeout_s: float = 60) -> str:
+    """Run a command as a user in the project's folder; returns what it printed."""
+    return subprocess.run(
+        command, cwd=project, env=environment(), check=True, stdout=subprocess.PIPE, text=True, timeout=timeout_s
+    ).stdout
+
+
+def test_a_wheel_has_the_package_its_types_and_its_entry_points(wheels: list[Path]) -> None:
+    assert len(wheels) == len(FOLDERS)
+    for wheel in wheels:
+        package, version, *_ = wheel.name.split("-")
+        names = zipfile.ZipFile(wheel).namelist()
+        assert f"{package}/__init__.py" in names
+        assert f"{package}/py.typed" in names
+        assert f"{package}-{version}.dist-info/entry_points.txt" in names
+        assert not [name for name in names if not name.startswith((f"{package}/", f"{package}-{version}.dist-info/"))]
+
+
+def test_exactly_the_installed_plugins_are_listed(bin_folder: Path, project: Path) -> None:
+    listed = json.loads(run(project, bin_folder / "celeriac", "plugins", "list", "--json"))
+    assert {(one["kind"], one["name"], one["dist"]) for one in listed} == PLUGINS
+    assert len(listed) == len(PLUGINS)
+    assert {one["version"] for one in listed} == {"0.1.0"}
+
+
+def test_the_list_for_people_names_every_plugin(bin_folder: Path, project: Path) -> None:
+    table = run(project, bin_folder / "celeriac", "plugins", "list")
+    assert [name for _, name, dist in PLUGINS if name not in table or dist not in table] == []
+
+
+def test_a_task_runs(bin_folder: Path, project: Path, start_worker: StartWorker) -> None:
+    worker = start_worker(bin_folder / "celeriac", environment())
+    call = "from tasks import add; print(add.delay(4, 4).get(timeout=30))"
+    assert run(project, bin_folder / "python", "-c", call).strip() == "8"
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=30) == 0, (project / "worker.log").read_text()
+
+
+def test_core_alone_says_what_to_install(wheels: list[Path], bin_folder: Path, project: Path) -> None:
+    began = time.monotonic()
+    call = "from celeriac import Celery; Celery('t', broker='amqp://localhost//').send_task('t.add')"
+    failed = subprocess.run(
+        [bin_folder / "python", "-c", call], cwd=project, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert failed.returncode != 0
+    assert "pip install celeriac-broker-amqp" in failed.stderr
+    assert time.monotonic() - began < 10
