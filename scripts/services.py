@@ -7,16 +7,18 @@ Always exits with 0: whether a missing server matters is the test run's to say.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-# Debian package → a program of it, as the tests look for it
+# Debian package → a program of it, by name or by full path (a pattern), as the tests look for it
 PACKAGES = {
     "redis-server": "redis-server",
     "memcached": "memcached",
+    "postgresql": "/usr/lib/postgresql/*/bin/postgres",
     "rabbitmq-server": "/usr/lib/rabbitmq/bin/rabbitmq-server",
 }
 
@@ -44,6 +46,8 @@ def missing_packages() -> list[str]:
 
 def is_installed(program: str) -> bool:
     """Whether a program is on PATH, at its full path, or in sbin, which an ordinary user's PATH leaves out."""
+    if program.startswith("/"):
+        return bool(glob.glob(program))
     return shutil.which(program) is not None or Path("/usr/sbin", program).exists()
 
 
