@@ -1,0 +1,59 @@
+"""celeriac: a distributed task queue for Python whose every organ is a plugin.
+
+The names that programs use; each is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from celeriac._state import current_app, current_task
+    from celeriac.app.base import Celery, shared_task
+    from celeriac.app.task import Task
+    from celeriac.canvas.signature import Signature, maybe_signature, signature
+    from celeriac.spec.hooks import hookimpl
+    from celeriac.utils.ids import uuid
+
+_WHERE = {
+    "Celery": "celeriac.app.base",
+    "Signature": "celeriac.canvas.signature",
+    "Task": "celeriac.app.task",
+    "current_app": "celeriac._state",
+    "current_task": "celeriac._state",
+    "hookimpl": "celeriac.spec.hooks",
+    "maybe_signature": "celeriac.canvas.signature",
+    "shared_task": "celeriac.app.base",
+    "signature": "celeriac.canvas.signature",
+    "uuid": "celeriac.utils.ids",
+}
+
+__all__ = [
+    "Celery",
+    "Signature",
+    "Task",
+    "__version__",
+    "current_app",
+    "current_task",
+    "hookimpl",
+    "maybe_signature",
+    "shared_task",
+    "signature",
+    "uuid",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        value = getattr(import_module(_WHERE[name]), name)
+    except KeyError:
+        raise AttributeError(f"module 'celeriac' has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,652 @@
+"""The application: settings, kernel and tasks, and where the parts are handed to each other.
+
+Parts are made at first use, once per process: what speaks to a server is dropped in a forked child and made anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone, tzinfo
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+
+from celeriac import _state, signals
+from celeriac.app.registry import TaskRegistry
+from celeriac.app.sending import build_payload, publish
+from celeriac.app.settings import Settings
+from celeriac.app.task import Task, autoretrying, make_check, make_task_class
+from celeriac.canvas.signature import Signature
+from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, ImproperlyConfigured, mask_url
+from celeriac.execution.execute import run_eagerly
+from celeriac.kernel.kernel import Kernel
+from celeriac.messaging.codec import Codec
+from celeriac.messaging.producer import Producer
+from celeriac.messaging.routes import Router
+from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
+from celeriac.resultstore import ResultStore
+from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
+
+if TYPE_CHECKING:
+    from celeriac.spec.backend import ResultBackend
+    from celeriac.spec.data import Payload
+    from celeriac.spec.transport import Transport
+
+P = ParamSpec("P")
+R = TypeVar("R")
+BoundTask = TypeVar("BoundTask", bound=Task[Any, Any])
+
+
+class Celery:
+    """An application.
+
+    Args:
+        main: Names tasks of the module that is run as a script.
+        broker, backend, include: The settings `broker_url`, `result_backend`, `include`.
+        changes: Settings, as a dict; keywords that are not listed here are settings too.
+        config_source: As `config_from_object`.
+        set_as_current: Make it the current app of this thread.
+        task_cls: The base class of its tasks, or a dotted path to one.
+        strict_typing: Arguments of calls are checked against the function's signature.
+        autofinalize: False makes a use before `finalize()` an error.
+    """
+
+    task_cls: type[Task[Any, Any]] | str = Task
+    registry_cls: type[TaskRegistry] = TaskRegistry
+
+    def __init__(
+        self,
+        main: str | None = None,
+        loader: Any = None,
+        backend: str | None = None,
+        amqp: Any = None,
+        events: Any = None,
+        log: Any = None,
+        control: Any = None,
+        set_as_current: bool = True,
+        tasks: TaskRegistry | None = None,
+        broker: str | None = None,
+        include: Sequence[str] | None = None,
+        changes: Mapping[str, Any] | None = None,
+        config_source: Any = None,
+        fixups: Any = None,
+        task_cls: type[Task[Any, Any]] | str | None = None,
+        autofinalize: bool = True,
+        namespace: str | None = None,
+        strict_typing: bool = True,
+        config_source_silent: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.main = main
+        self.strict_typing = strict_typing
+        self.autofinalize = autofinalize
+        self.namespace = namespace
+        self.finalized = False
+        self._given = {**(changes or {}), **{key: value for key, value in settings.items() if value is not None}}
+        for key, value in (("broker_url", broker), ("result_backend", backend), ("include", include)):
+            if value is not None:
+                self._given[key] = value
+        if task_cls is not None:
+            self.task_cls = task_cls
+        self.on_configure = signals.Signal("app.on_configure")
+        self.on_after_configure = signals.Signal("app.on_after_configure", {"source"})
+        self.on_after_finalize = signals.Signal("app.on_after_finalize")
+        self.on_after_fork = signals.Signal("app.on_after_fork")
+        self.conf = Settings(
+            self._given,
+            config_source=config_source,
+            namespace=namespace,
+            silent=config_source_silent,
+            on_configure=lambda: self.on_configure.send(sender=self),
+            on_after_configure=lambda _settings: self.on_after_configure.send(sender=self, source=self.conf),
+        )
+        self._registry = self.registry_cls() if tasks is None else tasks
+        self._lock = threading.RLock()
+        self._oid = ThreadOid()
+        self._autodiscover: list[tuple[Any, str | None]] = []
+        self._forget_parts()
+        if set_as_current:
+            self.set_current()
+        _state.register_app(self)
+        self.on_init()
+
+    def _forget_parts(self) -> None:
+        self._kernel: Kernel | None = None
+        self._codec: Codec | None = None
+        self._router: Router | None = None
+        self._transport: Transport | None = None
+        self._producer: Producer | None = None
+        self._store: ResultStore | None = None
+        self._fingerprint: str | None = None
+
+    def on_init(self) -> None:
+        """Called at the end of the constructor; for subclasses."""
+
+    # -- current --------------------------------------------------------------------------------------------
+
+    def set_current(self) -> None:
+        """Make it the current app of this thread (and of threads without one, if it is the first)."""
+        _state.set_current_app(self)
+        _state.set_default_app(self)
+
+    def set_default(self) -> None:
+        """Make it the app of threads without a current one."""
+        _state.set_default_app(self)
+
+    # -- configuration --------------------------------------------------------------------------------------
+
+    def config_from_object(self, obj: Any, silent: bool = False, force: bool = False, namespace: str | None = None) -> None:
+        """Take settings from a module (or its name), an object, a class or a dict; read at first use.
+
+        Args:
+            silent: A module that cannot be imported is no error.
+            force: Read it now.
+            namespace: `'CELERY'` takes `CELERY_TASK_ACKS_LATE` for `task_acks_late`, and nothing else.
+        """
+        self.conf.config_from_object(obj, silent=silent, force=force, namespace=namespace or self.namespace)
+        self._forget_parts()
+
+    def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> None:
+        """As `config_from_object`, with the module's name in an environment variable."""
+        module = os.environ.get(variable_name)
+        if not module:
+            if silent:
+                return
+            raise ImproperlyConfigured(
+                f"the environment variable {variable_name!r} is not set, so the configuration cannot be loaded. "
+                f"Set it to the name of a module with settings."
+            )
+        self.config_from_object(module, silent=silent, force=force)
+
+    def add_defaults(self, defaults: Any) -> None:
+        """Settings (a dict, or a function that returns one) for those that nobody sets."""
+        self.conf.add_defaults(defaults)
+
+    # -- tasks ----------------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, fun: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, *, bind: Literal[True], **options: Any) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+    @overload
+    def task(self, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    @overload
+    def task(self, *args: Any, **options: Any) -> Any: ...
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Make a task of a function; bare or with options.
+
+        Options: `name`, `base` (a `Task` class), `bind` (the task is the first argument), and any attribute of `Task`.
+        """
+        if len(args) == 1 and callable(args[0]):
+            return self._make_task(args[0], options)
+        if args:
+            raise TypeError(f"@app.task takes options by keyword only, or the function alone; it was given {args!r}")
+        return lambda fun: self._make_task(fun, dict(options))
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register an instance (or class) of a `Task` class; returns the task."""
+        instance = task() if isinstance(task, type) else task
+        kind = type(instance)
+        if not instance.name:
+            instance.name = kind.name = self.gen_task_name(kind.__name__, kind.__module__)
+        for key, value in options.items():
+            setattr(kind, key, value)
+        if kind.__dict__.get("_check") is None and "run" in kind.__dict__:
+            check = make_check(kind.run, True)
+            if check is not None:
+                kind._check = staticmethod(check)
+            if kind.autoretry_for:
+                kind.run = autoretrying(kind.run, {}, kind)  # type: ignore[method-assign]
+        kind.abstract = False
+        self._add(instance)
+        return instance
+
+    def _make_task(self, fun: Callable[..., Any], options: dict[str, Any]) -> Task[Any, Any]:
+        if isinstance(fun, Task):
+            raise TypeError(f"{fun.name} is a task already; it was decorated twice")
+        name = options.pop("name", None) or self.gen_task_name(fun.__name__, fun.__module__)
+        base = options.pop("base", None) or self.Task
+        bind = bool(options.pop("bind", False))
+        shared = options.pop("shared", True)
+        options.pop("lazy", None)
+        narrow = options.pop("filter", None)
+        if name in self._registry:
+            known = self._registry[name]
+            if getattr(known, "__wrapped__", None) is not fun:
+                self._warn_duplicate(name, known, fun)
+            return known
+        options.setdefault("typing", self.strict_typing)
+        task = make_task_class(fun, base, name, bind, options)()
+        if narrow is not None:
+            task = narrow(task)
+        self._add(task)
+        if shared is not True and shared:
+            _state.connect_on_finalize(lambda app: app._make_task(fun, {**options, "name": name, "bind": bind}))
+        return task
+
+    def _warn_duplicate(self, name: str, known: Any, fun: Any) -> None:
+        first = getattr(known, "__wrapped__", known)
+        if (getattr(first, "__module__", 0), getattr(first, "__qualname__", 0)) == (fun.__module__, fun.__qualname__):
+            return  # the same source, imported or reloaded twice
+        warnings.warn(
+            f"two functions claim the task name {name!r}: {_where(first)} keeps it, {_where(fun)} is not registered. "
+            f"Give one of them another: @app.task(name=...)",
+            DuplicateTaskNameWarning,
+            stacklevel=4,
+        )
+
+    def _add(self, task: Task[Any, Any]) -> None:
+        self._registry[task.name] = task
+        task._app = self
+        if self.finalized:
+            type(task).bind(self)
+
+    def gen_task_name(self, name: str, module: str) -> str:
+        """`module.name`; with `main` for the module run as a script."""
+        if module == "__main__" and self.main:
+            module = self.main
+        return f"{module}.{name}" if module else name
+
+    @property
+    def Task(self) -> type[Task[Any, Any]]:  # noqa: N802 - Celery's public name
+        """The base class of its tasks."""
+        kind = self.task_cls
+        if isinstance(kind, str):
+            module, _, attribute = kind.replace(":", ".").rpartition(".")
+            kind = self.task_cls = getattr(import_module(module), attribute)
+        return kind
+
+    @Task.setter
+    def Task(self, value: type[Task[Any, Any]]) -> None:  # noqa: N802
+        self.task_cls = value
+
+    @property
+    def tasks(self) -> TaskRegistry:
+        """Its tasks by name."""
+        self.finalize(auto=True)
+        return self._registry
+
+    def autodiscover_tasks(self, packages: Any = None, related_name: str | None = "tasks", force: bool = False) -> None:
+        """Import `package.tasks` of these packages when the worker starts (or now, with `force`).
+
+        Args:
+            packages: Names, or a function that returns them.
+            related_name: The submodule; None imports the packages themselves.
+        """
+        if force:
+            self._import_related(packages, related_name)
+        else:
+            self._autodiscover.append((packages, related_name))
+
+    def import_default_modules(self) -> None:
+        """Import all that registers tasks: settings `imports` and `include`, and what was autodiscovered."""
+        for name in [*(self.conf["imports"] or ()), *(self.conf["include"] or ())]:
+            import_module(name)
+        for packages, related_name in self._autodiscover:
+            self._import_related(packages, related_name)
+        signals.import_modules.send(sender=self)
+        self.finalize()
+
+    @staticmethod
+    def _import_related(packages: Any, related_name: str | None) -> None:
+        for package in (packages() if callable(packages) else packages) or ():
+            import_module(package)
+            if related_name is None:
+                continue
+            name = f"{package}.{related_name}"
+            try:
+                import_module(name)
+            except ModuleNotFoundError as exc:
+                if exc.name != name:  # the module is there; something it imports is not
+                    raise
+
+    def finalize(self, auto: bool = False) -> None:
+        """Bind all tasks to the settings; done by the first use."""
+        if self.finalized:
+            return
+        with self._lock:
+            if self.finalized:
+                return
+            if auto and not self.autofinalize:
+                raise RuntimeError("this app was made with autofinalize=False: call app.finalize() before it is used")
+            self.finalized = True
+            for callback in _state.finalize_callbacks():
+                callback(self)
+            for task in list(self._registry.values()):
+                type(task).bind(self)
+            self._annotate()
+        self.on_after_finalize.send(sender=self)
+
+    def _annotate(self) -> None:
+        annotations = self.conf["task_annotations"]
+        for entry in annotations if isinstance(annotations, (list, tuple)) else [annotations]:
+            for task in self._registry.values():
+                if isinstance(entry, Mapping):
+                    found = [entry.get("*"), entry.get(task.name)]
+                elif entry is not None:
+                    found = [entry.annotate_any() if hasattr(entry, "annotate_any") else None, entry.annotate(task)]
+                else:
+                    found = []
+                for attributes in found:
+                    for key, value in (attributes or {}).items():
+                        setattr(type(task), key, staticmethod(value) if inspect.isfunction(value) else value)
+
+    # -- sending --------------------------------------------------------------------------------------------
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        countdown: float | None = None,
+        eta: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        connection: Any = None,
+        router: Any = None,
+        result_cls: Any = None,
+        expires: Any = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Send a call of a task by its name, which need not be registered here. Options: as `Task.apply_async`."""
+        if self.conf["task_always_eager"]:
+            warnings.warn(AlwaysEagerIgnored("task_always_eager has no effect on send_task"), stacklevel=2)
+        for key, value in (("countdown", countdown), ("eta", eta), ("expires", expires)):
+            if value is not None:
+                options[key] = value
+        return self._send(name, args, kwargs, task_id or uuid(), options)
+
+    def _send(
+        self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]
+    ) -> AsyncResult[Any]:
+        if not self.finalized:
+            self.finalize(auto=True)
+        steering = {key: options[key] for key in ("retry", "retry_policy") if key in options}
+        add_to_parent = options.pop("add_to_parent", None)
+        payload = self.make_payload(name, args, kwargs, task_id, options)
+        if not payload.headers["ignore_result"]:
+            self.backend.expect((task_id,))
+        publish(self, [payload], steering)
+        result: AsyncResult[Any] = AsyncResult(task_id, self._store, name, self)
+        result.ignored = bool(payload.headers["ignore_result"])
+        running = _state.running()
+        if running is not None and add_to_parent is not False and running.task.trail:
+            running.request.children.append(result)
+        return result
+
+    def make_payload(self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]) -> Payload:
+        """The payload of a call by name, not sent: with the task's own options if it is registered."""
+        task = self._registry.get(name)
+        if task is not None:
+            for key, value in task.call_options().items():
+                if options.get(key) is None:
+                    options[key] = value
+        return build_payload(self, name, args, kwargs, task_id, options, task)
+
+    def signature(self, *args: Any, **kwargs: Any) -> Signature:
+        """A signature bound to this app."""
+        kwargs["app"] = self
+        return Signature(*args, **kwargs)
+
+    def run_eagerly(self, task: Task[Any, Any], request: Any, args: Any, kwargs: Any) -> EagerResult[Any]:
+        """Run a task here and now; see `Task.apply`."""
+        return run_eagerly(self, task, request, args, kwargs)
+
+    # -- results --------------------------------------------------------------------------------------------
+
+    def AsyncResult(self, id: str, backend: Any = None, task_name: str | None = None, parent: Any = None, **_: Any) -> AsyncResult[Any]:  # noqa: N802
+        """The result of a call, by its id."""
+        return AsyncResult(id, backend or self.backend, task_name, self, parent)
+
+    def ResultSet(self, results: list[Any], **_: Any) -> ResultSet:  # noqa: N802
+        """Several results together."""
+        return ResultSet(results, app=self)
+
+    def GroupResult(self, id: str | None = None, results: list[Any] | None = None, **_: Any) -> GroupResult:  # noqa: N802
+        """The results of a group."""
+        return GroupResult(id, results, app=self)
+
+    @property
+    def backend(self) -> ResultStore:
+        """Its results; one that refuses to be read when `result_backend` is not set."""
+        store = self._store
+        if store is None:
+            with self._lock:
+                if self._store is None:
+                    conf = self.conf
+                    self._store = ResultStore(
+                        self._make_backend(),
+                        self.codec.serializer(conf["result_serializer"]),
+                        extended=bool(conf["result_extended"]),
+                    )
+                store = self._store
+        return store
+
+    def _make_backend(self) -> ResultBackend | None:
+        url = self.conf["result_backend"]
+        plugin = self.conf["backend_plugin"]
+        if not plugin and (not url or url in ("disabled", "disabled://")):
+            return None
+        return self.kernel.make_backend(url, plugin, Host(self))
+
+    @property
+    def results_fingerprint(self) -> str:
+        """Names the place of this app's results, without secrets: a worker tells by it whether it can deliver there."""
+        found = self._fingerprint
+        if found is None:
+            url = self.conf["result_backend"]
+            found = self._fingerprint = mask_url(str(url)) if url and self.backend.plugin is not None else ""
+        return found
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    @property
+    def kernel(self) -> Kernel:
+        """Chooses and makes plugins."""
+        if self._kernel is None:
+            with self._lock:
+                if self._kernel is None:
+                    self._kernel = Kernel(self.conf.as_mapping())
+        return self._kernel
+
+    @property
+    def codec(self) -> Codec:
+        """Encodes and decodes bodies."""
+        found = self._codec
+        if found is None:
+            with self._lock:
+                if self._codec is None:
+                    conf = self.conf
+                    self._codec = Codec(self.kernel, conf["accept_content"], bool(conf["allow_unsafe_serializers"]))
+                found = self._codec
+        return found
+
+    @property
+    def router(self) -> Router:
+        """Finds queues."""
+        found = self._router
+        if found is None:
+            with self._lock:
+                if self._router is None:
+                    self._router = Router(self.conf)
+                found = self._router
+        return found
+
+    @property
+    def transport(self) -> Transport:
+        """The connection to its broker, for sending (the worker makes its own for receiving)."""
+        found = self._transport
+        if found is None:
+            with self._lock:
+                if self._transport is None:
+                    self._transport = self.make_transport()
+                found = self._transport
+        return found
+
+    def make_transport(self, url: str | None = None) -> Transport:
+        """A transport of its own for the caller."""
+        conf = self.conf
+        return self.kernel.make_transport(url or conf["broker_url"], conf["broker_plugin"])
+
+    @property
+    def producer(self) -> Producer:
+        """Sends payloads."""
+        found = self._producer
+        if found is None:
+            with self._lock:
+                if self._producer is None:
+                    self._producer = Producer(self.transport, self.router, self.conf)
+                found = self._producer
+        return found
+
+    @property
+    def thread_oid(self) -> str:
+        """The name of this process's reply queue."""
+        return self._oid.get()
+
+    @property
+    def oid(self) -> str:
+        """The same as `thread_oid`."""
+        return self._oid.get()
+
+    def node_of_client(self) -> str:
+        """Who sends, for headers."""
+        return anon_nodename()
+
+    @property
+    def timezone(self) -> tzinfo:
+        """The time zone of naive datetimes: the setting `timezone`, else UTC (or local time without `enable_utc`)."""
+        name = self.conf["timezone"]
+        if isinstance(name, tzinfo):
+            return name
+        if name:
+            from zoneinfo import ZoneInfo
+
+            try:
+                return ZoneInfo(name)
+            except (KeyError, ValueError, OSError) as exc:
+                raise ImproperlyConfigured(f"timezone: no time zone is called {name!r}") from exc
+        return timezone.utc if self.conf["enable_utc"] else datetime.now().astimezone().tzinfo or timezone.utc
+
+    def now(self) -> datetime:
+        """The time now in the app's time zone."""
+        return datetime.now(timezone.utc).astimezone(self.timezone)
+
+    @property
+    def current_task(self) -> Any:
+        """The task that runs here, or None."""
+        running = _state.running()
+        return None if running is None else running.task
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of connections; they are made anew if it is used again."""
+        with self._lock:
+            store, transport = self._store, self._transport
+            self._forget_parts()
+        if store is not None and store.plugin is not None:
+            store.plugin.close()
+        if transport is not None:
+            transport.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: drop what speaks to servers, without speaking (B28)."""
+        self._lock = threading.RLock()
+        if self._transport is not None:
+            self._transport.after_fork()
+        if self._store is not None and self._store.plugin is not None:
+            self._store.plugin.after_fork()
+        self._transport = self._producer = None
+        self._store = None
+        self.on_after_fork.send(sender=self)
+
+    def start(self, argv: Sequence[str] | None = None) -> None:
+        """Run the command line with this app."""
+        from celeriac.cli import main
+
+        main(list(argv) if argv is not None else sys.argv[1:], app=self)
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> None:
+        """Run a worker with this app; `argv` begins with `worker`."""
+        words = list(argv) if argv is not None else sys.argv[1:]
+        if "worker" not in words:
+            raise ValueError("worker_main wants the command among its arguments: app.worker_main(argv=['worker', '--loglevel=info'])")
+        self.start(words)
+
+    def __enter__(self) -> Celery:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_app, (type(self), self.main, dict(self.conf.changes), self.namespace)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.main or '__main__'}:{id(self):#x}>"
+
+
+class Host:
+    """What a backend plugin may ask of its app."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def transport(self) -> Transport:
+        return self._app.transport
+
+    def reply_queue(self) -> str:
+        return self._app.thread_oid
+
+    def serializer(self, name: str) -> Any:
+        return self._app.codec.serializer(name)
+
+
+def shared_task(*args: Any, **options: Any) -> Any:
+    """A task of every app: registered in all present and future ones, found in the current one when used."""
+
+    def share(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
+        name = options.get("name")
+        own = {key: value for key, value in options.items() if key != "name"}
+
+        def register(app: Celery) -> Task[Any, Any]:
+            return app._make_task(fun, {**own, "name": name or app.gen_task_name(fun.__name__, fun.__module__)})
+
+        _state.connect_on_finalize(register)
+        for app in _state.each_app():
+            if app.finalized:
+                register(app)
+
+        def find() -> Any:
+            app = _state.get_current_app()
+            return app.tasks[name or app.gen_task_name(fun.__name__, fun.__module__)]
+
+        return _state.Proxy(find)
+
+    if len(args) == 1 and callable(args[0]):
+        if isinstance(args[0], (_state.Proxy, Task)):
+            raise TypeError("shared_task was applied to a task; decorate the function once")
+        return share(args[0], {})
+    return lambda fun: share(fun, options)
+
+
+def _where(fun: Any) -> str:
+    return f"{getattr(fun, '__module__', '?')}.{getattr(fun, '__qualname__', fun)}"
+
+
+def _rebuild_app(kind: type[Celery], main: str | None, changes: dict[str, Any], namespace: str | None) -> Celery:
+    return kind(main, changes=changes, namespace=namespace, set_as_current=False)
+
+
+def _after_fork() -> None:
+    for app in _state.each_app():
+        app.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

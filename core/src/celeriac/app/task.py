@@ -1,0 +1,537 @@
+"""A task: a function that can be called here, elsewhere, and later.
+
+`@app.task` makes one from a function; classes derive from `Task`. Attributes set to None take the app's
+setting when the app is finalized.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
+
+from celeriac import _state, states
+from celeriac.app.sending import TASK_OPTIONS, publish
+from celeriac.canvas.signature import Signature
+from celeriac.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+from celeriac.execution.request import Context
+from celeriac.result import AsyncResult, EagerResult, denied_join_result
+from celeriac.utils.ids import uuid
+
+if TYPE_CHECKING:
+    from celeriac.app.base import Celery
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: attribute → the setting that answers when it is None
+FROM_CONFIG = {
+    "serializer": "task_serializer",
+    "rate_limit": "task_default_rate_limit",
+    "priority": "task_default_priority",
+    "track_started": "task_track_started",
+    "acks_late": "task_acks_late",
+    "acks_on_failure_or_timeout": "task_acks_on_failure_or_timeout",
+    "acks_on_failure": "task_acks_on_failure",
+    "acks_on_timeout": "task_acks_on_timeout",
+    "reject_on_worker_lost": "task_reject_on_worker_lost",
+    "ignore_result": "task_ignore_result",
+    "store_errors_even_if_ignored": "task_store_errors_even_if_ignored",
+}
+
+
+class Task(Generic[P, R]):
+    """A registered function; see `docs/reference/tasks.md` for all attributes.
+
+    Attributes:
+        max_retries: How often `retry` may ask for another run; None: without end.
+        default_retry_delay: Seconds before the next try, when `retry` is given none.
+        autoretry_for, dont_autoretry_for: Exceptions after which the task is retried by itself, and those of
+            them after which it is not.
+        retry_backoff: True or a factor in seconds: the pause doubles with each try up to `retry_backoff_max`.
+        retry_jitter: The pause is drawn at random between 0 and that.
+        throws: Exceptions that are expected: logged without a traceback.
+        time_limit, soft_time_limit: Seconds.
+        rate_limit: `'10/s'`, `'10/m'`, `'10/h'` or a number per second; per worker.
+        expires: Seconds, or a datetime.
+    """
+
+    MaxRetriesExceededError: ClassVar[type[Exception]] = MaxRetriesExceededError
+
+    name: str = None  # type: ignore[assignment]
+    typing: bool | None = None
+    max_retries: int | None = 3
+    default_retry_delay: float = 180
+    autoretry_for: tuple[type[BaseException], ...] = ()
+    dont_autoretry_for: tuple[type[BaseException], ...] = ()
+    retry_kwargs: Mapping[str, Any] = {}
+    retry_backoff: bool | float = False
+    retry_backoff_max: float = 600
+    retry_jitter: bool = True
+    rate_limit: str | float | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    ignore_result: bool | None = None
+    store_errors_even_if_ignored: bool | None = None
+    acks_late: bool | None = None
+    acks_on_failure_or_timeout: bool | None = None
+    acks_on_failure: bool | None = None
+    acks_on_timeout: bool | None = None
+    reject_on_worker_lost: bool | None = None
+    track_started: bool | None = None
+    serializer: str | None = None
+    compression: str | None = None
+    expires: Any = None
+    priority: int | None = None
+    queue: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    exchange_type: str | None = None
+    delivery_mode: Any = None
+    send_events: bool = True
+    trail: bool = True
+    throws: tuple[type[BaseException], ...] = ()
+    resultrepr_maxsize: int = 1024
+    abstract: bool = True
+
+    _app: Celery | None = None
+    _check: Callable[..., Any] | None = None
+    _bound = False
+
+    # -- being a function -----------------------------------------------------------------------------------
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The body; a class of the user's defines it."""
+        raise TypeError(f"task {self.name} has no run method")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the body here and now, as an ordinary call."""
+        token = _state.push_running(self, Context(args=args, kwargs=kwargs))
+        try:
+            return self.run(*args, **kwargs)  # type: ignore[no-any-return]
+        finally:
+            _state.pop_running(token)
+
+    # -- calling --------------------------------------------------------------------------------------------
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send a call with these arguments; `apply_async` without options."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> AsyncResult[R]:
+        """Send a call.
+
+        Args:
+            task_id: Its id; a new one by default.
+            link, link_error: Signatures to call when it has returned, or failed.
+            shadow: The name to show in logs and monitors.
+            options: `countdown` (seconds), `eta` (datetime), `expires` (seconds or datetime), `queue`, `exchange`,
+                `routing_key`, `priority` (0-9), `serializer`, `compression`, `headers`, `time_limit`, `soft_time_limit`,
+                `ignore_result`, `retry`, `retry_policy`, `reply_to`, `add_to_parent` …; others go to the broker.
+        Returns:
+            The result to be, once the broker has taken the message.
+        Raises:
+            TypeError: The arguments do not fit the function (unless `typing` is off).
+            EncodeError: They cannot be serialized.
+            OperationalError: The broker did not take it; `PublishUncertain` if that is not known.
+        """
+        app = self.app
+        if self._check is not None and self.typing is not False:
+            try:
+                self._check(*(args or ()), **(kwargs or {}))
+            except TypeError as exc:
+                raise TypeError(str(exc).replace("<lambda>", self.name)) from None
+        if app.conf["task_always_eager"]:
+            return self.apply(args, kwargs, task_id=task_id or uuid(), link=link, link_error=link_error, **options)
+        if link is not None:
+            options["link"] = link
+        if link_error is not None:
+            options["link_error"] = link_error
+        if shadow is None and type(self).shadow_name is not Task.shadow_name:
+            shadow = self.shadow_name(tuple(args or ()), dict(kwargs or {}), options)
+        if shadow is not None:
+            options["shadow"] = shadow
+        return app._send(self.name, args, kwargs, task_id or uuid(), options)
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        link: Any = None,
+        link_error: Any = None,
+        task_id: str | None = None,
+        retries: int = 0,
+        throw: bool | None = None,
+        logfile: str | None = None,
+        loglevel: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> EagerResult[R]:
+        """Run it here and now, as a worker would, and return its result.
+
+        Args:
+            throw: Raise what it raises; default: `task_eager_propagates`.
+        """
+        app = self.app
+        app.finalize()
+        task_id = task_id or uuid()
+        serializer = app.codec.serializer(options.get("serializer") or self.serializer or app.conf["task_serializer"])
+        # The arguments as they would arrive, so that a task meets no other types here than there.
+        call_args, call_kwargs = serializer.loads(serializer.dumps([list(args or ()), dict(kwargs or {})]))
+        request = Context(
+            id=task_id,
+            task=self.name,
+            args=call_args,
+            kwargs=call_kwargs,
+            retries=retries,
+            is_eager=True,
+            called_directly=False,
+            hostname=app.node_of_client(),
+            callbacks=_as_list(link),
+            errbacks=_as_list(link_error),
+            headers=dict(headers or {}),
+            delivery_info={"is_eager": True, "exchange": options.get("exchange"), "routing_key": options.get("routing_key"), "priority": options.get("priority")},
+            root_id=task_id,
+            loglevel=loglevel,
+            logfile=logfile,
+            ignore_result=options.get("ignore_result", False),
+        )
+        with denied_join_result():
+            result: EagerResult[R] = app.run_eagerly(self, request, call_args, call_kwargs)
+        if throw if throw is not None else app.conf["task_eager_propagates"]:
+            result.get(propagate=True, disable_sync_subtasks=False)
+        return result
+
+    def retry(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> NoReturn:
+        """Ask for another run of this call, and end this one by raising `Retry`.
+
+        Args:
+            args, kwargs: Instead of the call's own.
+            exc: Why; raised itself when the tries are used up.
+            throw: False returns the `Retry` instead of raising it.
+            countdown: Seconds; default `default_retry_delay`.
+            max_retries: For this and the following tries, instead of the task's.
+        Raises:
+            Retry: Always, unless the tries are used up, `throw` is false, or the task was called directly.
+            MaxRetriesExceededError: The tries are used up and no `exc` was given.
+        """
+        request = self.request
+        limit = request.get("override_max_retries", self.max_retries) if max_retries is None else max_retries
+        if request.called_directly:
+            if exc is not None:
+                raise exc
+            raise Retry("task can be retried", None)
+        if countdown is None and eta is None:
+            countdown = self.default_retry_delay
+        if limit is not None and request.retries >= limit:
+            if exc is not None:
+                raise exc
+            raise MaxRetriesExceededError(
+                f"Can't retry {self.name}[{request.id}] args:{request.args} kwargs:{request.kwargs}",
+                task_args=request.args,
+                task_kwargs=request.kwargs,
+            )
+        again = self.signature_from_request(
+            request, args, kwargs, countdown=countdown, eta=eta, retries=request.retries + 1, **options
+        )
+        stop = Retry(exc=exc, when=countdown if eta is None else eta, is_eager=request.is_eager, sig=again)
+        if not request.is_eager:
+            try:
+                self._send_again(request, again)
+            except Exception as trouble:
+                raise Reject(trouble, requeue=False) from trouble
+        if throw:
+            raise stop
+        return stop  # type: ignore[misc]
+
+    def signature_from_request(
+        self, request: Context | None = None, args: Any = None, kwargs: Any = None, queue: str | None = None, **extra: Any
+    ) -> Signature:
+        """A signature of the running call: same id, family, callbacks, limits and headers."""
+        request = self.request if request is None else request
+        options = request.as_execution_options()
+        info = request.delivery_info or {}
+        if queue is not None:
+            options["queue"] = queue
+        elif info.get("exchange"):
+            options.update(exchange=info["exchange"], routing_key=info.get("routing_key"))
+        elif info.get("routing_key"):
+            options["queue"] = info["routing_key"]
+        if info.get("priority"):
+            options["priority"] = info["priority"]
+        if request.stamped_headers:
+            options["stamped_headers"] = request.stamped_headers
+            options.update(request.stamps or {})
+        if request.ignore_result is not None:
+            options["ignore_result"] = request.ignore_result
+        options = {key: value for key, value in options.items() if value is not None}
+        options.update(extra)
+        return Signature(
+            self.name,
+            request.args if args is None else args,
+            request.kwargs if kwargs is None else kwargs,
+            options,
+            app=self.app,
+            immutable=True,
+        )
+
+    subtask_from_request = signature_from_request
+
+    # -- as a value -----------------------------------------------------------------------------------------
+
+    def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> Signature:
+        """A signature of this task."""
+        starkwargs.setdefault("app", self.app)
+        return Signature(self.name, args, *starargs, **starkwargs)
+
+    subtask = signature
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature:
+        """`.s(2, 2)`: a signature with these arguments."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> Signature:
+        """As `s`, taking no further arguments."""
+        return self.signature(args, kwargs, immutable=True)
+
+    # -- in a run -------------------------------------------------------------------------------------------
+
+    @property
+    def request(self) -> Any:
+        """What the innermost run of this task here knows about itself; an empty one outside a run."""
+        return _state.running_request_of(self) or Context()
+
+    def push_request(self, *args: Any, **kwargs: Any) -> None:
+        """For tests: pretend to run with this request, until `pop_request`."""
+        self._pushed().append(_state.push_running(self, Context(*args, **kwargs)))
+
+    def pop_request(self) -> None:
+        """End what `push_request` began."""
+        _state.pop_running(self._pushed().pop())
+
+    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any) -> None:
+        """Store a state of the running task (or of `task_id`), with any meta data.
+
+        In a worker the worker stores it, at once and in order with the task's other states.
+        """
+        request = self.request
+        task_id = task_id or request.id
+        if task_id is None:
+            raise ValueError(f"update_state of {self.name} outside a run needs a task_id")
+        app = self.app
+        if state is None:
+            state = states.PENDING
+        if request._emit is None or task_id != request.id:
+            app.backend.store_result(task_id, meta, state, request=request if request.id else None)
+        elif app.backend.plugin is not None:
+            result = app.backend.failure(meta) if isinstance(meta, BaseException) else meta
+            request._emit(app.backend.make(task_id, state, result, None, request))
+
+    def add_trail(self, result: Any) -> Any:
+        """Record a call made by the running task as its child."""
+        if self.trail:
+            self.request.children.append(result)
+        return result
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:  # noqa: N802 - Celery's public name
+        """The result of a call of this task, by its id."""
+        return self.app.AsyncResult(task_id, task_name=self.name, **kwargs)
+
+    # -- hooks for subclasses -------------------------------------------------------------------------------
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Called in the slot before the body."""
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """Called in the slot when the body has returned."""
+
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Called in the slot when the body has raised."""
+
+    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Called in the slot when another run was asked for."""
+
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Called in the slot last, whatever came of it."""
+
+    def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str | None:
+        """The name to show for a call, if not the task's."""
+
+    # -- belonging to an app --------------------------------------------------------------------------------
+
+    @property
+    def app(self) -> Celery:
+        """The app it belongs to."""
+        return self._app or _state.get_current_app()
+
+    @classmethod
+    def bind(cls, app: Celery) -> Celery:
+        """Belong to `app`; attributes that are None take its settings."""
+        cls._app = app
+        for attribute, setting in FROM_CONFIG.items():
+            if getattr(cls, attribute, None) is None:
+                setattr(cls, attribute, app.conf[setting])
+        cls._bound = True
+        cls.on_bound(app)
+        return app
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Called when the class begins to belong to an app."""
+
+    def call_options(self) -> dict[str, Any]:
+        """Options that each call of this task has unless it says otherwise."""
+        found = {}
+        for key in TASK_OPTIONS:
+            value = getattr(self, key)
+            if value is not None:
+                found[key] = value
+        return found
+
+    def _send_again(self, request: Context, again: Signature) -> None:
+        app = self.app
+        options = dict(again["options"])
+        task_id = options.pop("task_id")
+        payload = app.make_payload(self.name, again["args"], again["kwargs"], task_id, options)
+        if request._effects is None:
+            publish(app, [payload], {})
+        else:
+            request._effects.append(payload)
+
+    def _pushed(self) -> list[Any]:
+        return self.__dict__.setdefault("_pushed_requests", [])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _find_task, (self.name, type(self).__module__)
+
+    def __repr__(self) -> str:
+        return f"<@task: {self.name} of {self.app.main}>" if self._app else f"<unbound {type(self).__name__}>"
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        # A task made from a method in a class body stays a task, whoever looks it up.
+        return self
+
+
+BaseTask = Task
+
+
+def make_task_class(
+    fun: Callable[..., Any], base: type[Task[Any, Any]], name: str, bind: bool, options: dict[str, Any]
+) -> type[Task[Any, Any]]:
+    """The class of a decorated function's task."""
+    run = autoretrying(fun, options, base) if options.get("autoretry_for") or base.autoretry_for else fun
+    attributes = {
+        "name": name,
+        "run": run if bind else staticmethod(run),
+        "abstract": False,
+        "_decorated": True,
+        "__doc__": fun.__doc__,
+        "__module__": fun.__module__,
+        "__annotations__": getattr(fun, "__annotations__", {}),
+        "__wrapped__": fun,
+        "_check": staticmethod(make_check(fun, bind)),
+        **options,
+    }
+    return type(fun.__name__, (base,), attributes)
+
+
+def make_check(fun: Callable[..., Any], bound: bool) -> Callable[..., Any] | None:
+    """A function with the parameters of `fun` and no body: calling it checks arguments at a tenth of
+    `inspect.signature().bind`'s cost. None for what has no signature."""
+    try:
+        parameters = list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    parts: list[str] = []
+    star = slash = False
+    positional_only = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and not star:
+            parts.append("*")
+            star = True
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            star = True
+            parts.append("*" + parameter.name)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            parts.append("**" + parameter.name)
+        else:
+            parts.append(parameter.name if parameter.default is parameter.empty else f"{parameter.name}=None")
+        if not slash and positional_only and parameter is positional_only[-1]:
+            parts.append("/")
+            slash = True
+    check = eval(f"lambda {', '.join(parts)}: None")  # names come from a signature, so they are identifiers
+    if not bound:
+        return check  # type: ignore[no-any-return]
+    return lambda *args, **kwargs: check(None, *args, **kwargs)
+
+
+def autoretrying(
+    fun: Callable[..., Any], options: Mapping[str, Any], base: type[Task[Any, Any]]
+) -> Callable[..., Any]:
+    """`fun`, retried by itself after the exceptions that its task names."""
+
+    def option(name: str) -> Any:
+        return options.get(name, getattr(base, name))
+
+    retried, kept = tuple(option("autoretry_for")), tuple(option("dont_autoretry_for"))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fun(*args, **kwargs)
+        except (Ignore, Retry, Reject):
+            raise
+        except kept:
+            raise
+        except retried as exc:
+            running = _state.running()
+            if running is None:
+                raise
+            task = running.task
+            settings = dict(option("retry_kwargs"))
+            if option("retry_backoff"):
+                settings["countdown"] = backoff(
+                    max(1.0, float(option("retry_backoff"))), task.request.retries, option("retry_backoff_max"), option("retry_jitter")
+                )
+            task.retry(exc=exc, **settings)
+
+    run.__name__ = getattr(fun, "__name__", "run")
+    return run
+
+
+def backoff(factor: float, retries: int, most: float, jitter: bool) -> int:
+    """Seconds before the next try: `factor * 2 ** retries`, at most `most`, drawn below that with jitter."""
+    pause = min(most, factor * 2 ** min(retries, 60))
+    return max(0, int(random.uniform(0, pause + 1) if jitter else pause))
+
+
+def _as_list(value: Any) -> list[Any] | None:
+    return None if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _find_task(name: str, module: str | None = None) -> Any:
+    app = _state.get_current_app()
+    if name not in app.tasks and module:
+        __import__(module)
+    return app.tasks[name]
+

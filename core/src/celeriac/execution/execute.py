@@ -1,0 +1,375 @@
+"""The pipeline in the slot: decode → resolve → run → classify → encode the report. No I/O of its own.
+
+`TaskProgram` is what a pool runs. Per message it does only what this task needs: all that can be known of a task
+beforehand stands in its `ReadyTask`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from celeriac import _state, signals, states
+from celeriac.exceptions import (
+    Ignore,
+    NotRegistered,
+    Reject,
+    Retry,
+    SecurityError,
+    SoftTimeLimitExceeded,
+)
+from celeriac.execution import followup
+from celeriac.execution.request import Context
+from celeriac.messaging.failures import format_traceback
+from celeriac.messaging.protocol import read_call
+from celeriac.result import EagerResult
+from celeriac.spec.data import Job, JobReport, Payload, StoredResult
+from celeriac.utils.text import bounded_repr
+
+if TYPE_CHECKING:
+    from celeriac.resultstore import ResultStore
+
+MAX_RESULT_BYTES: Final = 16 * 1024 * 1024  # R6
+Emit = Callable[[JobReport], None]
+
+_log = logging.getLogger("celeriac.task")
+_clock = time.perf_counter
+
+
+class ExceptionInfo:
+    """What hooks and signals are given of an exception: `exception`, `type`, `traceback` (text), `tb`."""
+
+    def __init__(self, exc: BaseException, traceback: str) -> None:
+        self.exception = exc
+        self.type = type(exc)
+        self.tb = exc.__traceback__
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return self.traceback
+
+    def __repr__(self) -> str:
+        return f"<ExceptionInfo: {self.exception!r}>"
+
+
+class ReadyTask:
+    """All that can be decided once for a task."""
+
+    __slots__ = (
+        "after_return", "before_start", "call", "ignore_result", "name", "on_failure", "on_retry", "on_success",
+        "repr_chars", "store_errors", "task", "throws", "track_started",
+    )  # fmt: skip
+
+    def __init__(self, task: Any, plain: type) -> None:
+        kind = type(task)
+
+        def own(hook: str) -> Any:
+            return getattr(task, hook) if getattr(kind, hook) is not getattr(plain, hook) else None
+
+        self.task = task
+        self.name = task.name
+        self.call = task if kind.__call__ is not plain.__call__ else task.run
+        self.ignore_result = bool(task.ignore_result)
+        self.store_errors = bool(task.store_errors_even_if_ignored)
+        self.track_started = bool(task.track_started)
+        self.before_start = own("before_start")
+        self.on_success = own("on_success")
+        self.on_failure = own("on_failure")
+        self.on_retry = own("on_retry")
+        self.after_return = own("after_return")
+        self.throws = tuple(task.throws or ())
+        self.repr_chars = task.resultrepr_maxsize
+
+
+class TaskProgram:
+    """Runs the tasks of one app in pool slots.
+
+    Args:
+        unpack: The transport's reader of raw messages.
+        node: The worker's node name.
+        detail: Reports carry the repr of results, for the log.
+    """
+
+    def __init__(self, app: Any, unpack: Callable[[bytes], Payload], node: str, *, detail: bool) -> None:
+        self._app = app
+        self._unpack = unpack
+        self._node = node
+        self._detail = detail
+        self._ready: dict[str, ReadyTask] = {}
+        self._store: ResultStore = app.backend
+        self._parent_pid = os.getpid()
+        self._pid = self._parent_pid
+
+    # -- the pool calls these -------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """See `SlotProgram.begin`."""
+        self._pid = os.getpid()
+        self._store = self._app.backend
+        _state.set_current_app(self._app)
+        _state.set_default_app(self._app)
+        if self._pid != self._parent_pid:
+            signals.worker_process_init.send(sender=self._node)
+
+    def end(self) -> None:
+        """See `SlotProgram.end`."""
+        if self._pid != self._parent_pid:
+            signals.worker_process_shutdown.send(sender=self._node, pid=self._pid, exitcode=0)
+            self._app.close()
+
+    def run(self, job: Job, emit: Emit) -> JobReport:
+        """See `SlotProgram.run`."""
+        started = _clock()
+        try:
+            payload = self._unpack(job.raw)
+            args, kwargs, embed, headers = read_call(payload, self._app.codec)
+            name = headers["task"]
+            ready = self._ready.get(name) or self._prepare(name)
+        except NotRegistered as exc:
+            return JobReport(job.token, "rejected", detail=str(exc), dead=f"unknown task: {exc}")
+        except (ValueError, KeyError, TypeError, SecurityError) as exc:
+            return JobReport(job.token, "rejected", detail=str(exc), dead=f"malformed: {exc}")
+        request = self._request(job, payload, args, kwargs, embed, headers, emit)
+        if request.chord:
+            text = "it is part of a chord, which this version cannot join"
+            return JobReport(job.token, "rejected", detail=text, dead=f"unsupported: {text}")
+        ignored = request.ignore_result
+        if ignored is None:
+            ignored = ready.ignore_result
+        if job.announce:
+            emit(JobReport(job.token, "accepted", pid=self._pid))
+        token = _state.push_running(ready.task, request)
+        try:
+            try:
+                if ready.track_started and not ignored and self._store.plugin is not None:
+                    meta = {"pid": self._pid, "hostname": self._node}
+                    request._emit(self._store.make(request.id, states.STARTED, meta, None, request))
+                if signals.task_prerun.receivers:
+                    signals.task_prerun.send(sender=ready.task, task_id=request.id, task=ready.task, args=args, kwargs=kwargs)
+                if ready.before_start is not None:
+                    ready.before_start(request.id, args, kwargs)
+                value = ready.call(*args, **kwargs)
+            except BaseException as exc:
+                return self._ended_badly(job, ready, request, exc, ignored, started)
+            return self._ended_well(job, ready, request, value, ignored, started)
+        finally:
+            _state.pop_running(token)
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def _prepare(self, name: str) -> ReadyTask:
+        task = self._app.tasks[name]
+        ready = self._ready[name] = ReadyTask(task, plain_task_class(type(task)))
+        return ready
+
+    def _request(
+        self, job: Job, payload: Payload, args: Any, kwargs: Any, embed: dict[str, Any], headers: dict[str, Any], emit: Emit
+    ) -> Context:
+        properties = payload.properties
+        request = Context.__new__(Context)
+        fields = request.__dict__
+        fields.update(headers)
+        fields.update(embed)
+        fields["_message_headers"] = headers
+        fields.pop("headers", None)  # a user's header of that name: still among request.headers
+        fields["args"] = args
+        fields["kwargs"] = kwargs
+        fields["called_directly"] = False
+        fields["hostname"] = self._node
+        fields["properties"] = properties
+        fields["reply_to"] = properties.get("reply_to")
+        fields["correlation_id"] = properties.get("correlation_id")
+        fields["attempt"] = job.attempt
+        fields["delivery_info"] = {
+            "exchange": payload.route.exchange,
+            "routing_key": payload.route.routing_key or job.queue,
+            "priority": properties.get("priority"),
+            "redelivered": job.redelivered,
+        }
+        fields["_effects"] = []
+
+        def report(stored: StoredResult) -> None:
+            emit(JobReport(job.token, "progress", stored=[stored]))
+
+        fields["_emit"] = report
+        return request
+
+    def _ended_well(
+        self, job: Job, ready: ReadyTask, request: Context, value: Any, ignored: bool, started: float
+    ) -> JobReport:
+        stored: list[StoredResult] = []
+        publish: list[Payload] = request._effects  # type: ignore[assignment]
+        try:
+            if request.callbacks or request.chain:
+                publish = [*publish, *followup.after_success(self._app, request, value)]
+            if not ignored and self._store.plugin is not None:
+                result = self._store.make(request.id, states.SUCCESS, value, None, request)  # type: ignore[arg-type]
+                if len(result.data) > MAX_RESULT_BYTES:
+                    raise ValueError(f"result of {len(result.data)} bytes is larger than {MAX_RESULT_BYTES}")
+                stored.append(result)
+        except Exception as exc:
+            wrapped = type(exc)(f"{ready.name} returned what cannot be stored or sent on: {exc}") if isinstance(exc, (TypeError, ValueError)) else exc
+            return self._ended_badly(job, ready, request, wrapped.with_traceback(exc.__traceback__), ignored, started)
+        runtime_s = _clock() - started
+        if ready.on_success is not None:
+            _guarded(ready.on_success, value, request.id, request.args, request.kwargs)
+        if signals.task_success.receivers:
+            signals.task_success.send(sender=ready.task, result=value, runtime=runtime_s)
+        if ready.after_return is not None or signals.task_postrun.receivers:
+            self._finish(ready, request, states.SUCCESS, value, None)
+        detail = bounded_repr(value, ready.repr_chars) if self._detail else ""
+        return JobReport(job.token, "succeeded", runtime_s, stored, publish, detail)
+
+    def _ended_badly(
+        self, job: Job, ready: ReadyTask, request: Context, exc: BaseException, ignored: bool, started: float
+    ) -> JobReport:
+        runtime_s = _clock() - started
+        report = JobReport(job.token, "failed", runtime_s, publish=list(request._effects or ()))
+        if isinstance(exc, Ignore):
+            report.outcome = "ignored"
+            self._finish(ready, request, states.IGNORED, None, None)
+            return report
+        if isinstance(exc, Reject):
+            report.outcome, report.requeue, report.detail = "rejected", bool(exc.requeue), str(exc.reason)
+            if not exc.requeue:
+                report.dead = f"rejected by the task: {exc.reason}"
+                report.publish = []
+                if self._store.plugin is not None and not ignored:
+                    report.stored.append(self._failure(request, exc, ""))
+            self._finish(ready, request, states.REJECTED, None, None)
+            return report
+        traceback = _traceback(exc)
+        info = ExceptionInfo(exc, traceback)
+        if isinstance(exc, Retry):
+            report.outcome, report.detail = "retried", str(exc)
+            reason = exc.exc or exc
+            if self._store.plugin is not None and not ignored:
+                report.stored.append(self._store.make(request.id, states.RETRY, self._store.failure(reason), traceback, request))  # type: ignore[arg-type]
+            if ready.on_retry is not None:
+                _guarded(ready.on_retry, reason, request.id, request.args, request.kwargs, info)
+            if signals.task_retry.receivers:
+                signals.task_retry.send(sender=ready.task, request=request, reason=exc, einfo=info)
+            self._finish(ready, request, states.RETRY, exc, info)
+            return report
+        report.detail = bounded_repr(exc, 2048)
+        report.timed_out = isinstance(exc, SoftTimeLimitExceeded)
+        if not isinstance(exc, ready.throws):
+            report.traceback = traceback
+        if self._store.plugin is not None and (not ignored or ready.store_errors):
+            report.stored.append(self._failure(request, exc, traceback))
+            for task_id in followup.failed_steps(request):
+                report.stored.append(self._store.make(task_id, states.FAILURE, self._store.failure(exc), traceback))
+        if request.errbacks:
+            try:
+                report.publish.extend(followup.after_failure(self._app, request, exc, traceback))
+            except Exception:
+                _log.exception("errback of %s[%s] raised", ready.name, request.id)
+        if ready.on_failure is not None:
+            _guarded(ready.on_failure, exc, request.id, request.args, request.kwargs, info)
+        if signals.task_failure.receivers:
+            signals.task_failure.send(
+                sender=ready.task,
+                task_id=request.id,
+                exception=exc,
+                args=request.args,
+                kwargs=request.kwargs,
+                traceback=exc.__traceback__,
+                einfo=info,
+            )
+        self._finish(ready, request, states.FAILURE, exc, info)
+        return report
+
+    def _failure(self, request: Context, exc: BaseException, traceback: str) -> StoredResult:
+        try:
+            return self._store.make(request.id, states.FAILURE, self._store.failure(exc), traceback, request)  # type: ignore[arg-type]
+        except Exception as trouble:  # an exception that the serializer cannot take: its text always works
+            plain = Exception(f"{type(exc).__qualname__}: {bounded_repr(exc)} (not storable: {trouble})")
+            return self._store.make(request.id, states.FAILURE, self._store.failure(plain), traceback, request)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _finish(ready: ReadyTask, request: Context, state: str, value: Any, info: ExceptionInfo | None) -> None:
+        if ready.after_return is not None:
+            _guarded(ready.after_return, state, value, request.id, request.args, request.kwargs, info)
+        if signals.task_postrun.receivers:
+            signals.task_postrun.send(
+                sender=ready.task,
+                task_id=request.id,
+                task=ready.task,
+                args=request.args,
+                kwargs=request.kwargs,
+                retval=value,
+                state=state,
+            )
+
+
+def run_eagerly(app: Any, task: Any, request: Context, args: Any, kwargs: Any) -> EagerResult[Any]:
+    """Run a task in the caller, retries and callbacks included; see `Task.apply`."""
+    ready = ReadyTask(task, plain_task_class(type(task)))
+    token = _state.push_running(task, request)
+    state, value, traceback = states.SUCCESS, None, None
+    info: ExceptionInfo | None = None
+    try:
+        signals.task_prerun.send(sender=task, task_id=request.id, task=task, args=args, kwargs=kwargs)
+        try:
+            if ready.before_start is not None:
+                ready.before_start(request.id, args, kwargs)
+            value = ready.call(*args, **kwargs)
+        except Ignore as exc:
+            state, value = states.IGNORED, exc
+        except Reject as exc:
+            state, value = states.REJECTED, exc
+        except Retry as exc:
+            state, value = states.RETRY, exc
+        except Exception as exc:
+            state, value, traceback = states.FAILURE, exc, _traceback(exc)
+            info = ExceptionInfo(exc, traceback)
+        if state == states.SUCCESS:
+            if ready.on_success is not None:
+                ready.on_success(value, request.id, args, kwargs)
+            signals.task_success.send(sender=task, result=value, runtime=0.0)
+        elif state == states.FAILURE:
+            if ready.on_failure is not None:
+                ready.on_failure(value, request.id, args, kwargs, info)
+            signals.task_failure.send(
+                sender=task, task_id=request.id, exception=value, args=args, kwargs=kwargs, traceback=value.__traceback__, einfo=info
+            )  # fmt: skip
+        elif state == states.RETRY:
+            info = ExceptionInfo(value, "")
+            if ready.on_retry is not None:
+                ready.on_retry(value.exc or value, request.id, args, kwargs, info)
+            signals.task_retry.send(sender=task, request=request, reason=value, einfo=info)
+        TaskProgram._finish(ready, request, state, value, info)
+    finally:
+        _state.pop_running(token)
+    if state == states.RETRY and value.sig is not None:
+        return value.sig.apply(task_id=request.id, retries=request.retries + 1)  # type: ignore[no-any-return]
+    if state == states.SUCCESS:
+        for callback in request.callbacks or ():
+            app.signature(callback).apply((value,))
+    if app.conf["task_store_eager_result"] and app.backend.plugin is not None and not request.ignore_result:
+        app.backend.store_result(request.id, value, state, traceback, request)
+    return EagerResult(request.id or "", value, state, traceback, name=task.name)
+
+
+def plain_task_class(kind: type) -> type:
+    """celeriac's own `Task` among the bases of a task's class; what differs from it was overridden."""
+    return next(base for base in kind.__mro__ if base.__module__ == "celeriac.app.task" and base.__name__ == "Task")
+
+
+def _guarded(hook: Callable[..., Any], *args: Any) -> None:
+    """Call a user's hook after the run: its errors are logged, they do not change the outcome."""
+    try:
+        hook(*args)
+    except Exception:
+        _log.exception("%s raised", getattr(hook, "__qualname__", hook))
+
+
+def _traceback(exc: BaseException) -> str:
+    try:
+        return format_traceback(exc)
+    except Exception as trouble:  # an exception whose own text raises
+        return f"{type(exc).__qualname__} (its traceback cannot be shown: {type(trouble).__name__})\n"
+

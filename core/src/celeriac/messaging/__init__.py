@@ -1,0 +1,1 @@
+"""The wire room: calls to payloads and back, routes, and sending. Knows no broker and no task object."""

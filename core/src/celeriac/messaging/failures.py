@@ -1,0 +1,106 @@
+"""Exceptions as data, and back. Nothing is imported and no constructor of the sender's choosing runs.
+
+Stored form (Celery's): `{"exc_type": qualified name, "exc_message": arguments, "exc_module": module}`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import traceback as traceback_module
+from typing import Any
+
+from celeriac import exceptions
+from celeriac.exceptions import SecurityError
+
+#: Celery's module names → ours, so that its workers' errors come back as our classes.
+_SAME_MODULE = {"celery.exceptions": "celeriac.exceptions", "billiard.exceptions": "celeriac.exceptions"}
+
+
+def describe(exc: BaseException, encodable: Any = None) -> dict[str, Any]:
+    """The stored form of an exception.
+
+    Args:
+        encodable: A function that raises when a value cannot be serialized; such arguments are stored as text.
+    """
+    kind = type(exc)
+    args = exc.args
+    if isinstance(exc, exceptions.Retry):
+        args = (exc.message, exc.excs, exc.when if isinstance(exc.when, (int, float)) else str(exc.when))
+    return {
+        "exc_type": kind.__qualname__,
+        "exc_message": [_as_data(arg, encodable) for arg in args],
+        "exc_module": kind.__module__,
+    }
+
+
+def rebuild(data: Any) -> BaseException | None:
+    """The exception in a stored form.
+
+    Its own class if that is already imported here and is an exception class; else a plain class of the same
+    name. An instance that is an exception already (pickled results) is returned as it is.
+
+    Raises:
+        SecurityError: The named class is not an exception class.
+    """
+    if data is None or isinstance(data, BaseException):
+        return data
+    if not isinstance(data, dict) or "exc_type" not in data:
+        return Exception(data)
+    name, module = str(data["exc_type"]), data.get("exc_module")
+    message = data.get("exc_message")
+    args = tuple(message) if isinstance(message, (list, tuple)) else (message,)
+    kind = _find_class(name, module)
+    if kind is None:
+        kind = type(name.rpartition(".")[2] or "Error", (Exception,), {"__module__": str(module or __name__)})
+    # Never through __init__: it may want other arguments, or do things.
+    exc = kind.__new__(kind)
+    exc.args = args
+    _restore(exc, args)
+    return exc
+
+
+def format_traceback(exc: BaseException) -> str:
+    """The traceback as text, without the frames of this library that led to the task."""
+    frames = exc.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("celeriac.execution"):
+        frames = frames.tb_next
+    return "".join(traceback_module.format_exception(type(exc), exc, frames or exc.__traceback__))
+
+
+def _as_data(value: Any, encodable: Any) -> Any:
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
+    if encodable is None:
+        return value
+    try:
+        encodable(value)
+    except Exception:  # whatever the serializer says: text always works
+        return repr(value)
+    return value
+
+
+def _find_class(name: str, module: Any) -> type[BaseException] | None:
+    if module is None:
+        holder: Any = builtins if hasattr(builtins, name) else exceptions
+    else:
+        module = str(module)
+        holder = sys.modules.get(module) or sys.modules.get(_SAME_MODULE.get(module, ""))
+        if module in _SAME_MODULE and not hasattr(holder, name.partition(".")[0]):
+            holder = sys.modules.get(_SAME_MODULE[module])
+    found = holder
+    for part in name.split("."):
+        found = getattr(found, part, None)
+        if found is None:
+            return None
+    if not (isinstance(found, type) and issubclass(found, BaseException)):
+        raise SecurityError(f"expected an exception class, got {module}.{name} with payload of a stored result")
+    return found
+
+
+def _restore(exc: BaseException, args: tuple[Any, ...]) -> None:
+    if isinstance(exc, exceptions.Retry):
+        message, excs, when = (*args, None, None, None)[:3]
+        exc.message, exc.exc, exc.excs, exc.when, exc.is_eager, exc.sig = message, None, excs, when, False, None
+    elif isinstance(exc, exceptions.Reject):
+        exc.reason, exc.requeue = (*args, None, False)[:2]

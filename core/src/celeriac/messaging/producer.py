@@ -1,0 +1,75 @@
+"""Sends payloads through a transport, with the queue declared before its first message and a retry policy.
+
+Only what cannot have been stored is sent again here: `PublishUncertain` goes to the caller, who alone can
+know whether a second message would do harm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celeriac.exceptions import TransportLost, TransportUnreachable
+from celeriac.messaging.routes import Router
+from celeriac.spec.data import Payload
+from celeriac.spec.transport import Transport
+
+
+class Producer:
+    """Sends for one app in one process; safe for threads, since transports are.
+
+    Args:
+        transport: Made anew (with the producer) after a fork.
+    """
+
+    def __init__(self, transport: Transport, router: Router, conf: Mapping[str, Any]) -> None:
+        self._transport = transport
+        self._router = router
+        self._timeout_s = float(conf.get("publish_timeout") or 10.0)
+        self._policy = {
+            "max_retries": 3,
+            "interval_start": 0,
+            "interval_step": 0.2,
+            "interval_max": 1,
+            **(conf["task_publish_retry_policy"] or {}),
+        }
+        self._retry = bool(conf["task_publish_retry"])
+        self._declared: set[str] = set()
+
+    def send(
+        self, payloads: Sequence[Payload], *, retry: bool | None = None, policy: Mapping[str, Any] | None = None
+    ) -> None:
+        """Send these, or raise; see `Transport.send` for the errors.
+
+        Args:
+            retry, policy: Instead of `task_publish_retry` and `task_publish_retry_policy`.
+        """
+        for attempt_s in self._pauses(retry, policy):
+            try:
+                for payload in payloads:
+                    queue = payload.route.queue
+                    if queue and queue not in self._declared:
+                        self._declare(queue)
+                self._transport.send(payloads, timeout_s=self._timeout_s)
+                return
+            except (TransportLost, TransportUnreachable):
+                if attempt_s is None:
+                    raise
+                time.sleep(attempt_s)
+
+    def _declare(self, queue: str) -> None:
+        self._transport.declare([self._router.spec(queue)])
+        self._declared.add(queue)
+
+    def _pauses(self, retry: bool | None, policy: Mapping[str, Any] | None) -> Sequence[float | None]:
+        """The pause after each attempt; None after the last."""
+        if not (self._retry if retry is None else retry):
+            return (None,)
+        rules = {**self._policy, **policy} if policy else self._policy
+        tries = rules["max_retries"]
+        count = 100 if tries is None else int(tries)
+        start, step, most = rules["interval_start"], rules["interval_step"], rules["interval_max"]
+        return [*(min(start + step * index, most) for index in range(count)), None]
+
+

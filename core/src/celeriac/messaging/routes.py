@@ -1,0 +1,280 @@
+"""Task name to queue: the queues an app knows, and the rules that choose among them.
+
+`task_routes` takes what Celery takes: a dict of names, globs or compiled patterns, a list of pairs, a function,
+an object with `route_for_task`, a dotted path to one, or a list of those; the first that answers wins,
+and options of the call itself win over the route.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+from celeriac.exceptions import ImproperlyConfigured, QueueNotFound
+from celeriac.spec.data import QueueSpec, Route
+
+Rule = Callable[[str, Any, Any, dict[str, Any], Any], "dict[str, Any] | None"]
+
+#: Options of a call that say where it goes.
+ROUTING_OPTIONS = ("queue", "exchange", "routing_key", "exchange_type")
+
+
+class Router:
+    """Finds the route of each call of one app; answers for plain calls are remembered.
+
+    Args:
+        conf: The app's settings, by item.
+    """
+
+    def __init__(self, conf: Mapping[str, Any]) -> None:
+        self._conf = conf
+        self.queues: dict[str, QueueSpec] = {spec.name: spec for spec in _declared_queues(conf)}
+        self.default_queue: str = conf["task_default_queue"]
+        if not self.queues:
+            self.queues[self.default_queue] = _default_spec(conf)
+        self._rules = _make_rules(conf["task_routes"])
+        self._direct: dict[str, Route] = {}
+        self._by_task: dict[str, tuple[Route, dict[str, Any]]] = {}
+        # Only a dict of plain names gives the same answer for every call of one task.
+        self._stable = all(getattr(rule, "stable", False) for rule in self._rules)
+
+    def route(
+        self, name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Any = None
+    ) -> tuple[Route, dict[str, Any]]:
+        """Where a call goes, and the route's other options (priority, serializer …).
+
+        Args:
+            options: The call's own; its routing options are honoured before any rule.
+        Raises:
+            QueueNotFound: The queue is not declared and `task_create_missing_queues` is off.
+        """
+        plain = self._stable and not any(key in options for key in ROUTING_OPTIONS)
+        if plain:
+            known = self._by_task.get(name)
+            if known is not None:
+                return known
+        found: dict[str, Any] = {}
+        for rule in self._rules:
+            answer = rule(name, args, kwargs, options, task)
+            if answer is not None:
+                found = dict(answer)
+                break
+        merged = {**found, **{key: options[key] for key in ROUTING_OPTIONS if options.get(key) is not None}}
+        route = self._resolve(merged)
+        extra = {key: value for key, value in found.items() if key not in ROUTING_OPTIONS}
+        if plain:
+            self._by_task[name] = (route, extra)
+        return route, extra
+
+    def direct(self, queue: str) -> Route:
+        """The route to a queue by its name."""
+        route = self._direct.get(queue)
+        if route is None:
+            spec = self.spec(queue)
+            if spec.exchange_type == "direct" or not spec.exchange:
+                route = Route(spec.name, "", "direct", spec.name)
+            else:
+                route = Route(spec.routing_key, spec.exchange, spec.exchange_type, spec.name)
+            self._direct[queue] = route
+        return route
+
+    def spec(self, queue: str) -> QueueSpec:
+        """The declaration of a queue; a missing one is made, if that is allowed.
+
+        Raises:
+            QueueNotFound: It is not.
+        """
+        spec = self.queues.get(queue)
+        if spec is None:
+            if not self._conf["task_create_missing_queues"]:
+                raise QueueNotFound(
+                    f"queue {queue!r} is not in task_queues ({', '.join(sorted(self.queues))}) and "
+                    f"task_create_missing_queues is off"
+                )
+            spec = self.queues[queue] = _missing_spec(queue, self._conf)
+        return spec
+
+    def select(self, names: Iterable[str]) -> list[QueueSpec]:
+        """The declarations of the named queues, in that order (the worker's `-Q`)."""
+        return [self.spec(name) for name in names]
+
+    def _resolve(self, options: dict[str, Any]) -> Route:
+        queue = options.get("queue")
+        if queue is not None and not isinstance(queue, str):  # a kombu Queue, given as such
+            spec = spec_from_queue(queue, self._conf)
+            self.queues.setdefault(spec.name, spec)
+            queue = spec.name
+        exchange, key = options.get("exchange"), options.get("routing_key")
+        if exchange is not None and not isinstance(exchange, str):
+            options = {**options, "exchange_type": exchange.type}
+            exchange = exchange.name
+        if queue is None and exchange is None and key is None:
+            return self.direct(self.default_queue)
+        if queue is not None:
+            spec = self.spec(queue)
+            if spec.exchange_type == "direct" or not spec.exchange:
+                return self.direct(queue)
+            return Route(key or spec.routing_key, exchange or spec.exchange, spec.exchange_type, queue)
+        default = self.spec(self.default_queue)
+        name = exchange if exchange is not None else default.exchange
+        kind = options.get("exchange_type") or self._exchange_type(name)
+        return Route(key if key is not None else default.routing_key, name, kind, "")
+
+    def _exchange_type(self, exchange: str) -> str:
+        for spec in self.queues.values():
+            if spec.exchange == exchange:
+                return spec.exchange_type
+        return str(self._conf["task_default_exchange_type"])
+
+
+def spec_from_queue(queue: Any, conf: Mapping[str, Any]) -> QueueSpec:
+    """A `QueueSpec` from a kombu Queue (recognised by its attributes, so that kombu need not be imported)."""
+    exchange = queue.exchange
+    name = getattr(exchange, "name", "") or conf["task_default_exchange"] or conf["task_default_queue"]
+    arguments = dict(queue.queue_arguments or {})
+    for attribute, argument, scale in (
+        ("expires", "x-expires", 1000),
+        ("message_ttl", "x-message-ttl", 1000),
+        ("max_length", "x-max-length", 1),
+        ("max_length_bytes", "x-max-length-bytes", 1),
+        ("max_priority", "x-max-priority", 1),
+    ):
+        value = getattr(queue, attribute, None)
+        if value is not None:
+            arguments[argument] = int(value * scale)
+    _add_max_priority(arguments, conf)
+    return QueueSpec(
+        queue.name,
+        name,
+        getattr(exchange, "type", None) or conf["task_default_exchange_type"],
+        queue.routing_key or conf["task_default_routing_key"] or conf["task_default_queue"],
+        bool(queue.durable),
+        bool(queue.auto_delete),
+        bool(queue.exclusive),
+        arguments,
+    )
+
+
+def _declared_queues(conf: Mapping[str, Any]) -> list[QueueSpec]:
+    declared = conf["task_queues"]
+    if not declared:
+        return []
+    if isinstance(declared, Mapping):
+        return [_spec_from_options(name, options or {}, conf) for name, options in declared.items()]
+    return [_missing_spec(item, conf) if isinstance(item, str) else spec_from_queue(item, conf) for item in declared]
+
+
+def _spec_from_options(name: str, options: Mapping[str, Any], conf: Mapping[str, Any]) -> QueueSpec:
+    key = options.get("routing_key") or options.get("binding_key")
+    arguments = dict(options.get("queue_arguments") or options.get("arguments") or {})
+    _add_max_priority(arguments, conf)
+    return QueueSpec(
+        name,
+        options.get("exchange") or conf["task_default_exchange"] or conf["task_default_queue"],
+        options.get("exchange_type") or conf["task_default_exchange_type"],
+        key or conf["task_default_routing_key"] or conf["task_default_queue"],
+        arguments=arguments,
+    )
+
+
+def _default_spec(conf: Mapping[str, Any]) -> QueueSpec:
+    name = conf["task_default_queue"]
+    arguments: dict[str, Any] = {}
+    if conf["task_default_queue_type"] == "quorum":
+        arguments["x-queue-type"] = "quorum"
+    _add_max_priority(arguments, conf)
+    return QueueSpec(
+        name,
+        conf["task_default_exchange"] or name,
+        conf["task_default_exchange_type"],
+        conf["task_default_routing_key"] or name,
+        arguments=arguments,
+    )
+
+
+def _missing_spec(name: str, conf: Mapping[str, Any]) -> QueueSpec:
+    if name == conf["task_default_queue"]:
+        return _default_spec(conf)
+    arguments: dict[str, Any] = {}
+    if conf["task_create_missing_queue_type"] == "quorum":
+        arguments["x-queue-type"] = "quorum"
+    _add_max_priority(arguments, conf)
+    kind = conf["task_create_missing_queue_exchange_type"] or conf["task_default_exchange_type"]
+    return QueueSpec(name, name, kind, name, arguments=arguments)
+
+
+def _add_max_priority(arguments: dict[str, Any], conf: Mapping[str, Any]) -> None:
+    if conf["task_queue_max_priority"] is not None:
+        arguments.setdefault("x-max-priority", conf["task_queue_max_priority"])
+
+
+# -- rules ------------------------------------------------------------------------------------------------
+
+
+def _make_rules(routes: Any) -> list[Rule]:
+    if not routes:
+        return []
+    if not isinstance(routes, (list, tuple)) or _is_pairs(routes):
+        routes = [routes]
+    return [_make_rule(route) for route in routes]
+
+
+def _is_pairs(routes: Iterable[Any]) -> bool:
+    return all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], (str, re.Pattern)) for item in routes)
+
+
+def _make_rule(route: Any) -> Rule:
+    if isinstance(route, str):
+        route = _import(route)
+        if isinstance(route, type):
+            route = route()
+    if isinstance(route, Mapping):
+        return _NameRule(route.items())
+    if isinstance(route, (list, tuple)):
+        return _NameRule(route)
+    if hasattr(route, "route_for_task"):
+        return lambda name, args, kwargs, options, task: _as_options(route.route_for_task(name, args, kwargs))
+    if callable(route):
+        return lambda name, args, kwargs, options, task: _as_options(route(name, args, kwargs, options, task=task))
+    raise ImproperlyConfigured(f"task_routes: {route!r} is neither a mapping, a function, an object with route_for_task nor a path")
+
+
+class _NameRule:
+    """Names, globs and patterns; the same answer for every call of one task."""
+
+    stable = True
+
+    def __init__(self, items: Iterable[tuple[Any, Any]]) -> None:
+        self._exact: dict[str, dict[str, Any] | None] = {}
+        self._patterns: list[tuple[re.Pattern[str], dict[str, Any] | None]] = []
+        for key, value in items:
+            if isinstance(key, re.Pattern):
+                self._patterns.append((key, _as_options(value)))
+            elif any(char in key for char in "*?["):
+                self._patterns.append((re.compile(fnmatch.translate(key)), _as_options(value)))
+            else:
+                self._exact[key] = _as_options(value)
+
+    def __call__(self, name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Any) -> dict[str, Any] | None:
+        if name in self._exact:
+            return self._exact[name]
+        return next((value for pattern, value in self._patterns if pattern.match(name)), None)
+
+
+def _as_options(answer: Any) -> dict[str, Any] | None:
+    if answer is None or isinstance(answer, dict):
+        return answer
+    if isinstance(answer, str):
+        return {"queue": answer}
+    return {"queue": answer} if hasattr(answer, "exchange") else dict(answer)
+
+
+def _import(path: str) -> Any:
+    module, _, attribute = path.replace(":", ".").rpartition(".")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise ImproperlyConfigured(f"task_routes: cannot import {path!r}: {exc}") from exc

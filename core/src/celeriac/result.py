@@ -1,0 +1,559 @@
+"""Results in the caller's hand: `AsyncResult`, `EagerResult`, `ResultSet`, `GroupResult`.
+
+They read through the app's `ResultStore`; nothing is asked of the store until a question is put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Generic, TypeVar
+
+from celeriac import _state, states
+from celeriac.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
+from celeriac.resultstore import ResultStore, date_done, result_of
+from celeriac.spec.backend import Document
+
+T = TypeVar("T")
+
+_join_allowed: ContextVar[bool] = ContextVar("celeriac_join_allowed", default=False)
+
+E_WOULDBLOCK = (
+    "Never call result.get() within a task: it waits in a slot that other tasks need, and can wait for ever. "
+    "Use a callback or a chain, or say that you mean it: with allow_join_result(): …"
+)
+
+
+@contextmanager
+def allow_join_result() -> Iterator[None]:
+    """Within it, a task may wait for results."""
+    token = _join_allowed.set(True)
+    try:
+        yield
+    finally:
+        _join_allowed.reset(token)
+
+
+@contextmanager
+def denied_join_result() -> Iterator[None]:
+    """Within it, a task may not wait for results (the ordinary case)."""
+    token = _join_allowed.set(False)
+    try:
+        yield
+    finally:
+        _join_allowed.reset(token)
+
+
+def task_join_will_block() -> bool:
+    """Whether waiting here would hold a slot."""
+    running = _state.running()
+    return running is not None and not running.request.called_directly and not _join_allowed.get()
+
+
+def assert_will_not_block() -> None:
+    """Raise RuntimeError if waiting here would hold a slot."""
+    if task_join_will_block():
+        raise RuntimeError(E_WOULDBLOCK)
+
+
+class AsyncResult(Generic[T]):
+    """The result of a call, by its task id.
+
+    Args:
+        backend: The app's `ResultStore`; None finds it through `app`.
+        parent: The result of the call before, in a chain.
+    """
+
+    TimeoutError = TimeoutError
+
+    def __init__(
+        self, id: str, backend: Any = None, task_name: str | None = None, app: Any = None, parent: Any = None
+    ) -> None:
+        if id is None:
+            raise ValueError(f"AsyncResult needs a task id, not {id!r}")
+        self.id = id
+        self._app = app
+        self._backend = backend
+        self.task_name = task_name
+        self.parent = parent
+        self.ignored = False
+        self._final: Document | None = None
+
+    @property
+    def app(self) -> Any:
+        """The app it was called in."""
+        return self._app or _state.get_current_app()
+
+    @property
+    def task_id(self) -> str:
+        """The same as `id`."""
+        return self.id
+
+    @property
+    def backend(self) -> ResultStore:
+        """Where it is read."""
+        if self._backend is None:
+            self._backend = self.app.backend
+        return self._backend  # type: ignore[no-any-return]
+
+    # -- waiting --------------------------------------------------------------------------------------------
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Callable[[str, Any], Any] | None = None,
+        on_message: Callable[[Document], Any] | None = None,
+        on_interval: Callable[[], Any] | None = None,
+        disable_sync_subtasks: bool = True,
+        **_: Any,
+    ) -> T:
+        """Wait until the task is done and return what it returned.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+            propagate: Raise the task's exception; with False it is returned.
+            interval: The longest pause between two looks, for backends that cannot push.
+            follow_parents: A failure of an earlier step of the chain is raised too.
+            callback: Called with (id, result).
+            on_message: Called with the document of each state that arrives.
+        Raises:
+            TimeoutError: Not ready in time.
+            NoResultBackend: This app keeps no results.
+            BackendMismatch: A worker ran the task and keeps its results elsewhere.
+            RuntimeError: Called within a task.
+        """
+        if self.ignored:
+            return None  # type: ignore[return-value]
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        if follow_parents and propagate and self.parent is not None:
+            for parent in reversed(list(self._parents())):
+                parent.maybe_throw(propagate=propagate)
+        document = self._final
+        if document is None:
+            for _id, document in self.backend.wait_for_any([self.id], timeout, interval, on_interval, on_message):
+                self._final = document
+        assert document is not None
+        value = self._outcome(document, propagate)
+        if callback is not None:
+            callback(self.id, value)
+        return value  # type: ignore[no-any-return]
+
+    wait = get
+
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
+        """Raise the task's exception if it is known to have failed; else return what is there."""
+        value = self._outcome(self._document(), propagate)
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    maybe_reraise = maybe_throw
+
+    def throw(self, *args: Any, **kwargs: Any) -> Any:
+        """As `maybe_throw`."""
+        return self.maybe_throw(*args, **kwargs)
+
+    def collect(self, intermediate: bool = False, **kwargs: Any) -> Iterator[tuple[AsyncResult[Any], Any]]:
+        """Yield `(result, value)` of this and of all results below it, waiting for each."""
+        for _, node in self.iterdeps(intermediate=intermediate):
+            yield node, node.get(**kwargs)
+
+    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[Any, Any]]:
+        """Yield `(parent, result)` of this and of all results below it.
+
+        Raises:
+            IncompleteStream: One is not ready, and `intermediate` is false.
+        """
+        stack: list[tuple[Any, Any]] = [(None, self)]
+        while stack:
+            parent, node = stack.pop(0)
+            yield parent, node
+            if node.ready():
+                stack.extend((node, child) for child in node.children or [])
+            elif not intermediate:
+                raise IncompleteStream
+
+    # -- asking ---------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or a custom state. PENDING also means unknown."""
+        return str(self._document()["status"])
+
+    @property
+    def status(self) -> str:
+        """The same as `state`."""
+        return self.state
+
+    @property
+    def result(self) -> Any:
+        """What the task returned, its exception, or the meta data of its state."""
+        return result_of(self._document())
+
+    @property
+    def info(self) -> Any:
+        """The same as `result`."""
+        return self.result
+
+    @property
+    def traceback(self) -> str | None:
+        """The traceback of a failed task, as text."""
+        return self._document().get("traceback")
+
+    def exists(self) -> bool:
+        """Whether the store knows anything of this task: tells «unknown» from «waiting» where states are tracked."""
+        return self._final is not None or self.backend.find(self.id) is not None
+
+    def ready(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.state in states.READY_STATES
+
+    def successful(self) -> bool:
+        """Whether it returned."""
+        return self.state == states.SUCCESS
+
+    def failed(self) -> bool:
+        """Whether it raised."""
+        return self.state == states.FAILURE
+
+    @property
+    def date_done(self) -> Any:
+        """When it ended: an aware datetime in UTC, or None."""
+        return date_done(self._document())
+
+    @property
+    def children(self) -> list[Any] | None:
+        """Results of the calls that the task made; None while it has not ended."""
+        children = self._document().get("children")
+        return None if children is None else [result_from_tuple(child, self._app) for child in children]
+
+    @property
+    def name(self) -> str | None:
+        """The task's name (`result_extended`, or a result from a call made here)."""
+        return self._document().get("name") or self.task_name
+
+    @property
+    def args(self) -> Any:
+        """The call's positional arguments (`result_extended`)."""
+        return self._document().get("args")
+
+    @property
+    def kwargs(self) -> Any:
+        """The call's keyword arguments (`result_extended`)."""
+        return self._document().get("kwargs")
+
+    @property
+    def worker(self) -> str | None:
+        """The node that ran it (`result_extended`)."""
+        return self._document().get("worker")
+
+    @property
+    def retries(self) -> int | None:
+        """How often it was retried (`result_extended`)."""
+        return self._document().get("retries")
+
+    @property
+    def queue(self) -> str | None:
+        """The queue it came through (`result_extended`)."""
+        return self._document().get("queue")
+
+    # -- doing ----------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Remove the result from the store, and those before it in the chain."""
+        self._final = None
+        if self.parent is not None:
+            self.parent.forget()
+        self.backend.forget(self.id)
+
+    def as_tuple(self) -> tuple[Any, Any]:
+        """`((id, parent), children)`: the form in which results travel."""
+        parent = self.parent
+        return (self.id, parent and parent.as_tuple()), None
+
+    def as_list(self) -> list[str]:
+        """The ids of this result and of those before it."""
+        return [self.id, *(self.parent.as_list() if self.parent is not None else [])]
+
+    def _document(self) -> Document:
+        if self._final is not None:
+            return self._final
+        document = self.backend.get_task_meta(self.id)
+        if document["status"] in states.READY_STATES:
+            self._final = document
+        return document
+
+    def _outcome(self, document: Document, propagate: bool) -> Any:
+        value = result_of(document)
+        if document["status"] in states.PROPAGATE_STATES and propagate:
+            if not isinstance(value, BaseException):
+                value = Exception(value)
+            trace = document.get("traceback")
+            if trace:
+                value.__cause__ = RemoteTraceback(trace)
+            raise value
+        return value
+
+    def _parents(self) -> Iterator[AsyncResult[Any]]:
+        node = self.parent
+        while node is not None:
+            yield node
+            node = node.parent
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, AsyncResult):
+            return other.id == self.id
+        return other == self.id if isinstance(other, str) else NotImplemented
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.id}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.id, None, self.task_name, None, self.parent)
+
+    def __copy__(self) -> AsyncResult[T]:
+        return type(self)(self.id, self._backend, self.task_name, self._app, self.parent)
+
+
+class RemoteTraceback(Exception):
+    """The traceback of the run in the worker, shown as the cause of the exception raised here."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f'in the worker:\n"""\n{self.text.rstrip()}\n"""'
+
+
+class EagerResult(AsyncResult[T]):
+    """The result of a call that ran here and now."""
+
+    def __init__(self, id: str, ret_value: Any, state: str, traceback: str | None = None, name: str | None = None) -> None:
+        super().__init__(id, task_name=name)
+        self._value = ret_value
+        self._state = state
+        self._traceback = traceback
+
+    def get(self, timeout: float | None = None, propagate: bool = True, disable_sync_subtasks: bool = True, **kwargs: Any) -> T:
+        """What the task returned; its exception is raised, or returned without `propagate`."""
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        if self._state in states.PROPAGATE_STATES and propagate:
+            raise self._value if isinstance(self._value, BaseException) else Exception(self._value)
+        return self._value  # type: ignore[no-any-return]
+
+    wait = get
+
+    def exists(self) -> bool:
+        return True
+
+    def forget(self) -> None:
+        """Nothing is stored, so there is nothing to forget."""
+
+    def revoke(self, *args: Any, **kwargs: Any) -> None:
+        """Too late to stop it: only the state changes."""
+        self._state = states.REVOKED
+
+    def _document(self) -> Document:
+        return {
+            "status": self._state,
+            "result": self._value,
+            "traceback": self._traceback,
+            "task_id": self.id,
+            "children": [],
+            "name": self.task_name,
+        }
+
+    @property
+    def result(self) -> Any:
+        return self._value
+
+    @property
+    def supports_native_join(self) -> bool:
+        """Nothing to join."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"<EagerResult: {self.id}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.id, self._value, self._state, self._traceback, self.task_name)
+
+
+class ResultSet:
+    """Several results, asked and awaited together, in the order given."""
+
+    def __init__(self, results: list[Any], app: Any = None, **_: Any) -> None:
+        self.results = list(results)
+        self._app = app
+
+    @property
+    def app(self) -> Any:
+        """The app of its results."""
+        return self._app or (self.results[0].app if self.results else _state.get_current_app())
+
+    def add(self, result: Any) -> None:
+        """Add one, unless it is there."""
+        if result not in self.results:
+            self.results.append(result)
+
+    def remove(self, result: Any) -> None:
+        """Remove one, given as such or by id; KeyError if it is not there."""
+        try:
+            self.results.remove(result)
+        except ValueError:
+            raise KeyError(result) from None
+
+    def discard(self, result: Any) -> None:
+        """Remove one if it is there."""
+        if result in self.results:
+            self.results.remove(result)
+
+    def update(self, results: Any) -> None:
+        """Add those that are not there."""
+        for result in results:
+            self.add(result)
+
+    def clear(self) -> None:
+        """Remove all."""
+        self.results.clear()
+
+    def ready(self) -> bool:
+        """All have ended."""
+        return all(result.ready() for result in self.results)
+
+    def successful(self) -> bool:
+        """All have returned."""
+        return all(result.successful() for result in self.results)
+
+    def failed(self) -> bool:
+        """At least one has raised."""
+        return any(result.failed() for result in self.results)
+
+    def waiting(self) -> bool:
+        """At least one has not ended."""
+        return any(not result.ready() for result in self.results)
+
+    def completed_count(self) -> int:
+        """How many have returned."""
+        return sum(1 for result in self.results if result.successful())
+
+    def forget(self) -> None:
+        """Forget all."""
+        for result in self.results:
+            result.forget()
+
+    def maybe_throw(self, callback: Any = None, propagate: bool = True) -> None:
+        """Raise the first known failure."""
+        for result in self.results:
+            result.maybe_throw(callback=callback, propagate=propagate)
+
+    maybe_reraise = maybe_throw
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        callback: Callable[[str, Any], Any] | None = None,
+        no_ack: bool = True,
+        on_message: Callable[[Document], Any] | None = None,
+        disable_sync_subtasks: bool = True,
+        on_interval: Callable[[], Any] | None = None,
+    ) -> list[Any]:
+        """All values, in order; the first failure is raised, or returned in its place without `propagate`."""
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        open_ones = {r.id: r for r in self.results if type(r) is AsyncResult and r._final is None and not r.ignored}
+        if open_ones:
+            store = next(iter(open_ones.values())).backend
+            for task_id, document in store.wait_for_any(list(open_ones), timeout, interval, on_interval, on_message):
+                result = open_ones[task_id]
+                result._final = document
+                if propagate:
+                    result._outcome(document, propagate)
+        return [
+            result.get(timeout=timeout, propagate=propagate, interval=interval, callback=callback, disable_sync_subtasks=False)
+            for result in self.results
+        ]
+
+    join = get
+    join_native = get
+
+    def iterate(self, timeout: float | None = None, propagate: bool = True) -> Iterator[Any]:
+        """Yield values as they become ready."""
+        by_id = {result.id: result for result in self.results}
+        for task_id, document in self.results[0].backend.wait_for_any(list(by_id), timeout) if by_id else ():
+            by_id[task_id]._final = document
+            yield by_id[task_id]._outcome(document, propagate)
+
+    def iter_native(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[str, Document]]:
+        """Yield `(id, document)` as they become ready."""
+        if self.results:
+            yield from self.results[0].backend.wait_for_any([result.id for result in self.results], timeout)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.results)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.results[index]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __eq__(self, other: object) -> bool:
+        return other.results == self.results if isinstance(other, ResultSet) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: [{', '.join(r.id for r in self.results)}]>"
+
+
+class GroupResult(ResultSet):
+    """The results of a group, with the group's id."""
+
+    def __init__(self, id: str | None = None, results: list[Any] | None = None, parent: Any = None, **kwargs: Any) -> None:
+        super().__init__(results or [], **kwargs)
+        self.id = id
+        self.parent = parent
+
+    @property
+    def children(self) -> list[Any]:
+        """The results."""
+        return self.results
+
+    def as_tuple(self) -> tuple[Any, Any]:
+        """`((id, parent), children)`."""
+        return (self.id, self.parent and self.parent.as_tuple()), [result.as_tuple() for result in self.results]
+
+    def __repr__(self) -> str:
+        return f"<GroupResult: {self.id} [{', '.join(r.id for r in self.results)}]>"
+
+
+def result_from_tuple(data: Any, app: Any = None) -> Any:
+    """The result in a tuple form (`as_tuple`), or `data` itself if it is a result."""
+    if isinstance(data, (AsyncResult, ResultSet)):
+        return data
+    try:
+        identity, children = data
+    except (TypeError, ValueError):
+        raise ImproperlyConfigured(f"not the tuple form of a result: {data!r}") from None
+    task_id, parent = identity if isinstance(identity, (list, tuple)) else (identity, None)
+    parent = result_from_tuple(parent, app) if parent else None
+    if children is not None:
+        return GroupResult(task_id, [result_from_tuple(child, app) for child in children], parent=parent, app=app)
+    return AsyncResult(task_id, app=app, parent=parent)

@@ -1,0 +1,303 @@
+"""What core makes of a result backend: documents with Celery's keys, writing, reading and waiting.
+
+`AsyncResult` reads through it; the executor makes its documents with it; `app.backend` is one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Protocol
+
+from celeriac import states
+from celeriac.exceptions import BackendGetMetaError, ImproperlyConfigured, SecurityError, TimeoutError
+from celeriac.messaging import failures
+from celeriac.spec.backend import Document, ResultBackend
+from celeriac.spec.data import StoredResult
+from celeriac.spec.serializer import Serializer
+from celeriac.utils.times import now_iso, parse_iso
+
+REREAD_S: Final = 5.0  # a lost notice delays a waiter by no more than this (R8)
+FIRST_PAUSE_S: Final = 0.002
+
+
+class NoResultBackend(ImproperlyConfigured, NotImplementedError):
+    """A result was asked for in an app that keeps none."""
+
+    def __init__(self, what: str = "a result was asked for") -> None:
+        super().__init__(
+            f"{what}, but this app has no result backend, so results are neither kept nor read. "
+            f"Give it one, here and in the worker: Celery(..., backend='sqlite://'), backend='redis://...', or backend='rpc://'."
+        )
+
+
+class ResultStore:
+    """Results of one app in one process.
+
+    Args:
+        backend: The plugin's object, or None when results are disabled.
+        serializer: Encodes documents.
+        extended: Documents also say name, args, kwargs, worker, retries and queue (`result_extended`).
+        missing_hint: Asked now and then by a waiter: an exception to raise if the result can never come.
+    """
+
+    def __init__(
+        self,
+        backend: ResultBackend | None,
+        serializer: Serializer,
+        *,
+        extended: bool = False,
+        missing_hint: Callable[[str], BaseException | None] | None = None,
+    ) -> None:
+        self.plugin = backend
+        self.serializer = serializer
+        self._extended = extended
+        self._missing_hint = missing_hint
+
+    # -- documents ------------------------------------------------------------------------------------------
+
+    def document(self, task_id: str, state: str, result: Any, traceback: str | None = None, request: Any = None) -> Document:
+        """A result document; `result` is already in its stored form."""
+        ready = state in states.READY_STATES
+        children: list[Any] = []
+        if request is not None and request._children:
+            children = [child.as_tuple() for child in request._children]
+        document: Document = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": children,
+            "date_done": now_iso() if ready else None,
+            "task_id": task_id,
+        }
+        if request is not None:
+            if request.group:
+                document["group_id"] = request.group
+            if request.parent_id:
+                document["parent_id"] = request.parent_id
+            if self._extended:
+                self._extend(document, request)
+        return document
+
+    def failure(self, exc: BaseException) -> Any:
+        """The stored form of an exception, with arguments that the serializer knows."""
+        if self.serializer.name == "pickle":
+            return exc
+        return failures.describe(exc, self.serializer.dumps)
+
+    def make(
+        self, task_id: str, state: str, result: Any, traceback: str | None = None, request: Any = None
+    ) -> StoredResult:
+        """A state ready to be stored; `result` is already in its stored form.
+
+        Raises:
+            ValueError, TypeError: It cannot be serialized.
+        """
+        assert self.plugin is not None
+        data = self.plugin.encode(self.document(task_id, state, result, traceback, request), self.serializer)
+        if request is None:
+            return StoredResult(task_id, state, data)
+        return StoredResult(task_id, state, data, request.reply_to, request.group)
+
+    def _extend(self, document: Document, request: Any) -> None:
+        info = request.delivery_info or {}
+        document.update(
+            name=request.task,
+            args=request.args,
+            kwargs=request.kwargs,
+            worker=request.hostname,
+            retries=request.retries,
+            queue=info.get("routing_key"),
+        )
+        if request.stamps:
+            document["stamped_headers"] = request.stamped_headers
+            document.update(request.stamps)
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
+    ) -> Any:
+        """Keep a state of a task. Exceptions are stored as data."""
+        if self.plugin is None:
+            return result
+        stored = self.failure(result) if isinstance(result, BaseException) else result
+        self.plugin.store([self.make(task_id, state, stored, traceback, request)])
+        return result
+
+    def mark_as_started(self, task_id: str, **meta: Any) -> Any:
+        """Store STARTED with `meta`."""
+        return self.store_result(task_id, meta, states.STARTED)
+
+    def mark_as_done(self, task_id: str, result: Any, request: Any = None, **_: Any) -> None:
+        """Store SUCCESS."""
+        self.store_result(task_id, result, states.SUCCESS, request=request)
+
+    def mark_as_failure(self, task_id: str, exc: BaseException, traceback: str | None = None, request: Any = None, **_: Any) -> None:
+        """Store FAILURE."""
+        self.store_result(task_id, exc, states.FAILURE, traceback, request)
+
+    def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, **_: Any) -> None:
+        """Store REVOKED."""
+        from celeriac.exceptions import TaskRevokedError
+
+        self.store_result(task_id, TaskRevokedError(reason), states.REVOKED, request=request)
+
+    def forget(self, task_id: str) -> None:
+        """Remove a result."""
+        self._required("forget").forget([task_id])
+
+    def expect(self, task_ids: Sequence[str]) -> None:
+        """See `ResultBackend.expect`."""
+        if self.plugin is not None:
+            self.plugin.expect(task_ids)
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def get_task_meta(self, task_id: str) -> Document:
+        """The document of a task; PENDING if there is none."""
+        found = self._required("a result").fetch([task_id]).get(task_id)
+        return self._decode(task_id, found) if found is not None else pending(task_id)
+
+    def find(self, task_id: str) -> Document | None:
+        """The document of a task, or None."""
+        found = self._required("a result").fetch([task_id]).get(task_id)
+        return None if found is None else self._decode(task_id, found)
+
+    def get_state(self, task_id: str) -> str:
+        """The state of a task."""
+        return str(self.get_task_meta(task_id)["status"])
+
+    get_status = get_state
+
+    def get_result(self, task_id: str) -> Any:
+        """The result (or exception) of a task."""
+        return result_of(self.get_task_meta(task_id))
+
+    def get_traceback(self, task_id: str) -> str | None:
+        """The traceback of a failed task."""
+        return self.get_task_meta(task_id).get("traceback")
+
+    def wait_for(
+        self, task_id: str, timeout: float | None = None, interval: float = 0.5, on_interval: Callable[[], Any] | None = None
+    ) -> Document:
+        """The document of a task, once it is in a ready state.
+
+        Raises:
+            TimeoutError: Not ready within `timeout` seconds.
+        """
+        for _, document in self.wait_for_any([task_id], timeout, interval, on_interval):
+            return document
+        raise AssertionError("unreachable: waiting ends with a document or an error")
+
+    def wait_for_any(
+        self,
+        task_ids: Iterable[str],
+        timeout: float | None = None,
+        interval: float = 0.5,
+        on_interval: Callable[[], Any] | None = None,
+        on_message: Callable[[Document], Any] | None = None,
+    ) -> Iterator[tuple[str, Document]]:
+        """Yield `(task_id, document)` as each becomes ready, until all are.
+
+        Args:
+            timeout: Seconds for all of it; None waits for ever.
+            interval: The longest pause between two looks, for backends that cannot push.
+            on_message: Called with each state that arrives, ready or not.
+        Raises:
+            TimeoutError: Some were not ready in time; it says which.
+        """
+        plugin = self._required("a result")
+        waiting = dict.fromkeys(task_ids)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        arrivals = self._pushed(plugin, list(waiting), deadline) if "push" in plugin.abilities else self._polled(plugin, waiting, deadline, interval)
+        hint_at = time.monotonic() + 1.0
+        try:
+            for batch in arrivals:
+                for task_id, data in batch:
+                    if task_id not in waiting:
+                        continue
+                    document = self._decode(task_id, data)
+                    if on_message is not None:
+                        on_message(document)
+                    if document["status"] in states.READY_STATES:
+                        del waiting[task_id]
+                        yield task_id, document
+                if not waiting:
+                    return
+                if on_interval is not None:
+                    on_interval()
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    raise TimeoutError(self._timeout_text(waiting, timeout))
+                if self._missing_hint is not None and now >= hint_at:
+                    hint_at = now + 2.0
+                    for task_id in waiting:
+                        trouble = self._missing_hint(task_id)
+                        if trouble is not None:
+                            raise trouble
+        finally:
+            arrivals.close()
+
+    def _pushed(self, plugin: ResultBackend, ids: list[str], deadline: float | None) -> Iterator[list[tuple[str, bytes]]]:
+        watch = plugin.watch(ids)
+        reread_at = time.monotonic() + REREAD_S
+        try:
+            while True:
+                now = time.monotonic()
+                pause = min(1.0, reread_at - now) if deadline is None else min(1.0, reread_at - now, deadline - now)
+                yield watch.wait(max(pause, 0.0))
+                if time.monotonic() >= reread_at:
+                    reread_at = time.monotonic() + REREAD_S
+                    yield list(plugin.fetch(ids).items())
+        finally:
+            watch.close()
+
+    @staticmethod
+    def _polled(
+        plugin: ResultBackend, waiting: dict[str, None], deadline: float | None, interval: float
+    ) -> Iterator[list[tuple[str, bytes]]]:
+        pause = FIRST_PAUSE_S
+        while True:
+            yield list(plugin.fetch(list(waiting)).items())
+            left = pause if deadline is None else min(pause, deadline - time.monotonic())
+            time.sleep(max(left, 0.0))
+            pause = min(pause * 1.5, interval)
+
+    def _decode(self, task_id: str, data: bytes) -> Document:
+        assert self.plugin is not None
+        try:
+            document = self.plugin.decode(data)
+        except (ValueError, SecurityError) as exc:
+            raise BackendGetMetaError(f"the stored result of {task_id} cannot be read: {exc}", task_id=task_id) from exc
+        document.setdefault("status", states.PENDING)
+        return document
+
+    def _required(self, what: str) -> ResultBackend:
+        if self.plugin is None:
+            raise NoResultBackend(f"{what} was asked for")
+        return self.plugin
+
+    @staticmethod
+    def _timeout_text(waiting: dict[str, None], timeout: float | None) -> str:
+        first = next(iter(waiting))
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        return f"The operation timed out: no result of {first}{more} within {timeout} s."
+
+
+def pending(task_id: str) -> Document:
+    """The document of a task that the store knows nothing of."""
+    return {"status": states.PENDING, "result": None, "task_id": task_id}
+
+
+def result_of(document: Document) -> Any:
+    """The result in a document; an exception for the states that hold one."""
+    if document["status"] in states.EXCEPTION_STATES:
+        return failures.rebuild(document["result"])
+    return document["result"]
+
+
+def date_done(document: Document) -> Any:
+    """When the task ended: a datetime, or None."""
+    value = document.get("date_done")
+    return parse_iso(value) if isinstance(value, str) else value

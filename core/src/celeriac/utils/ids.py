@@ -1,0 +1,61 @@
+"""Names for tasks, clients and workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from functools import lru_cache
+
+
+def uuid() -> str:
+    """A random task id: the text of a uuid4, without the cost of a `uuid.UUID`."""
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+@lru_cache(maxsize=1)
+def hostname() -> str:
+    """This machine's name."""
+    return socket.gethostname()
+
+
+def anon_nodename() -> str:
+    """The name of a client without a node name, as message headers carry it: `gen<pid>@<host>`."""
+    return f"gen{os.getpid()}@{hostname()}"
+
+
+def default_nodename(name: str | None = None) -> str:
+    """A worker's node name from what the user gave: `w1` → `celery@w1`'s form is kept for whole names.
+
+    `%h` is the host, `%n` the part before the @, `%d` the domain, `%%` a percent sign.
+    """
+    host = hostname()
+    short, _, domain = host.partition(".")
+    if not name:
+        return f"celery@{host}"
+    expanded = name
+    for code, value in (("%h", host), ("%n", short), ("%d", domain)):
+        expanded = expanded.replace(code, value)
+    expanded = expanded.replace("%%", "%")
+    return expanded if "@" in expanded else f"celery@{expanded}"
+
+
+class ThreadOid:
+    """A reply-queue name for each process: made once, made anew in a forked child."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._oid = ""
+
+    def get(self) -> str:
+        """The name; the same for all threads of a process."""
+        if self._pid != os.getpid():
+            with self._lock:
+                if self._pid != os.getpid():
+                    self._oid, self._pid = uuid(), os.getpid()
+        return self._oid

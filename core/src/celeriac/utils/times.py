@@ -1,0 +1,63 @@
+"""Times on the wire: ISO 8601 texts, read and written without ceremony."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta, timezone, tzinfo
+from typing import Any
+
+UTC = timezone.utc
+
+_cached_second = -1
+_cached_text = ""
+
+
+def now_iso() -> str:
+    """The time now as `2026-01-02T03:04:05.678901+00:00`; the text of the second is made once."""
+    global _cached_second, _cached_text
+    now_ns = time.time_ns()
+    second, rest = divmod(now_ns, 1_000_000_000)
+    if second != _cached_second:
+        _cached_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _cached_second = second
+    return f"{_cached_text}.{rest // 1000:06d}+00:00"
+
+
+def parse_iso(text: str) -> datetime:
+    """A datetime from ISO 8601 text, aware: a text without an offset is UTC.
+
+    Raises:
+        ValueError: Not such a text.
+    """
+    if text.endswith(("Z", "z")):  # Python 3.10 does not know it
+        text = text[:-1] + "+00:00"
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def to_unix(text: str) -> float:
+    """Unix time of an ISO text, or of a number given as text. Raises ValueError."""
+    try:
+        return parse_iso(text).timestamp()
+    except ValueError:
+        return float(text)
+
+
+def as_moment(value: Any, zone: tzinfo) -> datetime:
+    """A user's `eta`: a datetime (naive ones are in `zone`) or ISO text."""
+    if isinstance(value, str):
+        value = parse_iso(value)
+    if not isinstance(value, datetime):
+        raise TypeError(f"eta must be a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
+    return value if value.tzinfo is not None else value.replace(tzinfo=zone)
+
+
+def after(seconds: float | timedelta) -> datetime:
+    """The moment `seconds` from now, in UTC."""
+    delta = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+    return datetime.now(UTC) + delta
+
+
+def as_seconds(value: Any) -> float:
+    """Seconds of a number or a timedelta."""
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)
