@@ -1,0 +1,507 @@
+"""The prefork pool: gives jobs to child processes, gathers their reports, and answers for every job it took.
+
+Made by the plugin's hook, called by the worker's thread. It keeps, per child, the jobs given and not yet
+reported, in order; the child keeps the job it started last in a shared page. So when a child dies it is
+known of each job whether it had been started: those that had are reported `lost`, the others go to a
+sibling without a word. `slot` is one child, `packing` decides who gets what, `child` is the other side.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal as signals
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import structlog
+
+from celeriac.exceptions import PoolBroken
+from celeriac.spec import Job, JobReport, PoolOptions, SlotProgram
+from celeriac_pool_prefork import child, frames
+from celeriac_pool_prefork.frames import HANDED_BACK
+from celeriac_pool_prefork.news import News
+from celeriac_pool_prefork.packing import STUCK_S, hand_out, least_limit
+from celeriac_pool_prefork.slot import OVERHEAD_S, Slot
+
+#: After a TERM, a child has so long before it is killed.
+TERM_S: Final = 2.0
+#: Storm guard (P4): so many deaths in so long that no job explains, and new children are held back.
+STORM_DEATHS: Final = 5
+STORM_S: Final = 10.0
+BACK_OFF_S: Final = (1.0, 30.0)
+#: A soft limit is signalled again at this pace until the child has raised it.
+INSIST_S: Final = 0.020
+#: How many packets of each child `collect` reads before it returns.
+ROUNDS: Final = 4
+
+_NOT_FINAL: Final = frozenset({"accepted", "progress", HANDED_BACK})
+
+log = structlog.get_logger(__name__)
+
+
+class PreforkPool:
+    """Runs jobs in forked child processes."""
+
+    abilities = frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes"})
+
+    def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
+        self._program = program
+        self._options = options
+        self._target = options.slots
+        self._slots: dict[int, Slot] = {}  # by pid
+        self._by_fd: dict[int, Slot] = {}
+        self._backlog: deque[Job] = deque()
+        self._done: list[JobReport] = []
+        self._files: dict[int, int] = {}
+        self._inbox = frames.Inbox()
+        self._news: News | None = None
+        self._look_at = math.inf
+        self._refill_at = math.inf
+        self._deaths: deque[float] = deque(maxlen=STORM_DEATHS)
+        self._back_off_s = 0.0
+        self._start_timeout_s = options.start_timeout_s
+        self._fresh_kib: int | None = None
+        self._why = ""
+        self._stopping = False
+
+    @property
+    def slots(self) -> int:
+        return self._target
+
+    def pids(self) -> list[int]:
+        return list(self._slots)
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._news = News(self._options.poller)
+        self._refill()
+        while not any(slot.ready for slot in self._slots.values()):
+            self._gather(self._done, timeout_s=0.05)
+            if time.monotonic() >= self._look_at:
+                self._look_after(time.monotonic())
+            if self._why:
+                self.stop(grace_s=0.0)
+                raise PoolBroken(f"pool prefork: no child process came up: {self._why}")
+
+    def stop(self, *, grace_s: float) -> list[JobReport]:
+        if self._news is None:
+            return []
+        self._stopping = True
+        self.withdraw()
+        reports, self._done = self._done, []
+        for slot in self._slots.values():
+            self._give_back(slot.tell_to_stop())
+        now = time.monotonic()
+        for patience, number in ((now + grace_s, signals.SIGTERM), (now + grace_s + TERM_S, signals.SIGKILL)):
+            while self._slots and (left := patience - time.monotonic()) > 0:
+                self._gather(reports, timeout_s=min(left, 0.5))
+            for slot in self._slots.values():
+                if slot.given or number == signals.SIGKILL:  # an idle one is on its way out by itself
+                    slot.signal(number)
+        while self._slots:
+            self._gather(reports, timeout_s=0.5)
+        self._news.close()
+        self._news = None
+        reports += self._done
+        self._done = []
+        return reports
+
+    def resize(self, slots: int) -> None:
+        self._target = slots
+        self._refill()
+        staying = [slot for slot in self._slots.values() if not slot.leaving]
+        staying.sort(key=lambda slot: len(slot.given))
+        for slot in staying[: len(staying) - slots]:
+            self._requeue(slot, slot.tell_to_stop())
+        self._pump()
+
+    # -- jobs ---------------------------------------------------------------------------------------------
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        if self._stopping:
+            self._give_back(jobs)
+            return
+        self._backlog.extend(jobs)
+        self._pump()
+
+    def collect(self) -> list[JobReport]:
+        reports, self._done = self._done, []
+        self._gather(reports)
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_after(now)
+        if now >= self._refill_at:
+            self._refill()
+        if self._backlog:
+            self._pump()
+        if self._done:  # by what was just done
+            reports += self._done
+            self._done = []
+        return reports
+
+    def deadline(self) -> float | None:
+        if self._done:
+            return time.monotonic()
+        at = min(self._look_at, self._refill_at)
+        return None if at == math.inf else at
+
+    def withdraw(self) -> None:
+        for slot in self._slots.values():
+            self._give_back(slot.recall())
+            slot.withdrawn.update(job.token for job in slot.given)
+        self._give_back(self._backlog)
+        self._backlog.clear()
+
+    def cancel(self, token: int, *, signal: int | None = None) -> bool:
+        for job in self._backlog:
+            if job.token == token:
+                self._backlog.remove(job)
+                self._finish(JobReport(token, "cancelled"))
+                return True
+        slot = next((slot for slot in self._slots.values() if slot.has(token)), None)
+        if slot is None:
+            return False
+        unread = slot.recall()
+        self._requeue(slot, [job for job in unread if job.token != token])
+        if any(job.token == token for job in unread):
+            self._finish(JobReport(token, "cancelled"))
+            found = True
+        else:
+            found = self._cancel_in_child(slot, token, signals.SIGTERM if signal is None else signal)
+        self._pump()
+        return found
+
+    def _cancel_in_child(self, slot: Slot, token: int, number: int) -> bool:
+        """Cancel a job that the child has read: the child is stopped meanwhile, so it cannot turn to another."""
+        if not slot.freeze():
+            return False  # it has just died; the job is `lost` or goes to a sibling
+        try:
+            self._read_all(slot, self._done)
+            if not slot.has(token):
+                return False  # it had ended: its own report is here
+            running = slot.running()
+            if running is not None and running[0] == token:
+                slot.doomed[token] = JobReport(token, "cancelled", detail=f"ended by signal {number}")
+                slot.signal(number)
+            else:
+                slot.doomed[token] = JobReport(token, "cancelled")
+                slot.ask_not_to_start(token)
+            return True
+        finally:
+            slot.thaw()
+
+    def _pump(self) -> None:
+        """Hand out what waits."""
+        at = hand_out(self._backlog, self._slots.values(), time.monotonic())
+        if at < self._look_at:
+            self._look_at = at
+
+    def _requeue(self, slot: Slot, jobs: Sequence[Job]) -> None:
+        """These jobs, given to a slot, were not started there: another slot gets them, or the worker."""
+        for job in reversed(jobs):
+            if job.token in slot.doomed:
+                self._finish(slot.doomed.pop(job.token))
+            elif self._stopping or job.token in slot.withdrawn:
+                self._give_back([job])
+            else:
+                self._backlog.appendleft(job)
+
+    def _give_back(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._finish(JobReport(job.token, "returned"))
+
+    def _finish(self, report: JobReport) -> None:
+        """Answer for a job that no child will report."""
+        self._drop_file(report.token)
+        self._done.append(report)
+
+    def _drop_file(self, token: int) -> None:
+        fd = self._files.pop(token, None)
+        if fd is not None:
+            os.close(fd)
+
+    # -- reports ------------------------------------------------------------------------------------------
+
+    def _gather(self, reports: list[JobReport], timeout_s: float = 0.0) -> None:
+        """Read what the children sent, and bury those that have ended."""
+        assert self._news is not None
+        for _ in range(ROUNDS):
+            fds = self._news.ready(timeout_s)
+            if not fds:
+                return
+            timeout_s = 0.0
+            ended: dict[int, Slot] = {}
+            for fd in fds:
+                slot = self._by_fd[fd]
+                try:
+                    if fd == slot.pidfd or not self._read(slot, reports):
+                        ended[slot.pid] = slot
+                except BlockingIOError:
+                    pass  # nothing after all; the next round asks again
+            for slot in ended.values():  # only now, for their successors may get the numbers of their descriptors
+                self._bury(slot, reports)
+
+    def _read_all(self, slot: Slot, reports: list[JobReport]) -> None:
+        try:
+            while self._read(slot, reports):
+                pass
+        except BlockingIOError:
+            pass  # that was all
+
+    def _read(self, slot: Slot, reports: list[JobReport]) -> bool:
+        """Read one packet; False at the end of the stream.
+
+        Raises:
+            BlockingIOError: There is none.
+        """
+        view, fd = self._inbox.receive(slot.reports)
+        if fd is not None:
+            batch = frames.read_reports(fd)
+        elif len(view) > 1 and view[0] != frames.BROKEN[0]:
+            batch = frames.decode_reports(view)
+        else:
+            return self._hear(slot, bytes(view))
+        self._account(slot, batch, reports)
+        return True
+
+    def _account(self, slot: Slot, batch: list[JobReport], reports: list[JobReport]) -> None:
+        """Strike the jobs that these reports end off the slot's list, and pass the reports on."""
+        given, files, load = slot.given, self._files, slot.load_s
+        before = len(given)
+        handed_back: set[int] = set()
+        for report in batch:
+            if report.outcome in _NOT_FINAL:
+                if report.outcome == HANDED_BACK:
+                    handed_back.add(report.token)
+                continue
+            job = given.popleft()  # a child runs and reports in the order in which it was given
+            assert job.token == report.token, (job.token, report.token)
+            load -= job.cost_s + OVERHEAD_S
+            if files:
+                self._drop_file(report.token)
+        slot.load_s = load if given else 0.0
+        slot.full = False
+        if len(given) != before:
+            slot.stuck = False
+            if slot.doomed:
+                for report in batch:
+                    slot.doomed.pop(report.token, None)
+        if handed_back:
+            slot.stuck = True
+            self._requeue(slot, [*slot.take_back(handed_back), *slot.recall()])
+            batch = [report for report in batch if report.outcome != HANDED_BACK]
+        reports += batch
+
+    def _hear(self, slot: Slot, word: bytes) -> bool:
+        """A word of the child about itself; False if it is its last."""
+        if word == frames.READY:
+            slot.ready, slot.ready_by = True, math.inf
+            if self._fresh_kib is None and self._options.max_memory_per_child_kib is not None:
+                self._fresh_kib = child.resident_kib(slot.pid)
+            self._pump()
+        elif word == frames.LEAVING:
+            slot.leaving = True
+            self._requeue(slot, slot.recall())
+            self._refill()
+        elif word[:1] == frames.BROKEN:
+            self._why = word[1:].decode(errors="replace")
+        return bool(word)
+
+    # -- looking after ------------------------------------------------------------------------------------
+
+    def _look_after(self, now: float) -> None:
+        self._look_at = math.inf
+        at = math.inf
+        for slot in list(self._slots.values()):
+            at = min(at, self._look_after_slot(slot, now))
+        self._look_at = min(self._look_at, at)  # a refill may have set it meanwhile
+
+    def _look_after_slot(self, slot: Slot, now: float) -> float:
+        """See to one slot; returns when to do it again."""
+        if slot.deaf:
+            self._bury(slot, self._done)
+            return now + INSIST_S if slot.pid in self._slots else math.inf
+        if now >= slot.ready_by:
+            self._why = f"it was not ready within {self._start_timeout_s:g} s"
+            slot.ready_by = math.inf
+            slot.signal(signals.SIGKILL)
+        if now >= slot.limit_at:
+            slot.limit_at = self._enforce_limits(slot, now)
+        slot.full = False  # try again: not every lack of room ends with a report of this slot
+        at = min(slot.ready_by, slot.limit_at)
+        if len(slot.given) > 1 and not slot.stuck:
+            running = slot.running()
+            since = running[1] if running else now
+            if now - since < STUCK_S:
+                return min(at, since + STUCK_S)
+            slot.stuck = True
+            self._requeue(slot, slot.recall())
+        return at
+
+    def _enforce_limits(self, slot: Slot, now: float) -> float:
+        """Act on the limits of what the slot runs; returns when the next limit may be reached."""
+        running = slot.running()
+        at = math.inf
+        for job in slot.given:
+            least_s = least_limit(job)
+            if least_s == math.inf:
+                continue
+            if running is not None and running[0] == job.token:
+                at = min(at, self._enforce_limit(slot, job, running[1], now))
+            else:
+                at = min(at, now + least_s)
+        return at
+
+    def _enforce_limit(self, slot: Slot, job: Job, since: float, now: float) -> float:
+        soft_at = since + (job.soft_limit_s or math.inf)
+        hard_at = since + (job.hard_limit_s or math.inf)
+        if now >= hard_at:
+            self._kill_if_running(slot, job)
+            return math.inf
+        if now < soft_at:
+            return min(soft_at, hard_at)
+        if slot.is_soft_limit_raised(job.token):
+            return hard_at
+        slot.raise_soft_limit(job.token)
+        return min(hard_at, now + INSIST_S)
+
+    def _kill_if_running(self, slot: Slot, job: Job) -> None:
+        """End the child, unless it has finished the job in this very moment: stop it, look, then kill."""
+        if not slot.freeze():
+            return
+        running = slot.running()
+        if running is not None and running[0] == job.token:
+            run_s = time.monotonic() - running[1]
+            text = f"hard time limit ({job.hard_limit_s:g} s) exceeded"
+            slot.doomed[job.token] = JobReport(job.token, "timed_out", run_s, detail=text, pid=slot.pid)
+            slot.leaving = True
+            slot.signal(signals.SIGKILL)
+        slot.thaw()
+
+    # -- deaths and births --------------------------------------------------------------------------------
+
+    def _bury(self, slot: Slot, reports: list[JobReport]) -> None:
+        """A child has ended, or has closed its end of the reports, which is as good: answer for its jobs."""
+        assert self._news is not None
+        if not slot.has_ended():
+            slot.signal(signals.SIGKILL)  # changes nothing for one that is on its way out
+            self._unwatch(slot, slot.reports.fileno())
+            slot.deaf = True
+            self._look_at = min(self._look_at, time.monotonic() + INSIST_S)
+            return
+        self._read_all(slot, reports)
+        del self._slots[slot.pid]
+        self._unwatch(slot, *slot.watched)
+        by_job = self._judge(slot)
+        slot.forget()
+        if not slot.ready:
+            self._why = self._why or f"its process ended with {slot.cause()}"
+        self._replace(slot, by_job)
+
+    def _unwatch(self, slot: Slot, *fds: int) -> None:
+        assert self._news is not None
+        for fd in fds:
+            if fd in slot.watched:
+                slot.watched.discard(fd)
+                del self._by_fd[fd]
+                self._news.remove(fd)
+
+    def _replace(self, slot: Slot, by_job: bool) -> None:
+        """Bring up another child for one that has ended, at once unless children die in a row for no known reason."""
+        now = time.monotonic()
+        if slot.leaving or self._stopping:
+            pass
+        elif by_job:
+            log.warning("pool.child_lost", pid=slot.pid, cause=slot.cause())
+        else:
+            log.error("pool.child_died", pid=slot.pid, cause=slot.cause(), reason=self._why or None)
+            self._deaths.append(now)
+        if len(self._deaths) == STORM_DEATHS and now - self._deaths[0] < STORM_S:
+            self._back_off_s = min(max(2 * self._back_off_s, BACK_OFF_S[0]), BACK_OFF_S[1])
+            self._deaths.clear()
+            self._refill_at = now + self._back_off_s
+            log.error("pool.refill_delayed", delay_s=self._back_off_s, reason=self._why or slot.cause())
+        elif self._refill_at == math.inf:
+            self._refill()
+
+    def _refill(self) -> None:
+        """Fork until there are as many children as wanted."""
+        self._refill_at = math.inf
+        if self._stopping:
+            return
+        staying = sum(not slot.leaving for slot in self._slots.values())
+        try:
+            for _ in range(self._target - staying):
+                self._fork()
+        except OSError as exc:  # no process or descriptor to be had: what runs goes on, and we try again
+            self._why = f"it cannot be made: {exc}"
+            self._refill_at = time.monotonic() + BACK_OFF_S[0]
+            log.error("pool.refill_delayed", delay_s=BACK_OFF_S[0], reason=str(exc))
+
+    def _fork(self) -> None:
+        assert self._news is not None
+        options = self._options
+        limits = child.Limits(options.max_tasks_per_child, options.max_memory_per_child_kib, self._fresh_kib)
+        slot = Slot(budget=options.max_tasks_per_child, files=self._files)
+        ends = child.Ends(slot.jobs_end, slot.reports_end, slot.page, os.getpid(), limits)
+        sys.stdout.flush()  # else both processes print what is in the buffers
+        sys.stderr.flush()
+        # No signal before the child has its own handlers: with ours it would tell the worker to stop.
+        mask = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
+        try:
+            with warnings.catch_warnings():
+                # From 3.12 on, a fork of a process with threads warns. A child uses nothing that they may hold.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+            if pid == 0:
+                self._become_child(slot, ends)
+        except OSError:
+            slot.forget()
+            raise
+        finally:
+            signals.pthread_sigmask(signals.SIG_SETMASK, mask)
+        slot.born(pid)
+        slot.ready_by = time.monotonic() + self._start_timeout_s
+        self._look_at = min(self._look_at, slot.ready_by)
+        self._slots[pid] = slot
+        for fd in (slot.reports.fileno(), slot.pidfd):
+            if fd is not None:
+                slot.watched.add(fd)
+                self._by_fd[fd] = slot
+                self._news.add(fd)
+
+    def _become_child(self, slot: Slot, ends: child.Ends) -> None:
+        """In a fresh fork: let go of all that is the parent's, and never return."""
+        try:
+            assert self._news is not None
+            self._news.forget()
+            for sibling in self._slots.values():
+                sibling.forget()
+            for fd in self._files.values():
+                os.close(fd)
+            slot.jobs.close()
+            slot.reports.close()
+            child.main(self._program, ends)
+        finally:
+            os._exit(70)
+
+    def _judge(self, slot: Slot) -> bool:
+        """Report what a dead child had started, requeue the rest; whether a job may have ended it."""
+        jobs = list(slot.given)
+        slot.given.clear()
+        last, running = slot.started_last(), slot.running() is not None
+        begun = next((index for index, job in enumerate(jobs, 1) if job.token == last), 0)
+        for job in jobs[:begun]:
+            text = slot.cause()
+            if job.token != last or not running:
+                text += ", after the run and before its report"
+            lost = JobReport(job.token, "lost", detail=text, pid=slot.pid)
+            self._finish(slot.doomed.pop(job.token, lost))
+        self._requeue(slot, jobs[begun:])
+        return running
