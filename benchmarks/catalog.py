@@ -72,8 +72,9 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "huey": ("huey==3.5.4", "redis", "hiredis"),
     "taskiq": ("taskiq[uv,orjson]==0.13.0", "taskiq-redis==1.2.4", "taskiq-aio-pika==0.6.1", "hiredis"),
     "raw": ("hiredis", "amqp"),
+    "tools": ("py-spy",),
 }
-"""What goes into each peer's venv. `raw` measures the limits of the machine."""
+"""What goes into each peer's venv. `raw` measures the limits of the machine, `tools` is for `hotspots.py`."""
 
 _NO_BULK = frozenset({"bulk"})
 _NO_REPLIES = frozenset({"bulk", "results", "latency"})  # no result store that lives on RabbitMQ

@@ -222,10 +222,10 @@ def _drain(bench: Bench, sent: int) -> dict[str, float]:
     """Start the worker on `sent` waiting messages and time it; see the module's docstring for the window."""
     spawned_ns = time.monotonic_ns()
     with bench.worker() as pids:
-        opened = _wait_until_executed(bench, max(1, sent // 10), stall_s=BOOT_TIMEOUT_S).count
+        opened = wait_until_executed(bench, max(1, sent // 10), stall_s=BOOT_TIMEOUT_S).count
         opened_ns = time.monotonic_ns()
         worker_s, server_s = cpu_of_tree(pids), cpu_of_tree(bench.place.server_pids)
-        _wait_until_executed(bench, sent, stall_s=STALL_TIMEOUT_S)
+        wait_until_executed(bench, sent, stall_s=STALL_TIMEOUT_S)
         time.sleep(SETTLE_S)
         worker_s = cpu_of_tree(pids) - worker_s
         server_s = cpu_of_tree(bench.place.server_pids) - server_s
@@ -243,7 +243,7 @@ def _drain(bench: Bench, sent: int) -> dict[str, float]:
     }
 
 
-def _wait_until_executed(bench: Bench, wanted: int, *, stall_s: float) -> Executed:
+def wait_until_executed(bench: Bench, wanted: int, *, stall_s: float) -> Executed:
     """Look until this many tasks have run; give up when for `stall_s` none did."""
     seen, moved = -1, time.monotonic()
     while (now := bench.executed()).count < wanted:

@@ -34,9 +34,9 @@ def find_tree(roots: Iterable[int]) -> set[int]:
     return tree
 
 
-def cpu_of_tree(roots: Iterable[int]) -> float:
-    """Seconds of CPU (user and system) that the living processes of a tree have used since they began."""
-    return sum(_cpu_of(pid) for pid in find_tree(roots))
+def cpu_of_tree(roots: Iterable[int], *, alone: bool = False) -> float:
+    """Seconds of CPU (user and system) that the living processes of a tree have used; `alone`: only the roots."""
+    return sum(_cpu_of(pid) for pid in (roots if alone else find_tree(roots)))
 
 
 def describe() -> dict[str, str | int]:
