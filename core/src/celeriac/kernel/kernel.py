@@ -40,7 +40,7 @@ CHOSEN_BY = {
     "backend": "--backend-plugin or the setting backend_plugin",
     "serializer": "the settings task_serializer, result_serializer and accept_content",
     "pool": "--pool or the setting worker_pool",
-    "extension": "the setting extensions",
+    "extension": "the setting plugins_enabled",
 }
 
 
@@ -125,12 +125,17 @@ class Kernel:
 
     # -- extensions ---------------------------------------------------------------------------------------
 
-    def load_extensions(self) -> list[LoadedPlugin]:
-        """Load every installed extension that is not blocked."""
-        infos = [info for info in catalog().all("extension") if not self._forbidden_by(info)]
-        loaded = [self._loader.load(info) for info in infos]
-        for info in infos:
-            self._remember(info)
+    def extensions(self) -> list[PluginInfo]:
+        """The extensions to load: those that `plugins_enabled` names, else every installed one; never blocked ones."""
+        enabled = self._settings.get("plugins_enabled")
+        if enabled is None:
+            return [info for info in catalog().all("extension") if not self._forbidden_by(info)]
+        return [self.find("extension", name) for name in enabled]
+
+    def load(self, info: PluginInfo) -> LoadedPlugin:
+        """Load a plugin without making anything; from then on `notify` reaches an extension."""
+        loaded = self._loader.load(info)
+        self._remember(info)
         return loaded
 
     def notify(self, hook: str, **arguments: Any) -> None:

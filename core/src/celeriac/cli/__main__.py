@@ -1,0 +1,5 @@
+"""`python -m celeriac.cli`."""
+
+from celeriac.cli import main
+
+main()

@@ -1,0 +1,97 @@
+"""What a person sees when a command fails: one sentence on standard error, and an exit code.
+
+=====  ===========================================================================================
+0      done
+1      it failed for another reason; a task that was waited for failed
+2      wrong words on the command line, a wrong setting, a missing or bad plugin
+69     the broker or the result store cannot be reached (EX_UNAVAILABLE of sysexits.h)
+130    interrupted by Ctrl-C
+=====  ===========================================================================================
+
+A traceback is shown only when asked for, by `--traceback` or `CELERIAC_TRACEBACK=1`; except that of the user's
+own module, when importing that is what failed.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+import click
+
+from celeriac.exceptions import (
+    BackendLost,
+    BackendUnreachable,
+    CeleriacError,
+    CeleryCommandException,
+    ImproperlyConfigured,
+    OperationalError,
+    mask_url,
+)
+
+OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 69, 130
+
+
+class UserCodeFailed(Exception):
+    """Importing the user's own module raised; the cause is shown with its traceback.
+
+    Attributes:
+        hide: Frames of the traceback, from the outermost, that are not the user's.
+    """
+
+    def __init__(self, message: str, hide: int = 0) -> None:
+        self.hide = hide
+        super().__init__(message)
+
+
+def report_error(exc: BaseException) -> int:
+    """Say on standard error what went wrong; return the exit code."""
+    if isinstance(exc, click.ClickException):
+        exc.show()
+        return exc.exit_code
+    if isinstance(exc, (click.Abort, KeyboardInterrupt)):
+        say("Aborted.")
+        return INTERRUPTED
+    if isinstance(exc, UserCodeFailed) and exc.__cause__ is not None:
+        say(_traceback_of_user(exc.__cause__, exc.hide).rstrip())
+    elif wants_traceback():
+        say("".join(traceback.format_exception(exc)).rstrip())
+    say(f"{click.style('Error:', fg='red', bold=True)} {mask_url(_sentence(exc))}")
+    return _exit_code(exc)
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked for tracebacks."""
+    return os.environ.get("CELERIAC_TRACEBACK", "0") not in ("", "0")
+
+
+def say(text: str) -> None:
+    """Print a line on standard error."""
+    click.echo(text, err=True)
+
+
+def _exit_code(exc: BaseException) -> int:
+    if isinstance(exc, CeleryCommandException):
+        return exc.exit_code
+    if isinstance(exc, (ImproperlyConfigured, UserCodeFailed)):
+        return USAGE
+    if isinstance(exc, (OperationalError, BackendUnreachable, BackendLost)):
+        return UNREACHABLE
+    return FAILED
+
+
+def _sentence(exc: BaseException) -> str:
+    text = str(exc).strip()
+    if isinstance(exc, (CeleriacError, CeleryCommandException, UserCodeFailed)):
+        return text[:1].upper() + text[1:] or type(exc).__name__
+    hint = "" if wants_traceback() else " (add --traceback to see where)"
+    return f"{type(exc).__name__}: {text}{hint}"
+
+
+def _traceback_of_user(exc: BaseException, hide: int) -> str:
+    trace = exc.__traceback__
+    for _ in range(hide):
+        trace = trace.tb_next if trace is not None else None
+    while trace is not None and "importlib" in trace.tb_frame.f_code.co_filename:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, trace))

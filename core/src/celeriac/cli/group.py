@@ -1,0 +1,276 @@
+"""The command group: which commands there are, the options all of them share, and how a command is run.
+
+`celeriac --help` imports none of the commands: `COMMANDS` has a line about each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from celeriac.cli.errors import INTERRUPTED, report_error, say
+from celeriac.exceptions import PluginError
+
+PROG = "celeriac"
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: name → (module with an object of that name, what it does)
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "worker": ("celeriac.cli.worker", "Run tasks: start a worker."),
+    "call": ("celeriac.cli.call", "Send a call of a task and print its id."),
+    "result": ("celeriac.cli.result", "Print the result of a call."),
+    "purge": ("celeriac.cli.purge", "Remove all waiting messages from queues."),
+    "plugins": ("celeriac.cli.plugins", "List, show and check the installed plugins."),
+    "report": ("celeriac.cli.report", "Print versions and settings, for bug reports."),
+}
+
+
+class Common(NamedTuple):
+    """The options that all commands share, as given; see `COMMON_OPTIONS`."""
+
+    app: str | None = None
+    broker: str | None = None
+    result_backend: str | None = None
+    broker_plugin: str | None = None
+    backend_plugin: str | None = None
+    workdir: str | None = None
+    no_color: bool = False
+    quiet: bool = False
+    traceback: bool = False
+
+
+class State:
+    """What the commands get as `ctx.obj`: the common options, and the app they lead to.
+
+    Args:
+        app: An app that is there already (`app.start()`), or None.
+    """
+
+    def __init__(self, app: Any = None) -> None:
+        self.given = Common()
+        self._app = app
+        self._is_ready = False
+
+    def take(self, options: Mapping[str, Any]) -> None:
+        """Note common options; those that were not given leave earlier ones as they are."""
+        self.given = self.given._replace(**{key: value for key, value in options.items() if value})
+        if self.given.traceback:
+            os.environ["CELERIAC_TRACEBACK"] = "1"
+        if self.given.workdir and options.get("workdir"):
+            self._enter(self.given.workdir)
+
+    def app(self, *, required: bool = False) -> Any:
+        """The app of `-A`, with the settings of `-b` and its kin; without `-A` one of its own.
+
+        Args:
+            required: Without `-A` there is nothing to do.
+        """
+        from celeriac.cli.find_app import find_app  # imports the whole library, which help does not need
+
+        if self._app is None:
+            if not self.given.app and required:
+                raise click.UsageError(
+                    "Which app? Name its module: celeriac -A tasks worker (for tasks.py with app = Celery(…))."
+                )
+            self._app = find_app(self.given.app)
+        if not self._is_ready:
+            names = {"broker": "broker_url", "result_backend": "result_backend"}
+            changes = {name: getattr(self.given, option) for option, name in names.items()}
+            changes |= {name: getattr(self.given, name) for name in ("broker_plugin", "backend_plugin")}
+            self._app.conf.override({name: value for name, value in changes.items() if value})
+            self._is_ready = True
+        return self._app
+
+    def _enter(self, folder: str) -> None:
+        try:
+            os.chdir(folder)
+        except OSError as exc:
+            raise click.UsageError(f"--workdir: cannot enter {folder!r}: {exc.strerror}.") from exc
+
+
+class Option(click.Option):
+    """An option that also reads Celery's environment variable: CELERY_WORKER_POOL after CELERIAC_WORKER_POOL."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """The first variable that is set."""
+        value = super().resolve_envvar_value(ctx)
+        prefix = ctx.auto_envvar_prefix
+        if value is None and self.allow_from_autoenv and prefix and self.name:
+            value = os.environ.get(f"{prefix.replace('CELERIAC', 'CELERY', 1)}_{self.name.upper()}") or None
+        return value
+
+
+def option(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """`click.option` with our `Option`."""
+    return click.option(*names, cls=Option, **attributes)
+
+
+def common_options(*, hidden: bool) -> list[click.Option]:
+    """The options that all commands share. Commands take them too, hidden, and without their variables."""
+
+    def envvar(*names: str) -> list[str] | None:
+        return None if hidden else list(names)
+
+    shared: dict[str, Any] = {"hidden": hidden, "expose_value": False, "callback": _take}
+    return [
+        Option(
+            ["-A", "--app"], metavar="APP", envvar=envvar("CELERIAC_APP", "CELERY_APP", "APP"), **shared,
+            help="The app: its module (tasks), or with its name in there (tasks:app, proj.tasks.app).",
+        ),
+        Option(
+            ["-b", "--broker"], metavar="URL", **shared,
+            envvar=envvar("CELERIAC_BROKER", "CELERY_BROKER", "BROKER_URL"),
+            help="The broker's URL, instead of the setting broker_url.",
+        ),
+        Option(
+            ["--result-backend"], metavar="URL", **shared,
+            envvar=envvar("CELERIAC_RESULT_BACKEND", "CELERY_RESULT_BACKEND", "RESULT_BACKEND"),
+            help="The result store's URL, instead of the setting result_backend.",
+        ),
+        Option(
+            ["--broker-plugin"], metavar="NAME", envvar=envvar("CELERIAC_BROKER_PLUGIN"), **shared,
+            help="The broker plugin, NAME or NAME@DIST, instead of the one for the URL's scheme.",
+        ),
+        Option(
+            ["--backend-plugin"], metavar="NAME", envvar=envvar("CELERIAC_BACKEND_PLUGIN"), **shared,
+            help="The result backend plugin, likewise.",
+        ),
+        Option(
+            ["--workdir"], metavar="FOLDER", envvar=envvar("CELERIAC_WORKDIR", "CELERY_WORKDIR"), **shared,
+            help="Go to this folder first.",
+        ),
+        Option(
+            ["-C", "--no-color"], is_flag=True, envvar=envvar("CELERIAC_NO_COLOR", "CELERY_NO_COLOR"), **shared,
+            help="Print without colours.",
+        ),
+        Option(
+            ["-q", "--quiet"], is_flag=True, envvar=envvar("CELERIAC_QUIET", "CELERY_QUIET"), **shared,
+            help="Print only what was asked for.",
+        ),
+        Option(["--traceback"], is_flag=True, **shared, help="Show the traceback of errors (CELERIAC_TRACEBACK=1)."),
+    ]  # fmt: skip
+
+
+class Command(click.Command):
+    """A command that also takes the common options after its name: `celeriac worker -A tasks`."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        taken = {name for parameter in self.params for name in parameter.opts}
+        for extra in common_options(hidden=True):
+            if not taken & set(extra.opts):
+                self.params.append(extra)
+
+
+class Group(click.Group):
+    """The top group: commands are imported when they are used, and those of extensions are found."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Our commands in their order, then those of extensions."""
+        _add_extension_commands(self)
+        return [*COMMANDS, *sorted(set(self.commands) - set(COMMANDS))]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import one command."""
+        if name in COMMANDS:
+            command: click.Command = getattr(import_module(COMMANDS[name][0]), name)
+            return command
+        _add_extension_commands(self)
+        return self.commands.get(name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of the first word, or say which one may have been meant."""
+        name = args[0]
+        if not name.startswith("-") and not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(self.list_commands(ctx))}."
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing ours."""
+        rows = []
+        for name in self.list_commands(ctx):
+            text = COMMANDS[name][1] if name in COMMANDS else self.commands[name].get_short_help_str()
+            rows.append((name, text))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def run(words: list[str], app: Any = None) -> int:
+    """Run a command; return the exit code. Nothing but `SystemExit` comes out of it."""
+    try:
+        code = cli.main(words, prog_name=PROG, standalone_mode=False, obj=State(app))
+    except (Exception, KeyboardInterrupt) as exc:
+        return report_error(exc)
+    return code if isinstance(code, int) else 0
+
+
+def _take(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    if ctx.obj is None:  # shell completion parses without running
+        ctx.obj = State()
+    ctx.obj.take({str(parameter.name): value})
+    if parameter.name == "no_color" and (value or os.environ.get("NO_COLOR")):
+        ctx.color = False
+        ctx.obj.take({"no_color": True})
+    return value
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"{PROG} {version('celeriac')}")
+        ctx.exit()
+
+
+_extensions_added = False
+
+
+def _add_extension_commands(group: click.Group) -> None:
+    """Ask installed extensions for their commands; one that is broken costs only its own."""
+    global _extensions_added
+    if _extensions_added:
+        return
+    _extensions_added = True
+    from celeriac.kernel.kernel import Kernel  # not needed by our own commands' help
+
+    kernel = Kernel({})
+    for info in kernel.extensions():
+        try:
+            kernel.load(info)
+        except PluginError as exc:
+            say(f"Warning: {exc}")
+    kernel.notify("celeriac_add_commands", group=group)
+
+
+@click.group(
+    cls=Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "CELERIAC",
+        "max_content_width": 100,
+    },
+    epilog=(
+        "Options may also come from the environment: CELERIAC_APP, CELERIAC_BROKER, CELERIAC_WORKER_CONCURRENCY …, or "
+        "Celery's names of the same (CELERY_APP …). Shell completion: add to your shell's start-up file "
+        'eval "$(_CELERIAC_COMPLETE=bash_source celeriac)" (or zsh_source, fish_source).'
+    ),
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
+)
+def cli() -> None:
+    """celeriac: a distributed task queue made of plugins."""
+
+
+cli.params[:0] = common_options(hidden=False)
+
+__all__ = ["COMMANDS", "INTERRUPTED", "Command", "Common", "Group", "Option", "State", "cli", "option", "run"]

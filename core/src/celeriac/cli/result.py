@@ -1,0 +1,65 @@
+"""`celeriac result`: what became of a call."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from celeriac.cli.errors import FAILED, say
+from celeriac.cli.group import Command, State, option
+from celeriac.exceptions import TimeoutError
+
+
+@click.command(cls=Command)
+@click.argument("task_id", metavar="ID")
+@option("-t", "--task", metavar="NAME", help="The task's name, if it keeps its results in a place of its own.")
+@option("--traceback", "show_traceback", is_flag=True, help="Print the traceback instead of the value.")
+@option("--timeout", type=float, metavar="SECONDS", help="Wait no longer than this (0: do not wait).")
+@option("--json", "as_json", is_flag=True, help="Print state, result and traceback as a JSON object.")
+@click.pass_context
+def result(
+    ctx: click.Context,
+    /,
+    task_id: str,
+    task: str | None,
+    show_traceback: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Wait for the call ID to end and print its value.
+
+    Ends with 0 if the task succeeded, with 1 if it failed or did not end in time.
+    """
+    state: State = ctx.obj
+    app = state.app()
+    found = app.tasks[task].AsyncResult(task_id) if task else app.AsyncResult(task_id)
+    try:
+        if timeout != 0:
+            found.get(timeout=timeout, propagate=False)
+    except TimeoutError:
+        if not as_json:
+            raise
+    if as_json:
+        click.echo(json.dumps(_document(found), default=repr))
+    elif show_traceback:
+        click.echo(found.traceback or "")
+    elif found.successful():
+        click.echo(found.result)
+    elif found.failed():
+        say(f"{found.state}: {type(found.result).__name__}: {found.result}")
+    else:
+        say(f"{task_id} has not ended; its state is {found.state}.")
+    ctx.exit(0 if found.successful() else FAILED)
+
+
+def _document(found: Any) -> dict[str, Any]:
+    value = found.result
+    return {
+        "task_id": found.id,
+        "state": found.state,
+        "result": repr(value) if isinstance(value, BaseException) else value,
+        "traceback": found.traceback,
+        "date_done": str(found.date_done) if found.date_done else None,
+    }

@@ -1,0 +1,58 @@
+"""Types of option values that several commands share."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from celeriac.log.lines import LEVEL_NUMBERS, parse_level
+
+
+class Words(click.ParamType):  # type: ignore[type-arg] # generic from click 8.5 on
+    """`a,b,c` as a list."""
+
+    name = "a,b,c"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """Split at commas; a list stays one."""
+        return value if isinstance(value, list) else [word.strip() for word in value.split(",") if word.strip()]
+
+
+class Level(click.ParamType):  # type: ignore[type-arg] # generic from click 8.5 on
+    """A log level."""
+
+    name = "|".join(LEVEL_NUMBERS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Its number."""
+        try:
+            return parse_level(value)
+        except ValueError as exc:
+            self.fail(f"{exc}.", param, ctx)
+
+
+class Slots(click.ParamType):  # type: ignore[type-arg] # generic from click 8.5 on
+    """A number of slots, or `auto` for one per processor."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        if isinstance(value, str) and value.lower() == "auto":
+            return count_processors()
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is neither a number above 0 nor 'auto'.", param, ctx)
+        return number
+
+
+def count_processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,109 @@
+"""`celeriac worker`: run tasks until told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from celeriac import log, signals
+from celeriac.cli.errors import UserCodeFailed
+from celeriac.cli.group import Command, F, State, option
+from celeriac.cli.startup_page import startup_page
+from celeriac.cli.types import Level, Slots, Words, count_processors
+from celeriac.utils.ids import default_nodename
+
+NO_EFFECT = "No effect; taken so that Celery's scripts run."
+
+
+def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
+    return option(*names, expose_value=False, help=NO_EFFECT, **attributes)
+
+
+@click.command(cls=Command, context_settings={"allow_extra_args": True})
+@option("-n", "--hostname", metavar="NAME", help="Node name: w1@%h. %h is the host, %n its name, %d its domain.")
+@option("-P", "--pool", metavar="NAME", help="Pool plugin: prefork, threads, solo … Default: the setting worker_pool.")
+@option("-c", "--concurrency", type=Slots(), help="How many tasks run at once. Default: one per processor.")
+@option("-Q", "--queues", type=Words(), default="", help="Consume from these queues. Default: all the app declares.")
+@option("-X", "--exclude-queues", type=Words(), default="", help="Do not consume from these.")
+@option("-I", "--include", type=Words(), default="", help="Import these modules, too.")
+@option(
+    "-l",
+    "--loglevel",
+    type=Level(),
+    metavar="LEVEL",
+    default="warning",
+    show_default=True,
+    help="Write lines of this level (debug, info …) and above.",
+)
+@option("--log-format", type=click.Choice(["console", "json"]), help="For people, or a JSON object per line.")
+@option("-f", "--logfile", metavar="FILE", help="Append to this file instead of standard error.")
+@option("--time-limit", type=float, metavar="SECONDS", help="Kill a task that runs longer.")
+@option("--soft-time-limit", type=float, metavar="SECONDS", help="Raise SoftTimeLimitExceeded in one that runs longer.")
+@option("--max-tasks-per-child", type=click.IntRange(1), metavar="N", help="Replace a pool process after N tasks.")
+@option("--max-memory-per-child", type=click.IntRange(1), metavar="KIB", help="Replace one that uses more memory.")
+@option(
+    "--prefetch-multiplier", type=click.IntRange(0), metavar="N", help="Hold N messages per slot. Default: as fits."
+)
+@option("-E", "--task-events", "--events", is_flag=True, help="Send task events for monitors.")
+@option("--purge", "--discard", is_flag=True, help="First remove all messages from its queues. No way back!")
+@option("-S", "--statedb", metavar="FILE", help="Keep revoked ids in this file over restarts.")
+@_without_effect("-O", "--optimization")
+@_without_effect("--without-gossip", is_flag=True)
+@_without_effect("--without-mingle", is_flag=True)
+@_without_effect("--without-heartbeat", is_flag=True)
+@_without_effect("--heartbeat-interval", type=int)
+@_without_effect("--pool-putlocks/--no-pool-putlocks")
+@click.pass_context
+def worker(ctx: click.Context, /, **options: Any) -> None:
+    """Run the app's tasks until told to stop.
+
+    Ctrl-C or TERM ends it warmly: running tasks finish, the rest is given back. A second one ends it at once.
+    Words such as worker.prefetch_multiplier=1 after the options are settings.
+    """
+    from celeriac.worker.worker import Worker  # only now: a wrong option should not wait for it
+
+    state: State = ctx.obj
+    app = state.app(required=not options["include"])
+    if ctx.args:
+        app.conf.config_from_cmdline(ctx.args, namespace="worker")
+    if options["include"]:
+        app.conf.override({"include": [*app.conf.include, *options["include"]]})
+    _set_up_log(app, options, state.given.no_color)
+    _import_tasks(app)
+    options["hostname"] = default_nodename(options["hostname"])
+    options["pool"] = options["pool"] or app.conf.worker_pool
+    options["concurrency"] = options["concurrency"] or app.conf.worker_concurrency or count_processors()
+    _load_plugins(app, options["pool"])
+    if not state.given.quiet:
+        click.echo(startup_page(app, options))
+    names = {"log_format": "logformat"}
+    given = {names.get(name, name): value for name, value in options.items()}
+    ctx.exit(Worker(app, **given, quiet=state.given.quiet, no_color=state.given.no_color).run())
+
+
+def _set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:
+    options["log_format"] = options["log_format"] or app.conf.worker_log_style
+    level, format, path = options["loglevel"], options["log_format"], options["logfile"]
+    heard = signals.setup_logging.send(None, loglevel=level, logfile=path, format=format, colorize=not no_color)
+    if heard:  # the app does it itself
+        return
+    try:
+        stream = log.open_stream(path)
+    except OSError as exc:
+        raise click.UsageError(f"--logfile: cannot write to {path!r}: {exc.strerror}.") from exc
+    log.configure(format, level, stream, False if no_color else app.conf.worker_log_color)
+
+
+def _import_tasks(app: Any) -> None:
+    try:
+        app.import_default_modules()
+    except (SystemExit, Exception) as exc:
+        raise UserCodeFailed(f"The app's tasks could not be imported: {type(exc).__name__}: {exc}", hide=2) from exc
+
+
+def _load_plugins(app: Any, pool: str) -> None:
+    """Load what was chosen, so that a bad one is heard of before anything starts."""
+    app.kernel.load(app.kernel.find("pool", pool))
+    _ = app.transport, app.backend
