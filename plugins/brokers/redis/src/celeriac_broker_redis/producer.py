@@ -1,0 +1,125 @@
+"""Messages out: from payloads to the commands that store them. Pure, but for the tag that each message gets."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from celeriac.exceptions import PublishRejected
+from celeriac.spec.data import Payload, Route
+from celeriac.spec.envelope import pack as pack_envelope
+from celeriac_broker_redis.keys import Keys
+from celeriac_broker_redis.options import Options
+
+Command = tuple[Any, ...]
+#: exchange → its bindings: (routing key, pattern, queue)
+Tables = dict[str, list[tuple[str, str, str]]]
+
+
+class Producer:
+    """Turns payloads into commands. One for a process; safe for threads."""
+
+    def __init__(self, keys: Keys, options: Options, db: int) -> None:
+        self._keys = keys
+        self._delay = options.delay
+        self._channel = keys.prefix + options.fanout_prefix.replace("{db}", str(db))
+        self.renew()
+
+    def renew(self) -> None:
+        """Never give a tag that another process gives: called in a forked child."""
+        self._next = itertools.count(int.from_bytes(os.urandom(4), "big")).__next__
+        self._tag = str(uuid.uuid4())[:24] + "%012x"
+
+    def next_tag(self) -> str:
+        """A text that no message has had yet; looks like a uuid."""
+        return self._tag % self._next()
+
+    def exchanges(self, payloads: Sequence[Payload]) -> list[str]:
+        """Those whose bindings `commands` must know for these payloads."""
+        return list({p.route.exchange for p in payloads if p.route.exchange and p.route.exchange_type != "fanout"})
+
+    def commands(self, payloads: Sequence[Payload], tables: Tables | None = None) -> list[Command]:
+        """The commands that store these payloads: one for each list that gets any, in the order of payloads.
+
+        Raises:
+            PublishRejected: One goes to an exchange to which no queue is bound that would take it.
+        """
+        pushes: dict[str, list[bytes]] = {}
+        others: list[Command] = []
+        now = time.time()
+        for payload in payloads:
+            raw = pack_envelope(payload, self.next_tag())
+            route = payload.route
+            if route.exchange_type == "fanout" and route.exchange:
+                others.append(("PUBLISH", self._topic(route), raw))
+                continue
+            step = self._keys.step(payload.properties.get("priority"))
+            due = payload.due
+            for queue in (route.routing_key,) if not route.exchange else matching(route, tables or {}):
+                if due is not None and due > now and self._delay:
+                    others.append(("ZADD", self._keys.delayed(queue), due, self.delayed_member(step, raw)))
+                else:
+                    pushes.setdefault(self._keys.list_key(queue, step), []).append(raw)
+        return [*(("LPUSH", key, *raws) for key, raws in pushes.items()), *others]
+
+    def delayed_member(self, step: int, raw: bytes) -> bytes:
+        """A message as it waits in a delayed set; two equal messages are two members."""
+        return b"%d:%x:%b" % (step, self._next(), raw)
+
+    def _topic(self, route: Route) -> str:
+        return (
+            f"{self._channel}{route.exchange}/{route.routing_key}"
+            if route.routing_key
+            else self._channel + route.exchange
+        )
+
+
+def matching(route: Route, tables: Tables) -> list[str]:
+    """The queues that a message with this route reaches.
+
+    Raises:
+        PublishRejected: None.
+    """
+    match: Callable[[str, str], bool] = _match_topic if route.exchange_type == "topic" else _match_direct
+    queues = sorted(
+        {q for key, pattern, q in tables.get(route.exchange, ()) if q and match(pattern or key, route.routing_key)}
+    )
+    if not queues:
+        raise PublishRejected(
+            f"no queue is bound to the {route.exchange_type} exchange {route.exchange!r} with a key that matches "
+            f"{route.routing_key!r}; nothing was sent. Declare the queue, or start a worker that consumes from it."
+        )
+    return queues
+
+
+def binding_rows(members: Iterable[bytes], sep: str) -> list[tuple[str, str, str]]:
+    """A binding set as rows of routing key, pattern and queue; members of another shape are left out."""
+    rows = (member.decode("utf-8", "replace").split(sep) for member in members)
+    return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
+
+
+def topic_pattern(key: str) -> str:
+    """kombu's regular expression for a topic binding key."""
+    words = {"*": r"[^\.]+", "#": r".*?"}
+    return "^" + r"\.".join(words.get(word, word) for word in _escape(key).split(".")) + "$"
+
+
+def _escape(key: str) -> str:
+    """As kombu escapes: everything but letters, digits and `.#*`."""
+    return "".join(c if c.isalnum() or c in ".#*" else "\\000" if c == "\000" else "\\" + c for c in key)
+
+
+def _match_direct(key: str, routing_key: str) -> bool:
+    return key == routing_key
+
+
+def _match_topic(pattern: str, routing_key: str) -> bool:
+    try:
+        return re.match(pattern if pattern.startswith("^") else topic_pattern(pattern), routing_key) is not None
+    except re.error:
+        return False  # a binding that some other program wrote; it matches nothing, and must not stop the others

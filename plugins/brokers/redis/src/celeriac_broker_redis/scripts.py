@@ -1,0 +1,244 @@
+"""The steps that must be atomic, as Lua for the server.
+
+A script that fails in the middle keeps what it did before, so each is written to leave a message in one place at
+least, whatever goes wrong at whichever line. A server over its memory limit refuses the first growing write of
+a script, but none after a write that frees: hence the empty `HDEL` with which some begin, so that a full server can
+be drained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+#: Messages are copied in pieces of so many: a bound for Lua's stack, and for what passes the byte limit by surprise.
+CHUNK: Final = 64
+
+
+class Script:
+    """A Lua script and the name by which the server knows it once it has seen it."""
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode()).hexdigest()  # the server's choice of digest, not a matter of safety
+
+
+#: Moves what is due, takes up what the consumer was handed while it waited, and takes more, in one step.
+#:
+#: KEYS: index, unacked, odd, owners, then A inboxes, L lists in the order of preference, and D delayed sets.
+#: ARGV: token, lease in seconds, limit, number of the first tag, byte limit, A, L, D,
+#:       then A × (tag number, entry's tail, list), L × (entry's tail), D × (the queue's first list, separator).
+#: Returns: milliseconds until the next delayed message is due or -1; error text or ""; then a group for each list that
+#: gave something: its position, and its messages in order. The messages have consecutive tag numbers.
+CLAIM: Final = Script(
+    """
+local index, unacked, odd, owners = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local token, limit, number, room = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local inboxes, lists, delays = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local time = redis.call('TIME')
+local stamp, now = time[1], time[1] + time[2] / 1000000
+local problem = ''
+redis.call('HDEL', odd, '')
+redis.call('ZADD', owners, 'GT', stamp + ARGV[2], token)
+
+local function record(list, tail, raws, first)
+  local fields, odds, scores = {}, {}, {}
+  for i = 1, #raws do
+    local raw, tag = raws[i], token .. ':' .. (first + i - 1)
+    if string.byte(raw, 1) == 123 and string.byte(raw, -1) == 125 then
+      fields[#fields + 1] = tag
+      fields[#fields + 1] = '[' .. raw .. tail
+    else
+      odds[#odds + 1] = tag
+      odds[#odds + 1] = #list .. ':' .. list .. raw
+    end
+    scores[#scores + 1] = stamp
+    scores[#scores + 1] = tag
+  end
+  local done = redis.pcall('ZADD', index, unpack(scores))
+  if type(done) ~= 'table' and #fields > 0 then done = redis.pcall('HSET', unacked, unpack(fields)) end
+  if type(done) ~= 'table' and #odds > 0 then done = redis.pcall('HSET', odd, unpack(odds)) end
+  if type(done) == 'table' then
+    for i = #raws, 1, -1 do redis.call('RPUSH', list, raws[i]) end
+    problem = done.err
+    return false
+  end
+  return true
+end
+
+local next_due = -1
+for d = 1, delays do
+  local at = 7 + 3 * inboxes + lists + 2 * d
+  local key, list, sep = KEYS[4 + inboxes + lists + d], ARGV[at], ARGV[at + 1]
+  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  if first[2] and tonumber(first[2]) <= now then
+    local due = redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.6f', now), 'LIMIT', 0, 256)
+    for i = #due, 1, -1 do
+      local step, rest = string.match(due[i], '^(%d+):[^:]*:()')
+      redis.call('RPUSH', step == '0' and list or list .. sep .. step, string.sub(due[i], rest))
+    end
+    redis.call('ZREM', key, unpack(due))
+    first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  end
+  if first[2] then
+    local wait = math.max(0, math.ceil((first[2] - now) * 1000))
+    if next_due < 0 or wait < next_due then next_due = wait end
+  end
+end
+
+for a = 1, inboxes do
+  local raw = redis.call('RPOP', KEYS[4 + a])
+  if raw then record(ARGV[8 + 3 * a], ARGV[7 + 3 * a], {raw}, tonumber(ARGV[6 + 3 * a])) end
+end
+
+local out = {next_due, problem}
+local count, bytes = 0, 0
+for l = 1, lists do
+  local list, tail, group = KEYS[4 + inboxes + l], ARGV[8 + 3 * inboxes + l], nil
+  while count < limit and bytes < room do
+    local want = math.min(limit - count, 64)
+    local raws = redis.pcall('RPOP', list, want)
+    if not raws then break end
+    if raws.err then problem = raws.err; break end
+    if not record(list, tail, raws, number + count) then break end
+    if not group then
+      group = {l}
+      out[#out + 1] = group
+    end
+    local size = #group
+    for i = 1, #raws do
+      group[size + i] = raws[i]
+      bytes = bytes + #raws[i]
+    end
+    count = count + #raws
+    if #raws < want then break end
+  end
+  if count >= limit or bytes >= room then break end
+end
+out[2] = problem
+return out
+"""
+)
+
+#: Sends held messages elsewhere, each only if it is still held: first there, then away from here.
+#:
+#: KEYS: index, unacked, odd. ARGV: the token of an owner whose lease must have ended or "", the key of owners, the
+#: score at or below which an entry counts as abandoned or "", then for each: tag, verb (`next`, `last`, `delay`,
+#: `dead`), target key, number of words, words.
+#: Returns: how many were sent.
+RETURN: Final = Script(
+    """
+local index, unacked, odd = KEYS[1], KEYS[2], KEYS[3]
+if ARGV[1] ~= '' then
+  local ends = redis.call('ZSCORE', ARGV[2], ARGV[1])
+  if ends and tonumber(ends) > tonumber(redis.call('TIME')[1]) then return 0 end
+end
+redis.call('HDEL', odd, '')
+local sent, at = 0, 4
+while ARGV[at] do
+  local tag, verb, target, words = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+  local held = redis.call('HEXISTS', unacked, tag) == 1 or redis.call('HEXISTS', odd, tag) == 1
+  if held and ARGV[3] ~= '' then
+    local score = redis.call('ZSCORE', index, tag)
+    held = not score or tonumber(score) <= tonumber(ARGV[3])
+  end
+  if held then
+    if verb == 'next' then redis.call('RPUSH', target, ARGV[at + 4])
+    elseif verb == 'last' then redis.call('LPUSH', target, ARGV[at + 4])
+    elseif verb == 'delay' then redis.call('ZADD', target, ARGV[at + 4], ARGV[at + 5])
+    else redis.call('XADD', target, 'MAXLEN', '~', 10000, '*', unpack(ARGV, at + 4, at + 3 + words)) end
+    redis.call('HDEL', unacked, tag)
+    redis.call('HDEL', odd, tag)
+    redis.call('ZREM', index, tag)
+    sent = sent + 1
+  end
+  at = at + 4 + words
+end
+return sent
+"""
+)
+
+#: Sends what lies in an inbox back to its list, as the next to be served.
+#: KEYS: inbox, list. ARGV: the messages as they lie there and as they shall be sent, in pairs.
+EMPTY_INBOX: Final = Script(
+    """
+for i = 1, #ARGV, 2 do
+  if redis.call('LREM', KEYS[1], 1, ARGV[i]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[i + 1]) end
+end
+return redis.call('LLEN', KEYS[1])
+"""
+)
+
+#: Renews a lease and the time of everything held under it, so that neither we nor kombu's peers take it for abandoned.
+#:
+#: KEYS: index, owners. ARGV: token, lease in seconds, sentinel, tags.
+#: Returns: the positions (from 0) of tags that are held no longer.
+RENEW: Final = Script(
+    """
+local stamp = redis.call('TIME')[1]
+redis.call('ZREM', KEYS[2], '')
+redis.call('ZADD', KEYS[2], 'GT', stamp + ARGV[2], ARGV[1])
+redis.call('ZADD', KEYS[1], '+inf', ARGV[3])
+local lost = {}
+for from = 4, #ARGV, 1000 do
+  local to = math.min(from + 999, #ARGV)
+  local scores = redis.call('ZMSCORE', KEYS[1], unpack(ARGV, from, to))
+  local renewed = {}
+  for i = 1, to - from + 1 do
+    if scores[i] then
+      renewed[#renewed + 1] = stamp
+      renewed[#renewed + 1] = ARGV[from + i - 1]
+    else
+      lost[#lost + 1] = from + i - 5
+    end
+  end
+  if #renewed > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(renewed)) end
+end
+return lost
+"""
+)
+
+#: What a settled batch does, in the one safe order; nothing at all when none of it is held any more.
+#: `joined` is a result backend's part: Lua that reads its own words from the table ARGV.
+#:
+#: KEYS: index, unacked, odd. ARGV: number of tags (0: unconditional), number of those to acknowledge, number of words
+#: of what to publish, tags (those to acknowledge first), words to publish, words of `joined`.
+#: Words to publish: for each command its number of words, then the command.
+SETTLE: Final = """
+local function joined(ARGV)
+%s
+end
+local index, unacked, odd = KEYS[1], KEYS[2], KEYS[3]
+local tags, acks, words = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local held = tags == 0
+for i = 4, 3 + tags do
+  if held then break end
+  held = redis.call('HEXISTS', unacked, ARGV[i]) == 1 or redis.call('HEXISTS', odd, ARGV[i]) == 1
+end
+if not held then return 0 end
+if #ARGV > 3 + tags + words then
+  local rest = {}
+  for i = 4 + tags + words, #ARGV do rest[#rest + 1] = ARGV[i] end
+  joined(rest)
+end
+local at = 4 + tags
+while at < 4 + tags + words do
+  local size = tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, at + size))
+  at = at + 1 + size
+end
+for from = 4, 3 + acks, 1000 do
+  local to = math.min(from + 999, 3 + acks)
+  redis.call('HDEL', unacked, unpack(ARGV, from, to))
+  redis.call('HDEL', odd, unpack(ARGV, from, to))
+  redis.call('ZREM', index, unpack(ARGV, from, to))
+end
+return 1
+"""
+
+
+def settle_script(joined: str = "") -> Script:
+    """The script that settles, with a result backend's part in it."""
+    return Script(SETTLE % joined)

@@ -1,0 +1,258 @@
+"""The transport: sends, declares, looks; makes consumers. Called by core, from any thread."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from celeriac.exceptions import (
+    OperationalError,
+    PublishRejected,
+    PublishUncertain,
+    TransportLost,
+    TransportUnreachable,
+)
+from celeriac.spec.data import Head, Malformed, Payload, QueueSpec
+from celeriac.spec.envelope import read_head, unpack
+from celeriac.spec.transport import Poller
+from celeriac_broker_redis.consumer import RedisConsumer
+from celeriac_broker_redis.options import Configuration, configure
+from celeriac_broker_redis.producer import Command, Producer, Tables, binding_rows, topic_pattern
+from celeriac_broker_redis.wire import UNABLE, ReplyError, Wire, WireLost, WireUnreachable, connect, pack
+
+SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
+ABILITIES: Final = frozenset(
+    {"priority", "fanout", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth"}
+)
+#: The version of what `joined` is made of between this broker and a backend: Lua and its words (see `scripts.SETTLE`).
+JOINT: Final = "redis-lua-1"
+IDLE_WIRES: Final = 16
+
+
+def make_transport(url: str, settings: Mapping[str, Any]) -> RedisTransport | None:
+    """The transport for a URL of ours; None for another's."""
+    return RedisTransport(configure(url, settings)) if url.partition(":")[0] in SCHEMES else None
+
+
+class RedisTransport:
+    """Redis as Celery uses it. Connects when first needed; connections for sending are shared among threads."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._conf = configuration
+        self._keys = configuration.keys
+        self._producer = Producer(configuration.keys, configuration.options, configuration.address.db)
+        self._pid = os.getpid()
+        self._idle: deque[Wire] = deque()
+        self._consumers: weakref.WeakSet[RedisConsumer] = weakref.WeakSet()
+        self.abilities = ABILITIES | {"delay"} if configuration.options.delay else ABILITIES
+        self.joint: str | None = f"{JOINT}:{configuration.address.store}"
+
+    # sending
+
+    def send(self, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        """See `Transport.send`. What goes to one list travels in one command; several are one transaction."""
+        deadline = time.monotonic() + timeout_s
+        exchanges = self._producer.exchanges(payloads)
+        tables = self._tables(exchanges, timeout_s) if exchanges else None
+        commands = self._producer.commands(payloads, tables)
+        if not commands:
+            return
+        if len(commands) == 1:
+            data, count = pack(commands[0]), 1
+        else:
+            data, count = b"".join(map(pack, [("MULTI",), *commands, ("EXEC",)])), len(commands) + 2
+        wire = self._acquire(deadline - time.monotonic())
+        try:
+            wire.write(data, deadline - time.monotonic())
+            replies = wire.read(count, deadline - time.monotonic())
+        except WireLost as exc:
+            wire.close()
+            raise PublishUncertain(
+                f"{exc} while {len(payloads)} message(s) were on their way; they may or may not have been stored."
+            ) from exc
+        self._release(wire)
+        _check_stored(replies[-1] if count > 1 else replies[0], replies)
+
+    def _tables(self, exchanges: Sequence[str], timeout_s: float) -> Tables:
+        sep = self._keys.sep
+        members = self._ask([("SMEMBERS", self._keys.binding(exchange)) for exchange in exchanges], timeout_s)
+        return {exchange: binding_rows(found, sep) for exchange, found in zip(exchanges, members, strict=True)}
+
+    # consuming
+
+    def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> RedisConsumer:
+        """See `Transport.consumer`."""
+        self.declare(queues)
+        with self._translate():
+            consumer = RedisConsumer(self._conf, self._producer, queues, owner=owner, poller=poller)
+        self._consumers.add(consumer)
+        return consumer
+
+    # queues
+
+    def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Write the bindings as kombu does; a queue itself comes to be with its first message."""
+        commands: list[Command] = []
+        for queue in queues:
+            if not queue.exchange:
+                continue
+            pattern = topic_pattern(queue.routing_key) if queue.exchange_type == "topic" else ""
+            member = self._keys.sep.join((queue.routing_key, pattern, queue.name))
+            commands.append(("SADD", self._keys.binding(queue.exchange), member))
+            if "x-expires" not in queue.arguments:
+                commands.append(("SADD", self._keys.permanent_binding(queue.exchange), member))
+        if commands:
+            self._ask(commands)
+
+    def delete(self, queue: str) -> None:
+        """See `Transport.delete`. Bindings to it are removed too, wherever they are."""
+        self._ask([("DEL", *self._keys.lists(queue), self._keys.delayed(queue))])
+        ending = (self._keys.sep + queue).encode()
+        for key in self._scan(self._keys.binding("*"), self._keys.permanent_binding("*")):
+            members = [member for member in self._ask([("SMEMBERS", key)])[0] if member.endswith(ending)]
+            if members:
+                self._ask([("SREM", key, *members)])
+
+    def _scan(self, *patterns: str) -> list[bytes]:
+        found: list[bytes] = []
+        for pattern in patterns:
+            cursor: bytes = b"0"
+            while True:
+                cursor, keys = self._ask([("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)])[0]
+                found += keys
+                if cursor == b"0":
+                    break
+        return found
+
+    def purge(self, queue: str) -> int:
+        """See `Transport.purge`."""
+        lists, delayed = self._keys.lists(queue), self._keys.delayed(queue)
+        commands = [
+            ("MULTI",),
+            *(("LLEN", key) for key in lists),
+            ("ZCARD", delayed),
+            ("DEL", *lists, delayed),
+            ("EXEC",),
+        ]
+        return sum(self._ask(commands)[-1][:-1])
+
+    def depth(self, queue: str) -> int:
+        """See `Transport.depth`."""
+        return sum(self._ask([("LLEN", key) for key in self._keys.lists(queue)]))
+
+    # messages
+
+    def read_head(self, raw: bytes) -> Head | Malformed:
+        """See `Transport.read_head`."""
+        return read_head(raw)
+
+    def unpack(self, raw: bytes) -> Payload:
+        """See `Transport.unpack`."""
+        return unpack(raw)
+
+    # life
+
+    def ping(self, timeout_s: float) -> str:
+        """See `Transport.ping`."""
+        with self._translate():
+            wire = connect(self._conf.address, timeout_s=timeout_s)
+        try:
+            info = wire.call("INFO", "server", timeout_s=timeout_s).decode("utf-8", "replace")
+        except (WireLost, ReplyError) as exc:
+            raise TransportUnreachable(f"{exc}.", url=self._conf.url, hint="Is it a Redis server?") from exc
+        finally:
+            wire.close()
+        return server_name(info)
+
+    def after_fork(self) -> None:
+        """See `Transport.after_fork`."""
+        self._pid = os.getpid()
+        idle, self._idle = self._idle, deque()
+        for wire in idle:
+            wire.close()
+        for consumer in list(self._consumers):
+            consumer.abandon()
+        self._consumers = weakref.WeakSet()
+        self._producer.renew()
+
+    def close(self) -> None:
+        """See `Transport.close`. Consumers have their own `close`."""
+        while self._idle:
+            self._idle.pop().close()
+
+    # connections for sending and asking
+
+    def _acquire(self, timeout_s: float) -> Wire:
+        """A connection that nobody uses and that has not been seen dead.
+
+        Raises:
+            TransportUnreachable: There is none to be had.
+        """
+        if os.getpid() != self._pid:
+            self.after_fork()
+        while True:
+            try:
+                wire = self._idle.pop()
+            except IndexError:
+                break
+            if not wire.is_stale():
+                return wire
+            wire.close()
+        with self._translate():
+            return connect(self._conf.address, timeout_s=min(timeout_s, self._conf.address.connect_timeout_s))
+
+    def _release(self, wire: Wire) -> None:
+        if len(self._idle) < IDLE_WIRES:
+            self._idle.append(wire)
+        else:
+            wire.close()
+
+    def _ask(self, commands: Sequence[Command], timeout_s: float = 10.0) -> list[Any]:
+        """Commands that may be performed twice, and their replies."""
+        wire = self._acquire(timeout_s)
+        try:
+            with self._translate():
+                replies = wire.pipeline(commands, timeout_s=timeout_s)
+        except OperationalError:
+            wire.close()
+            raise
+        self._release(wire)
+        return replies
+
+    @contextmanager
+    def _translate(self) -> Iterator[None]:
+        """Our client's errors as those of the contract."""
+        try:
+            yield
+        except WireUnreachable as exc:
+            raise TransportUnreachable(str(exc), url=self._conf.url, hint=exc.hint) from exc
+        except WireLost as exc:
+            raise TransportLost(f"{exc}.") from exc
+        except ReplyError as exc:
+            raise TransportLost(f"{self._conf.address} answered: {exc}") from exc
+
+
+def server_name(info: str) -> str:
+    """`Redis 7.0.15` from the reply to `INFO server`."""
+    words = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    for name in ("valkey", "redis"):
+        if f"{name}_version" in words:
+            return f"{name.capitalize()} {words[f'{name}_version']}"
+    return "Redis"
+
+
+def _check_stored(outcome: Any, replies: Sequence[Any]) -> None:
+    """Raise what the server said against a publish; a refused transaction has stored nothing."""
+    if not isinstance(outcome, list):
+        outcome = [outcome]
+    errors = [reply for reply in (*replies, *outcome) if isinstance(reply, ReplyError)]
+    if not errors:
+        return
+    if errors[0].code in UNABLE:
+        raise PublishRejected(f"the server takes no messages now: {errors[0]}. Nothing was stored.")
+    raise PublishRejected(f"the server refused the message: {errors[0]}")
