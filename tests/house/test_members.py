@@ -135,6 +135,18 @@ def test_the_import_linter_sees_every_package() -> None:
     assert sorted(contracts["plugins-see-the-contract-only"]["source_modules"]) == packages
 
 
+def test_the_import_linter_keeps_every_room_of_core_from_the_plugins() -> None:
+    (contract,) = (
+        contract
+        for contract in read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"]
+        if contract["id"] == "plugins-see-the-contract-only"
+    )
+    source = CORE / "src" / "celeriac"
+    rooms = {f"celeriac.{path.stem}" for path in source.iterdir() if not path.stem.startswith("__")}
+    open_to_plugins = {"celeriac.spec", "celeriac.exceptions", "celeriac.states", "celeriac.py"}  # the last is py.typed
+    assert set(contract["forbidden_modules"]) == rooms - open_to_plugins
+
+
 def test_constraints_are_names_and_versions_and_nothing_else() -> None:
     line = re.compile(r"[a-z0-9-]+==[0-9][0-9a-z.+]*( ; [A-Za-z0-9_<>=!'. ]+)?")
     lines = (ROOT / "constraints.txt").read_text().splitlines()
