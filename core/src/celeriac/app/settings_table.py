@@ -63,8 +63,13 @@ PLUGINS: Final[tuple[Row, ...]] = (
         "Broker plugin by name, or `name@dist`. None: the one for the scheme of `broker_url`.",
     ),
     ("backend_plugin", "text", None, "Result backend plugin, likewise. None: by the scheme of `result_backend`."),
-    ("plugins_allowed", "texts", None, "Only these plugins may be loaded, as `kind:name`. None: any."),
-    ("plugins_blocked", "texts", (), "Plugins that are never loaded, as `kind:name`, `kind:*` or `*@dist`."),
+    (
+        "plugins_blocked",
+        "texts",
+        (),
+        "Plugins that are never loaded: `kind:name`, `kind:*` or `@dist`. `CELERIAC_PLUGINS_BLOCKED` adds to it.",
+    ),
+    ("plugins_allowed", "texts", None, "If there are any, only these may be loaded; `CELERIAC_PLUGINS_ALLOWED` adds."),
     ("plugins_enabled", "texts", None, "Extensions to load, by name. None: every one that is installed."),
     (
         "allow_unsafe_serializers",
