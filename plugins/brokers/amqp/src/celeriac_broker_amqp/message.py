@@ -1,0 +1,336 @@
+"""A message of RabbitMQ as one run of bytes, and back. Pure; called by `publisher`, `consumer` and the pool slots.
+
+The record that travels through the house as `Delivery.raw` is put together from what arrived, nothing re-encoded::
+
+    exchange (short string) · routing key (short string) · body size (8) · property flags (2) · properties · body
+
+The worker hops over the header table (`scan`, some microseconds); the pool slot reads all of it (`unpack`).
+
+Source: AMQP 0-9-1, 2.3.5.2 (content headers); Celery's message protocol 2.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from struct import Struct, error
+from typing import Any, Final
+
+from celeriac.exceptions import PublishRejected
+from celeriac.spec import Head, Malformed, Payload, Route
+from celeriac_broker_amqp import methods
+from celeriac_broker_amqp.table import BadTable, find_values, read_table, write_table
+
+#: Headers of ours: deliveries lost before the message was last put back by hand; and why it was set aside.
+LOST_HEADER: Final = "x-celeriac-attempts"
+#: Where delayed messages come out; the exchange on their last hop.
+DELIVERY_EXCHANGE: Final = "celery_delayed_delivery"
+DELAY_BITS: Final = 28
+
+_CONTENT_TYPE: Final = 0x8000
+_CONTENT_ENCODING: Final = 0x4000
+_HEADERS: Final = 0x2000
+_DELIVERY_MODE: Final = 0x1000
+_PRIORITY: Final = 0x0800
+#: Those after the priority, in the order of the wire: flag, name, whether a number of 8 bytes.
+_REST: Final = (
+    (0x0400, "correlation_id", False),
+    (0x0200, "reply_to", False),
+    (0x0100, "expiration", False),
+    (0x0080, "message_id", False),
+    (0x0040, "timestamp", True),
+    (0x0020, "type", False),
+    (0x0010, "user_id", False),
+    (0x0008, "app_id", False),
+    (0x0004, "cluster_id", False),
+)
+_MODES: Final[dict[Any, Any]] = {"transient": 1, "persistent": 2}
+_WANTED: Final = frozenset(
+    (b"task", b"id", b"eta", b"expires", b"timelimit", b"stamps", b"x-delivery-count", LOST_HEADER.encode())
+)
+_read_flags = Struct(">H").unpack_from
+_read_size = Struct(">Q").unpack_from
+_write_size = Struct(">QH").pack
+_write_header = Struct(">HHQH").pack
+_LONGLONG = Struct(">Q")
+
+_SHORT_TEXTS: dict[str, bytes] = {}
+_SHORT_TEXTS_KEPT: Final = 256
+#: What the server's content frame header says before the body size: class 60, weight 0.
+HEADER_PREFIX: Final = b"\x00\x3c\x00\x00"
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def scan(raw: bytes) -> tuple[Head | Malformed, int, int]:
+    """The head of a message, how often RabbitMQ counted a return, and the attempts noted by us. Never raises."""
+    try:
+        values = _find_headers(raw)
+    except (BadTable, IndexError, error) as exc:
+        return Malformed(f"not a message of AMQP: {exc}"), 0, 0
+    get = values.get
+    task, task_id = get(b"task", ""), get(b"id", "")
+    if type(task) is not str or type(task_id) is not str:
+        return Malformed(f"headers task and id must be text, not {task!r:.80} and {task_id!r:.80}"), 0, 0
+    if len(values) == 2:
+        return Head(task_id, task), 0, 0
+    problem = _find_problem(values)
+    if problem is not None:
+        return Malformed(problem), 0, 0
+    expires = get(b"expires")
+    head = Head(
+        task_id,
+        task,
+        get(b"eta"),
+        expires if expires is None or type(expires) is str else str(expires),
+        get(b"timelimit"),
+        get(b"stamps") or None,
+    )
+    return head, _count(get(b"x-delivery-count")), _count(get(LOST_HEADER.encode()))
+
+
+def unpack(raw: bytes) -> Payload:
+    """The payload of a message.
+
+    Raises:
+        ValueError: The bytes are no such message.
+    """
+    try:
+        exchange, pos = methods.read_short_text(raw)
+        routing_key, pos = methods.read_short_text(raw, pos)
+        (size,) = _read_size(raw, pos)
+        content_type, content_encoding, headers, properties, end = _read_properties(raw, pos + 8)
+    except (IndexError, error) as exc:
+        raise ValueError(f"not a message of AMQP: {exc}") from exc
+    body = raw[end:]
+    if len(body) != size:
+        raise ValueError(f"a message whose body has {len(body)} bytes and says {size}")
+    return Payload(body, content_type, content_encoding, headers, properties, Route(routing_key, exchange))
+
+
+def _find_headers(raw: bytes) -> dict[bytes, Any]:
+    pos = 1 + raw[0]
+    pos += 1 + raw[pos] + 8
+    (flags,) = _read_flags(raw, pos)
+    pos += 2
+    if not flags & _HEADERS:
+        return {}
+    if flags & _CONTENT_TYPE:
+        pos += 1 + raw[pos]
+    if flags & _CONTENT_ENCODING:
+        pos += 1 + raw[pos]
+    return find_values(raw, pos, _WANTED)
+
+
+def _find_problem(values: Mapping[bytes, Any]) -> str | None:
+    """What is wrong with the optional values of a head, in words."""
+    eta, expires, limits, stamps = (values.get(key) for key in (b"eta", b"expires", b"timelimit", b"stamps"))
+    if eta is not None and type(eta) is not str:
+        return f"header eta must be text, not {eta!r:.80}"
+    if expires is not None and type(expires) not in (str, float, int):
+        return f"header expires must be text or a number, not {expires!r:.80}"
+    if limits is not None and not (
+        type(limits) is list and all(item is None or type(item) in (int, float) for item in limits)
+    ):
+        return f"header timelimit must be a list of numbers, not {limits!r:.80}"
+    if stamps is not None and type(stamps) is not dict:
+        return f"header stamps must be a table, not {stamps!r:.80}"
+    return None
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 < value < 1 << 31 else 0
+
+
+def _read_properties(raw: bytes, pos: int) -> tuple[str, str, dict[str, Any], dict[str, Any], int]:
+    (flags,) = _read_flags(raw, pos)
+    pos += 2
+    content_type = content_encoding = ""
+    headers: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
+    if flags & _CONTENT_TYPE:
+        content_type, pos = methods.read_short_text(raw, pos)
+    if flags & _CONTENT_ENCODING:
+        content_encoding, pos = methods.read_short_text(raw, pos)
+    if flags & _HEADERS:
+        headers, pos = read_table(raw, pos)
+    if flags & _DELIVERY_MODE:
+        properties["delivery_mode"] = raw[pos]
+        pos += 1
+    if flags & _PRIORITY:
+        properties["priority"] = raw[pos]
+        pos += 1
+    if flags & 0x07FC:
+        for flag, name, is_number in _REST:
+            if not flags & flag:
+                continue
+            if is_number:
+                (properties[name],) = _LONGLONG.unpack_from(raw, pos)
+                pos += 8
+            else:
+                properties[name], pos = methods.read_short_text(raw, pos)
+    if flags & 0x0003:
+        raise ValueError(f"property flags {flags:#06x} that AMQP does not have")
+    return content_type, content_encoding, headers, properties, pos
+
+
+def body_start(raw: bytes) -> int:
+    """Where the content header begins in a record (its body size)."""
+    pos = 1 + raw[0]
+    return pos + 1 + raw[pos]
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def pack_header(payload: Payload) -> bytes:
+    """The content header of a payload: what stands in a header frame.
+
+    Raises:
+        PublishRejected: A header or property has a value that AMQP cannot carry.
+    """
+    try:
+        return _pack_header(payload)
+    except (ValueError, TypeError, error) as exc:
+        task_id = payload.headers.get("id", "?")
+        raise PublishRejected(
+            f"message {task_id} was not sent: AMQP cannot carry one of its headers or properties: {exc}"
+        ) from exc
+
+
+def _pack_header(payload: Payload) -> bytes:
+    get = payload.properties.get
+    flags = _CONTENT_TYPE | _CONTENT_ENCODING | _HEADERS | _DELIVERY_MODE
+    mode = get("delivery_mode") or 2
+    out = [
+        b"",
+        _short(payload.content_type),
+        _short(payload.content_encoding),
+        write_table(payload.headers),
+        bytes((int(_MODES.get(mode, mode)),)),
+    ]
+    priority = get("priority")
+    if priority is not None:
+        flags |= _PRIORITY
+        out.append(bytes((min(max(int(priority), 0), 255),)))
+    for flag, name, is_number in _REST:
+        value = get(name)
+        if value is not None:
+            flags |= flag
+            out.append(_pack_number(value) if is_number else methods.short_text(str(value)))
+    out[0] = _write_header(60, 0, len(payload.body), flags)
+    return b"".join(out)
+
+
+def _short(text: str) -> bytes:
+    """A short string out of few, kept."""
+    written = _SHORT_TEXTS.get(text)
+    if written is None:
+        written = methods.short_text(text or "")
+        if len(_SHORT_TEXTS) < _SHORT_TEXTS_KEPT:
+            _SHORT_TEXTS[text] = written
+    return written
+
+
+def _pack_number(value: Any) -> bytes:
+    if isinstance(value, datetime.datetime):
+        value = value.timestamp()
+    return _LONGLONG.pack(int(value))
+
+
+def split_record(raw: bytes) -> tuple[str, str, bytes, bytes]:
+    """Exchange, routing key, content header and body of a record.
+
+    Raises:
+        ValueError: The bytes are no such record.
+    """
+    try:
+        exchange, pos = methods.read_short_text(raw)
+        routing_key, pos = methods.read_short_text(raw, pos)
+        (size,) = _read_size(raw, pos)
+    except (IndexError, error) as exc:
+        raise ValueError(f"not a message of AMQP: {exc}") from exc
+    start = len(raw) - size
+    if start < pos + 10:
+        raise ValueError(f"a message whose body says {size} bytes of {len(raw)}")
+    return exchange, routing_key, HEADER_PREFIX + raw[pos:start], raw[start:]
+
+
+def with_headers(header: bytes, extra: Mapping[str, Any]) -> bytes:
+    """A content header with some of our own entries in its table; all other bytes stay as they are (S3).
+
+    RabbitMQ's own count of returns is dropped, for it starts anew wherever the message goes.
+
+    Raises:
+        ValueError: The properties in `header` cannot be read.
+    """
+    try:
+        (flags,) = _read_flags(header, 12)
+        pos = 14
+        if flags & _CONTENT_TYPE:
+            pos += 1 + header[pos]
+        if flags & _CONTENT_ENCODING:
+            pos += 1 + header[pos]
+    except (IndexError, error) as exc:
+        raise ValueError(f"not a content header: {exc}") from exc
+    if flags & _HEADERS:
+        headers, end = read_table(header, pos)
+        entries = _without(header[pos + 4 : end], headers, {*extra, "x-delivery-count"})
+    else:
+        end, entries = pos, b""
+    entries += write_table(extra)[4:]
+    table = len(entries).to_bytes(4, "big") + entries
+    return b"".join((header[:12], (flags | _HEADERS).to_bytes(2, "big"), header[14:pos], table, header[end:]))
+
+
+def _without(entries: bytes, headers: dict[str, Any], names: set[str]) -> bytes:
+    """The entries of a table less some; the very bytes when it has none of them."""
+    if not names & headers.keys():
+        return entries
+    return write_table({key: value for key, value in headers.items() if key not in names})[4:]
+
+
+def with_route(raw: bytes, queue: str) -> bytes:
+    """A record as if it had been published straight to `queue`."""
+    return b"\0" + methods.short_text(queue) + raw[body_start(raw) :]
+
+
+def bare_header(raw: bytes) -> bytes:
+    """The content header for a record that is itself the body, because its own header cannot be used."""
+    return _write_header(60, 0, len(raw), _CONTENT_TYPE | _HEADERS | _DELIVERY_MODE) + b"".join(
+        (methods.short_text("application/octet-stream"), write_table({"x-celeriac-record": True}), b"\x02")
+    )
+
+
+# -- delays -------------------------------------------------------------------------------------------------
+
+MAX_DELAY_S: Final = (1 << DELAY_BITS) - 1
+
+
+def delay_key(delay_s: int, queue: str) -> str:
+    """The routing key by which a message waits `delay_s` seconds on its way to `queue`."""
+    return ".".join(f"{delay_s:0{DELAY_BITS}b}") + "." + queue
+
+
+def read_time(text: str) -> float | None:
+    """The unix time of an `eta`; None if it is none. Without an offset it is UTC, as Celery has it."""
+    try:
+        moment = datetime.datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.timezone.utc)
+        return moment.timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def whole_seconds(due: float, headers: Mapping[str, Any] | None, now: float | None = None) -> int:
+    """How long a message waits at the broker, in the whole seconds it counts by.
+
+    Rounded up, for nothing may come early; but down when the message says in its own `eta` when it is due:
+    the consumer then holds it for the fraction, and it runs on the dot.
+    """
+    wait_s = due - (time.time() if now is None else now)
+    has_eta = headers is not None and type(headers.get("eta")) is str
+    return max(0, min(int(wait_s) if has_eta else -int(-wait_s // 1), MAX_DELAY_S))

@@ -1,0 +1,293 @@
+"""Publishing with confirms: a connection, the sequence numbers on it, and what became of them.
+
+`transport.send` uses a publisher and waits; a consumer uses one and goes on, releasing its acknowledgements when the
+broker has confirmed. It is a connection of its own in both cases, because RabbitMQ stops reading from one that
+publishes when it runs short of memory, and acknowledgements must still come through then (B4).
+
+Messages are mandatory unless they say otherwise: one that no queue wants comes back. If it was meant for a queue by
+name, the queue is declared then, and the message published again: so no queue has to be asked about beforehand.
+
+A publisher belongs to one thread at a time.
+
+Source: RabbitMQ's publisher confirms; mandatory messages as in AMQP 0-9-1, basic.publish.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+from msgspec import Struct
+
+from celeriac.exceptions import ImproperlyConfigured, PublishRejected, PublishUncertain, TransportLost
+from celeriac.spec import Payload, QueueSpec, Route
+from celeriac_broker_amqp import methods, topology
+from celeriac_broker_amqp.link import Channel, Link
+from celeriac_broker_amqp.message import delay_key, pack_header, split_record, whole_seconds
+from celeriac_broker_amqp.methods import BODY, FRAME_OVERHEAD_BYTES, HEADER, METHOD, frame
+
+CHANNEL: Final = 1
+#: How much is written before confirms are looked at, so that a huge batch does not pile up in memory.
+CHUNK_BYTES: Final = 1024 * 1024
+ROUTES_KEPT: Final = 1024
+DELAYED: Final = "celery_delayed_27"
+#: A shorter wait is not worth the way through the delay queues.
+MIN_DELAY_S: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Item(Struct):
+    """A message ready to be written.
+
+    Attributes:
+        mandatory: Nobody to take it is an error; otherwise it is dropped then.
+        delay_s: Whole seconds that it is to wait at the broker first.
+    """
+
+    route: Route
+    header: bytes
+    body: bytes
+    mandatory: bool = True
+    delay_s: int = 0
+
+
+def make_item(payload: Payload) -> Item:
+    """A payload as it goes out. With the property `mandatory` False it may be dropped if nobody takes it, for
+    instance an answer to a client that has gone; a fanout exchange without listeners is no error either.
+
+    Raises:
+        PublishRejected: It has headers that AMQP cannot carry.
+    """
+    route = payload.route
+    mandatory = payload.properties.get("mandatory", True) is not False and route.exchange_type != "fanout"
+    delay_s = 0
+    if payload.due is not None and not route.exchange and payload.due - time.time() >= MIN_DELAY_S:
+        delay_s = whole_seconds(payload.due, payload.headers)
+    return Item(route, pack_header(payload), payload.body, mandatory, delay_s)
+
+
+class Publisher:
+    """An open publisher.
+
+    Args:
+        find_queue: What to declare for a queue name that does not exist.
+        delay_queue_type: Type of the delay queues, should they have to be made.
+    Raises:
+        TransportLost: The link dropped.
+    """
+
+    def __init__(self, link: Link, find_queue: Callable[[str], QueueSpec], delay_queue_type: str) -> None:
+        self.link = link
+        #: Sequence numbers that the broker has refused, for the owner to look at and clear.
+        self.refused: list[int] = []
+        #: (reply text, record) of messages that nobody takes, likewise.
+        self.unroutable: list[tuple[str, bytes]] = []
+        #: How many messages were dropped because nobody took them and nobody minded.
+        self.dropped = 0
+        self._find_queue = find_queue
+        self._delay_queue_type = delay_queue_type
+        self._channel: Channel = link.open_channel(CHANNEL)
+        link.call(self._channel, methods.CONFIRM_SELECT, methods.CONFIRM_SELECT_OK)
+        self._last = 0  # sequence number of the last message written
+        self._settled = 0  # all up to this one are confirmed or refused
+        self._early: set[int] = set()  # settled ones above it
+        self._routes: dict[tuple[str, str, bool], bytes] = {}
+        # While messages that found no queue are on their way again: the queues made for them, and the messages.
+        self._declared: set[str] = set()
+        self._again: set[bytes] = set()
+        self._delayed: set[str] | None = None  # queues bound for delays; None: the delay queues are not known to exist
+
+    @property
+    def last(self) -> int:
+        """The sequence number of the last message written."""
+        return self._last
+
+    def is_settled(self, sequence: int) -> bool:
+        """The broker has spoken about all messages up to this one, and none is on its way again."""
+        return self._settled >= sequence and not self._again
+
+    def write(self, items: Sequence[Item], deadline: float) -> int:
+        """Write messages, without waiting for confirms; returns the sequence number of the last.
+
+        Raises:
+            TransportLost: The connection dropped, or the broker does not read; `link.bytes_sent` tells whether
+                any of it went out.
+        """
+        out: list[bytes] = []
+        size = 0
+        for item in items:
+            if item.delay_s:
+                self._prepare_delay(item.route.routing_key, deadline)
+            size += self._add_frames(out, item)
+            if size >= CHUNK_BYTES:
+                self.link.send(b"".join(out), deadline)
+                self.link.pump()
+                out.clear()
+                size = 0
+        if out:
+            self.link.send(b"".join(out), deadline)
+        self._last += len(items)
+        return self._last
+
+    def absorb(self, timeout_s: float = 0.0) -> None:
+        """Read what the broker has said, waiting at most so long for it, and keep the books.
+
+        Raises:
+            TransportLost: The connection dropped or the channel was closed.
+        """
+        while self.link.pump(timeout_s):
+            timeout_s = 0.0
+        channel = self._channel
+        if channel.returned:
+            returned, channel.returned = channel.returned, []
+            for _, text, record in returned:
+                self._take_back(text, record)
+        if channel.confirms:
+            confirms, channel.confirms = channel.confirms, []
+            for sequence, multiple, taken in confirms:
+                self._note(sequence, multiple, taken)
+            if self._again and self._settled == self._last:
+                self._again.clear()
+                self._declared.clear()
+        if channel.closed is not None:
+            self.link.lost = TransportLost(f"RabbitMQ at {self.link.where} refused a publish: {channel.closed}")
+            raise self.link.lost from channel.closed
+
+    def send(self, items: Sequence[Item], deadline: float) -> None:
+        """Write messages and wait until the broker has taken them all.
+
+        Raises:
+            PublishRejected: It refused some of them, or nobody takes them; the others are stored.
+            PublishUncertain: It did not say in time.
+            TransportLost: Nothing was written.
+        """
+        while self.link.blocked:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise PublishRejected(f"RabbitMQ at {self.link.where} takes no messages: {self.link.blocked}")
+            self.absorb(left_s)
+        before = self.link.bytes_sent
+        try:
+            self.write(items, deadline)
+            while self._settled < self._last:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise PublishUncertain(self._describe_silence())
+                self.absorb(left_s)
+        except TransportLost as exc:
+            if self.link.bytes_sent == before:
+                raise
+            raise PublishUncertain(
+                f"{exc}; whether the message was taken before is not known, sending it again may double it"
+            ) from exc
+        self._raise_refusals(len(items))
+
+    def _describe_silence(self) -> str:
+        missing = self._last - self._settled - len(self._early)
+        why = f"it blocks publishers: {self.link.blocked}" if self.link.blocked else "it gave no reason"
+        return f"RabbitMQ at {self.link.where} did not confirm {missing} message(s) in time ({why})"
+
+    def _raise_refusals(self, count: int) -> None:
+        refused, self.refused = self.refused, []
+        unroutable, self.unroutable = self.unroutable, []
+        if unroutable:
+            text, record = unroutable[0]
+            exchange, routing_key, _, _ = split_record(record)
+            raise PublishRejected(
+                f"{len(unroutable)} of {count} message(s) found no queue: RabbitMQ at {self.link.where} says {text} "
+                f"for exchange {exchange!r}, routing key {routing_key!r}. Declare a queue that is bound to it."
+            )
+        if refused:
+            raise PublishRejected(
+                f"RabbitMQ at {self.link.where} refused {len(refused)} of {count} message(s): a queue is full "
+                "(x-max-length with reject-publish) or failed"
+            )
+
+    # -- the books --------------------------------------------------------------------------------------------
+
+    def _note(self, sequence: int, multiple: bool, taken: bool) -> None:
+        early = self._early
+        if multiple:
+            if not taken:
+                self.refused.extend(number for number in range(self._settled + 1, sequence + 1) if number not in early)
+            if sequence > self._settled:
+                self._settled = sequence
+                if early:
+                    self._early = early = {number for number in early if number > sequence}
+        else:
+            if not taken:
+                self.refused.append(sequence)
+            early.add(sequence)
+        while early and self._settled + 1 in early:
+            self._settled += 1
+            early.remove(self._settled)
+
+    def _take_back(self, text: str, record: bytes) -> None:
+        """A message came back, for no queue took it."""
+        exchange, routing_key, header, body = split_record(record)
+        if exchange or record in self._again:
+            self.unroutable.append((text, record))
+            return
+        if routing_key not in self._declared:
+            log.info("queue.declared", queue=routing_key, broker=self.link.where, reason="a message found it missing")
+            self._declare(routing_key)
+            self._declared.add(routing_key)
+        self._again.add(record)
+        out: list[bytes] = []
+        self._add_frames(out, Item(Route(routing_key), header, body))
+        self.link.send(b"".join(out))
+        self._last += 1
+
+    def _declare(self, queue: str) -> None:
+        try:
+            topology.declare(self.link, self._find_queue(queue))
+        except ImproperlyConfigured as exc:
+            # Somebody else made it a moment ago, and differently: it is there, which is all a publisher needs.
+            log.warning("queue.differs", queue=queue, error=str(exc))
+
+    # -- frames -----------------------------------------------------------------------------------------------
+
+    def _add_frames(self, out: list[bytes], item: Item) -> int:
+        """Add the frames of one message; returns their size, nearly."""
+        header, body = item.header, item.body
+        out.append(self._publish_frame(item))
+        out.append(frame(HEADER, CHANNEL, header))
+        size = len(body)
+        room = self.link.frame_max - FRAME_OVERHEAD_BYTES
+        if len(header) > room:
+            raise PublishRejected(f"headers of {len(header)} bytes; RabbitMQ at {self.link.where} takes {room}")
+        if size <= room:
+            if size:
+                out.append(frame(BODY, CHANNEL, body))
+        else:
+            out.extend(frame(BODY, CHANNEL, body[at : at + room]) for at in range(0, size, room))
+        return size + len(header)
+
+    def _publish_frame(self, item: Item) -> bytes:
+        route = item.route
+        if item.delay_s:
+            request = methods.publish(DELAYED, delay_key(item.delay_s, route.routing_key), True)
+            return frame(METHOD, CHANNEL, request)
+        key = (route.exchange, route.routing_key, item.mandatory)
+        written = self._routes.get(key)
+        if written is None:
+            try:
+                written = frame(METHOD, CHANNEL, methods.publish(*key))
+            except ValueError as exc:
+                raise PublishRejected(f"message was not sent: {exc}") from exc
+            if len(self._routes) < ROUTES_KEPT:
+                self._routes[key] = written
+        return written
+
+    def _prepare_delay(self, queue: str, deadline: float) -> None:
+        """See to it that delayed messages find their way into this queue, once per connection."""
+        if self._delayed is None:
+            topology.ensure_delays(self.link, self._delay_queue_type, deadline)
+            self._delayed = set()
+        if queue not in self._delayed:
+            self._declare(queue)
+            topology.bind_delayed(self.link, queue, deadline)
+            self._delayed.add(queue)

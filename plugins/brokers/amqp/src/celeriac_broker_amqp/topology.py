@@ -1,0 +1,204 @@
+"""Queues, exchanges, bindings, and the delay queues. Called by `transport`, `consumer` and `publisher`.
+
+Everything is asked on a channel of its own, because RabbitMQ closes the channel on which it refuses something.
+What is declared is what Celery declares, to the last argument: two clients with different ideas of one queue
+cannot both use it.
+
+Source: kombu 5.7's entities and its `native_delayed_delivery`; captured from a running Celery.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from struct import Struct
+from typing import Final
+
+import structlog
+
+from celeriac.exceptions import ImproperlyConfigured, TransportLost
+from celeriac.spec import QueueSpec
+from celeriac_broker_amqp import methods
+from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
+from celeriac_broker_amqp.message import DELAY_BITS, DELIVERY_EXCHANGE
+
+SCRATCH_CHANNEL: Final = 2
+DEAD_PREFIX: Final = "celeriac.dead."
+DEAD_KEEP_MS: Final = 7 * 24 * 3600 * 1000
+DEAD_KEEP_COUNT: Final = 10_000
+
+_counts = Struct(">II").unpack_from
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def scratch(link: Link) -> Iterator[Channel]:
+    """A channel for questions that may be refused."""
+    channel = link.open_channel(SCRATCH_CHANNEL)
+    try:
+        yield channel
+    finally:
+        if link.lost is None:
+            link.close_channel(channel)
+
+
+def default_queue(name: str) -> QueueSpec:
+    """A queue of which only the name is known: durable, bound to the direct exchange of its own name, as Celery's
+    created queues are; a dead-letter queue is bounded in age and length."""
+    if name.startswith(DEAD_PREFIX):
+        return QueueSpec(name, arguments={"x-message-ttl": DEAD_KEEP_MS, "x-max-length": DEAD_KEEP_COUNT})
+    return QueueSpec(name, exchange=name, routing_key=name)
+
+
+def declare(link: Link, spec: QueueSpec) -> None:
+    """Make a queue, its exchange and its binding exist.
+
+    Raises:
+        ImproperlyConfigured: It exists and is not the same, or we may not declare it.
+        TransportLost: Its node is down, or the connection dropped.
+    """
+    try:
+        with scratch(link) as channel:
+            if spec.exchange and not spec.exchange.startswith("amq."):
+                link.call(
+                    channel,
+                    methods.declare_exchange(spec.exchange, spec.exchange_type, durable=spec.durable),
+                    methods.EXCHANGE_DECLARE_OK,
+                )
+            link.call(
+                channel,
+                methods.declare_queue(
+                    spec.name,
+                    durable=spec.durable,
+                    exclusive=spec.exclusive,
+                    auto_delete=spec.auto_delete,
+                    arguments=spec.arguments,
+                ),
+                methods.QUEUE_DECLARE_OK,
+            )
+            if spec.exchange:
+                bind = methods.bind_queue(spec.name, spec.exchange, spec.routing_key)
+                link.call(channel, bind, methods.QUEUE_BIND_OK)
+    except ChannelClosed as exc:
+        raise _refused(link, spec, exc) from exc
+
+
+def _refused(link: Link, spec: QueueSpec, exc: ChannelClosed) -> Exception:
+    if exc.code == methods.PRECONDITION_FAILED:
+        return ImproperlyConfigured(
+            f"queue {spec.name!r} at {link.where} is not what this app declares (durable={spec.durable}, "
+            f"exchange={spec.exchange!r} of type {spec.exchange_type}, arguments={spec.arguments}). RabbitMQ says: "
+            f"{exc.text}. Make task_queues (or task_default_queue_type, task_queue_max_priority) say what the queue "
+            f"is, use another queue name, or delete the queue once it is empty: rabbitmqctl delete_queue {spec.name}"
+        )
+    if exc.code == methods.ACCESS_REFUSED:
+        return ImproperlyConfigured(
+            f"the broker user may not declare queue {spec.name!r} at {link.where}: {exc.text}. "
+            "Give it the permission (rabbitmqctl set_permissions)."
+        )
+    return TransportLost(f"queue {spec.name!r} cannot be declared at {link.where} now: {exc}")
+
+
+def depth(link: Link, queue: str) -> int | None:
+    """How many messages are ready in a queue; None if there is none of this name."""
+    try:
+        with scratch(link) as channel:
+            answer = link.call(channel, methods.declare_queue(queue, passive=True), methods.QUEUE_DECLARE_OK)
+    except ChannelClosed as exc:
+        if exc.code == methods.NOT_FOUND:
+            return None
+        raise TransportLost(f"queue {queue!r} at {link.where}: {exc}") from exc
+    ready: int = _counts(answer, 1 + answer[0])[0]
+    return ready
+
+
+def purge(link: Link, queue: str) -> int:
+    """Drop the ready messages of a queue; how many there were."""
+    return _ask_about(link, queue, methods.purge_queue(queue), methods.QUEUE_PURGE_OK)
+
+
+def delete(link: Link, queue: str) -> None:
+    """Remove a queue; it need not exist."""
+    _ask_about(link, queue, methods.delete_queue(queue), methods.QUEUE_DELETE_OK)
+
+
+def _ask_about(link: Link, queue: str, request: bytes, reply: int) -> int:
+    try:
+        with scratch(link) as channel:
+            return int.from_bytes(link.call(channel, request, reply)[:4], "big")
+    except ChannelClosed as exc:
+        if exc.code == methods.NOT_FOUND:
+            return 0
+        raise TransportLost(f"queue {queue!r} at {link.where}: {exc}") from exc
+
+
+# -- delays -------------------------------------------------------------------------------------------------
+
+
+def ensure_delays(link: Link, queue_type: str, deadline: float) -> None:
+    """Make Celery's delay queues exist: one for each bit of a wait in seconds, each handing on to the next.
+
+    The first time ever this takes a second or two on quorum queues; it may be cut short and begun again. Queues
+    that are there already, of whichever type, are left as they are.
+    """
+    try:
+        with scratch(link) as channel:
+            passive = methods.declare_exchange(DELIVERY_EXCHANGE, "topic", passive=True)
+            link.call(channel, passive, methods.EXCHANGE_DECLARE_OK)
+    except ChannelClosed as exc:
+        if exc.code != methods.NOT_FOUND:
+            raise TransportLost(f"exchange {DELIVERY_EXCHANGE!r} at {link.where}: {exc}") from exc
+        _declare_delays(link, queue_type, deadline)
+    _ask(link, methods.bind_exchange(DELIVERY_EXCHANGE, _level(0), _low_key(0)), methods.EXCHANGE_BIND_OK, deadline)
+
+
+def bind_delayed(link: Link, queue: str, deadline: float) -> None:
+    """Let delayed messages for `queue` out into it. Exactly for it: `#.b` would also take those for `a.b`."""
+    key = "*." * DELAY_BITS + queue
+    _ask(link, methods.bind_queue(queue, DELIVERY_EXCHANGE, key), methods.QUEUE_BIND_OK, deadline)
+
+
+def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
+    for level in range(DELAY_BITS):
+        name = _level(level)
+        arguments = {
+            "x-queue-type": queue_type,
+            "x-overflow": "reject-publish",
+            "x-message-ttl": 2**level * 1000,
+            "x-dead-letter-exchange": _level(level - 1) if level else DELIVERY_EXCHANGE,
+        }
+        if queue_type == "quorum":
+            arguments["x-dead-letter-strategy"] = "at-least-once"
+        _ask(link, methods.declare_exchange(name, "topic"), methods.EXCHANGE_DECLARE_OK, deadline)
+        try:
+            _ask(link, methods.declare_queue(name, arguments=arguments), methods.QUEUE_DECLARE_OK, deadline)
+        except ChannelClosed as exc:
+            if exc.code != methods.PRECONDITION_FAILED:
+                raise TransportLost(f"delay queue {name!r} at {link.where}: {exc}") from exc
+            log.info("delays.kept", queue=name, reason=exc.text)
+        _ask(
+            link,
+            methods.bind_queue(name, name, "*." * (DELAY_BITS - 1 - level) + "1.#"),
+            methods.QUEUE_BIND_OK,
+            deadline,
+        )
+        if level:
+            bind = methods.bind_exchange(_level(level - 1), name, _low_key(level))
+            _ask(link, bind, methods.EXCHANGE_BIND_OK, deadline)
+    # Last of all, for it says that all the others are there.
+    _ask(link, methods.declare_exchange(DELIVERY_EXCHANGE, "topic"), methods.EXCHANGE_DECLARE_OK, deadline)
+
+
+def _level(level: int) -> str:
+    return f"celery_delayed_{level}"
+
+
+def _low_key(level: int) -> str:
+    """The pattern of keys whose bit for this level is not set."""
+    return "*." * (DELAY_BITS - 1 - level) + "0.#"
+
+
+def _ask(link: Link, request: bytes, reply: int, deadline: float) -> None:
+    with scratch(link) as channel:
+        link.call(channel, request, reply, max(deadline - time.monotonic(), 0.1))

@@ -1,0 +1,242 @@
+"""The amqp transport: what the kernel asks for. Sends through a few publishers; consumers have links of their own.
+
+Connections are opened when first needed and kept: each sending thread takes an idle publisher, or opens another
+one up to `broker_pool_limit`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from celeriac.exceptions import (
+    ImproperlyConfigured,
+    PublishRejected,
+    TransportLost,
+    TransportUnreachable,
+)
+from celeriac.spec import Head, Malformed, Payload, Poller, QueueSpec
+from celeriac_broker_amqp import message, topology
+from celeriac_broker_amqp.connector import Connector
+from celeriac_broker_amqp.consumer import AmqpConsumer
+from celeriac_broker_amqp.link import Link
+from celeriac_broker_amqp.publisher import Publisher, make_item
+
+#: A worker that vanished with its host is noticed after two of these.
+CONSUMER_HEARTBEAT_S: Final = 10.0
+
+Result = TypeVar("Result")
+
+
+class AmqpTransport:
+    """A RabbitMQ broker.
+
+    Args:
+        url: `amqp://`, `amqps://` or `pyamqp://`; several, separated by semicolons, are alternates.
+        settings: Read are broker_connection_timeout, broker_use_ssl, broker_heartbeat, broker_login_method,
+            broker_pool_limit, broker_transport_options, broker_native_delayed_delivery_queue_type,
+            task_default_queue_type, task_queue_max_priority.
+    Raises:
+        ImproperlyConfigured: The URL makes no sense.
+    """
+
+    abilities = frozenset({"delay", "priority", "lease", "dead_letter", "durable", "shared", "purge", "depth"})
+    joint: str | None = None
+
+    def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
+        self._connector = Connector(url, settings)
+        self._timeout_s = self._connector.timeout_s
+        heartbeat = settings.get("broker_heartbeat", 120)
+        self._heartbeat_s = min(float(heartbeat), CONSUMER_HEARTBEAT_S) if heartbeat else 0.0
+        self._limit = int(settings.get("broker_pool_limit") or 10)
+        self._delay_queue_type = settings.get("broker_native_delayed_delivery_queue_type") or "quorum"
+        self._queue_arguments = _default_arguments(settings)
+        self._known: dict[str, QueueSpec] = {}
+        self._consumed: set[str] = set()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._idle: list[Publisher] = []
+        self._slots = threading.BoundedSemaphore(self._limit)
+        self._consumers: weakref.WeakSet[AmqpConsumer] = weakref.WeakSet()
+
+    # -- sending ----------------------------------------------------------------------------------------------
+
+    def send(self, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        if not payloads:
+            return
+        deadline = time.monotonic() + timeout_s
+        items = [make_item(payload) for payload in payloads]
+        self._use_publisher(lambda publisher: publisher.send(items, deadline), deadline)
+
+    def _use_publisher(self, use: Callable[[Publisher], Result], deadline: float) -> Result:
+        """Have `use` done by an idle publisher, or by a fresh one if that has died since."""
+        if self._pid != os.getpid():
+            self.after_fork()
+        if not self._slots.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+            raise TransportUnreachable(
+                f"all {self._limit} connections of this process to RabbitMQ were busy.",
+                url=self._connector.url,
+                hint="Is the broker slow or blocked? Else raise broker_pool_limit.",
+            )
+        try:
+            publisher = self._take_idle()
+            if publisher is not None:
+                before = publisher.link.bytes_sent
+                try:
+                    return self._use(publisher, use)
+                except TransportLost:
+                    if publisher.link.bytes_sent != before:
+                        raise
+                    # It had died unnoticed and nothing went out: a new one may do it.
+            return self._use(self._open_publisher(deadline), use)
+        finally:
+            self._slots.release()
+
+    def _use(self, publisher: Publisher, use: Callable[[Publisher], Result]) -> Result:
+        try:
+            result = use(publisher)
+        except PublishRejected:
+            self._idle.append(publisher)  # the broker said no in good order
+            raise
+        except BaseException:  # whatever it was, half a frame may be out
+            publisher.link.drop()
+            raise
+        self._idle.append(publisher)
+        return result
+
+    def _take_idle(self) -> Publisher | None:
+        """An idle publisher that has not heard of its own end."""
+        while True:
+            try:
+                publisher = self._idle.pop()
+            except IndexError:
+                return None
+            try:
+                publisher.absorb()
+                return publisher
+            except TransportLost:
+                publisher.link.drop()
+
+    def _open_publisher(self, deadline: float) -> Publisher:
+        link = self._connector.open("celeriac publisher", heartbeat_s=0.0, deadline=deadline)
+        try:
+            return Publisher(link, self._find_queue, self._delay_queue_type)
+        except BaseException:
+            link.drop()
+            raise
+
+    def _find_queue(self, name: str) -> QueueSpec:
+        """What to declare for a queue of this name."""
+        known = self._known.get(name)
+        if known is not None:
+            return known
+        spec = topology.default_queue(name)
+        if spec.arguments or not self._queue_arguments:
+            return spec
+        return QueueSpec(name, exchange=spec.exchange, routing_key=spec.routing_key, arguments=self._queue_arguments)
+
+    # -- receiving --------------------------------------------------------------------------------------------
+
+    def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> AmqpConsumer:
+        if self._pid != os.getpid():
+            self.after_fork()
+        deadline = time.monotonic() + self._timeout_s
+        link = self._connector.open(f"celeriac {owner}", heartbeat_s=self._heartbeat_s, deadline=deadline)
+        try:
+            consumer = AmqpConsumer(
+                link,
+                owner=owner,
+                poller=poller,
+                window=window,
+                open_publisher=lambda: self._open_publisher(time.monotonic() + self._timeout_s),
+                declare=self._declare_consumed,
+            )
+            for queue in queues:
+                consumer.subscribe(queue)
+        except BaseException:
+            link.drop()
+            raise
+        self._consumers.add(consumer)
+        return consumer
+
+    def _declare_consumed(self, link: Link, spec: QueueSpec) -> None:
+        """Declare a queue for a consumer. One that was ours before is consumed as it is: a queue that somebody
+        made anew, and differently, must not end a running worker."""
+        try:
+            topology.declare(link, spec)
+        except ImproperlyConfigured:
+            if spec.name not in self._consumed:
+                raise
+        self._known[spec.name] = spec
+        self._consumed.add(spec.name)
+
+    # -- queues -----------------------------------------------------------------------------------------------
+
+    def declare(self, queues: Sequence[QueueSpec]) -> None:
+        for spec in queues:
+            self._with_link(lambda link, spec=spec: topology.declare(link, spec))  # type: ignore[misc]
+            self._known[spec.name] = spec
+
+    def delete(self, queue: str) -> None:
+        self._with_link(lambda link: topology.delete(link, queue))
+
+    def purge(self, queue: str) -> int:
+        """Drop the waiting messages. Those still in the delay queues, which all queues share, stay."""
+        return self._with_link(lambda link: topology.purge(link, queue))
+
+    def depth(self, queue: str) -> int:
+        return self._with_link(lambda link: topology.depth(link, queue)) or 0
+
+    def _with_link(self, use: Callable[[Link], Result]) -> Result:
+        deadline = time.monotonic() + self._timeout_s
+        return self._use_publisher(lambda publisher: use(publisher.link), deadline)
+
+    # -- messages ---------------------------------------------------------------------------------------------
+
+    def read_head(self, raw: bytes) -> Head | Malformed:
+        return message.scan(raw)[0]
+
+    def unpack(self, raw: bytes) -> Payload:
+        return message.unpack(raw)
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def ping(self, timeout_s: float) -> str:
+        deadline = time.monotonic() + timeout_s
+
+        def ask(publisher: Publisher) -> str:
+            with topology.scratch(publisher.link):
+                server = publisher.link.server
+                return f"{server.get('product', 'AMQP')} {server.get('version', '')} at {publisher.link.where}"
+
+        try:
+            return self._use_publisher(ask, deadline)
+        except TransportLost as exc:
+            raise TransportUnreachable(str(exc), url=self._connector.url, hint="Is it up?") from exc
+
+    def after_fork(self) -> None:
+        for publisher in self._idle:
+            publisher.link.drop()
+        for consumer in list(self._consumers):
+            consumer.drop()
+        self._reset()
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().link.close()
+
+
+def _default_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of Celery's default queues, for one that must be made in passing."""
+    arguments: dict[str, Any] = {}
+    if (settings.get("task_default_queue_type") or "classic") != "classic":
+        arguments["x-queue-type"] = settings["task_default_queue_type"]
+    if settings.get("task_queue_max_priority") is not None:
+        arguments["x-max-priority"] = settings["task_queue_max_priority"]
+    return arguments
