@@ -100,7 +100,6 @@ class _Slot:
         self._started = 0
         self._asked = 0
         self._cancelled: frozenset[int] = frozenset()
-        self._emitting = False
 
     def serve(self) -> int:
         """Work until the parent says stop or is gone, or a limit is reached. Returns the exit code."""
@@ -191,9 +190,12 @@ class _Slot:
         Never in our own code: there the job is over, or a report would be lost on its way out. The parent
         signals again until SOFT is cleared, so a signal that comes at such a moment need not be kept.
         """
-        words = self._words
-        if self._emitting or frame is None or frame.f_globals is _OURS:
+        interrupted = frame
+        while frame is not None and frame.f_globals is not _OURS:
+            frame = frame.f_back
+        if frame is None or frame is interrupted or frame.f_code is not _RUN_BATCH:
             return
+        words = self._words
         if words[SINCE] and words[SOFT] == words[TOKEN]:
             words[SOFT] = 0
             raise SoftTimeLimitExceeded
@@ -202,11 +204,9 @@ class _Slot:
 
     def _emit(self, report: JobReport) -> None:
         """Send a report ahead of the final one, at once."""
-        self._emitting = True
         report.pid = self._pid
         self._pending.append(report)
         self._flush()
-        self._emitting = False
 
     def _flush(self) -> None:
         """Send the reports that wait. May block until the parent has room for them."""
@@ -259,6 +259,7 @@ class _Slot:
 
 
 _OURS: Final = globals()
+_RUN_BATCH: Final = _Slot._run_batch.__code__
 
 
 class _Watcher:

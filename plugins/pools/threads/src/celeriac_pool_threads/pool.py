@@ -1,0 +1,235 @@
+"""The threads pool: runs jobs in threads of the worker's process.
+
+Made by the plugin's hook. All threads take from one shared deque, job by job: a job never stands behind
+another one that runs, and the worker can take every job back that has not been started. Taking one is
+atomic, so each job goes to exactly one side. Finished reports go into another deque; a byte in a pipe wakes
+the worker, one for all the reports that it has not yet collected.
+
+Threads cannot be ended from outside. So there are no time limits and running jobs cannot be cancelled.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from celeriac.spec import Job, JobReport, PoolOptions, SlotProgram
+
+#: Brief jobs wake one thread for about so much work, since more threads would only fight for the interpreter.
+SHARE_S: Final = 0.001
+#: If brief jobs still wait after so long, they are not brief: the idle threads get up too.
+HELP_S: Final = 0.010
+
+
+class ThreadsPool:
+    """Runs jobs in threads."""
+
+    abilities = frozenset({"resize"})
+
+    def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
+        self._program = program
+        self._poller = options.poller
+        self._node = options.node
+        self._target = options.slots
+        self._backlog: deque[Job] = deque()
+        self._reports: deque[JobReport] = deque()
+        self._idle: deque[threading.Lock] = deque()
+        self._leave: deque[None] = deque()  # a ticket for each thread that is too many
+        self._threads: list[threading.Thread] = []
+        self._running: dict[int, Job] = {}  # by token; who takes a job out of it answers for the job
+        self._done: list[JobReport] = []
+        self._help_at = math.inf
+        self._woken = False
+        self._pid = 0
+        self._read_fd = self._write_fd = -1
+
+    @property
+    def slots(self) -> int:
+        return self._target
+
+    def pids(self) -> list[int]:
+        return [os.getpid()]
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._pid = os.getpid()
+        self._program.begin()
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self._write_fd, False)
+        self._poller.watch(self._read_fd)
+        for _ in range(self._target):
+            self._add_thread()
+
+    def resize(self, slots: int) -> None:
+        change, self._target = slots - self._target, slots
+        for _ in range(change):
+            if self._leave:
+                self._leave.pop()
+            else:
+                self._add_thread()
+        self._leave.extend([None] * -change)
+        self._wake(len(self._idle))
+
+    def stop(self, *, grace_s: float) -> list[JobReport]:
+        if not self._pid:
+            return []
+        self.withdraw()
+        self._leave.extend([None] * len(self._threads))
+        self._wake(len(self._threads))
+        patience = time.monotonic() + grace_s
+        for thread in self._threads:
+            thread.join(max(0.0, patience - time.monotonic()))
+        text = f"still running {grace_s:g} s after the pool was told to stop; a thread cannot be ended"
+        for token in list(self._running):
+            if self._running.pop(token, None) is not None:
+                self._done.append(JobReport(token, "lost", detail=text, pid=self._pid))
+        reports = self.collect()
+        self._pid = 0
+        self._poller.unwatch(self._read_fd)
+        if not any(thread.is_alive() for thread in self._threads):  # else one may yet write to the pipe
+            os.close(self._read_fd)
+            os.close(self._write_fd)
+        self._program.end()
+        return reports
+
+    # -- jobs ---------------------------------------------------------------------------------------------
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        if not self._pid:
+            self._give_back(jobs)
+            return
+        self._backlog.extend(jobs)
+        if self._idle:
+            wanted = sum(min(job.cost_s / SHARE_S, 1.0) for job in jobs)
+            self._wake(math.ceil(wanted))
+            if self._idle:
+                self._help_at = min(self._help_at, time.monotonic() + HELP_S)
+
+    def collect(self) -> list[JobReport]:
+        if self._woken or not self._reports:
+            self._hush()
+        reports, self._done = self._done, []
+        arrived = self._reports
+        reports += [arrived.popleft() for _ in range(len(arrived))]
+        if self._help_at <= time.monotonic():
+            self._help_at = math.inf
+            self._wake(len(self._backlog))
+        return reports
+
+    def deadline(self) -> float | None:
+        if self._done:
+            return time.monotonic()
+        return None if self._help_at == math.inf else self._help_at
+
+    def withdraw(self) -> None:
+        self._give_back(self._take_all())
+
+    def cancel(self, token: int, *, signal: int | None = None) -> bool:
+        waiting = self._take_all()
+        kept = [job for job in waiting if job.token != token]
+        self._backlog.extend(kept)
+        self._wake(len(kept))  # a thread may have found the backlog empty just now
+        if len(kept) == len(waiting):
+            return False
+        self._done.append(JobReport(token, "cancelled"))
+        return True
+
+    def _take_all(self) -> list[Job]:
+        """Every job that no thread has taken, in order; the threads may be taking at the same time."""
+        jobs: list[Job] = []
+        while True:
+            try:
+                jobs.append(self._backlog.popleft())
+            except IndexError:
+                return jobs
+
+    def _give_back(self, jobs: Iterable[Job]) -> None:
+        self._done.extend(JobReport(job.token, "returned") for job in jobs)
+
+    def _wake(self, count: int) -> None:
+        """Wake so many threads, if so many are idle."""
+        for _ in range(min(count, len(self._idle))):
+            try:
+                self._idle.pop().release()
+            except IndexError:
+                return  # one has got up by itself
+
+    def _hush(self) -> None:
+        """Empty the pipe. First the pipe, then the flag, then (by the caller) the reports: none is overlooked."""
+        try:
+            os.read(self._read_fd, 4096)
+        except BlockingIOError:
+            return  # if the flag is set, the byte is still to come: leave it set
+        self._woken = False
+
+    # -- in the threads -----------------------------------------------------------------------------------
+
+    def _add_thread(self) -> None:
+        name = f"celeriac-slot-{len(self._threads) + 1}"
+        # A daemon: a job that never ends must not keep the worker's process from ending.
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        bed = threading.Lock()
+        bed.acquire()
+        while True:
+            if self._leave and self._takes_ticket():
+                return
+            try:
+                job = self._backlog.popleft()
+            except IndexError:
+                self._sleep(bed)
+            else:
+                self._run(job)
+
+    def _takes_ticket(self) -> bool:
+        try:
+            self._leave.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _sleep(self, bed: threading.Lock) -> None:
+        """Wait for work. To be found by `_wake` comes first, looking once more second: so no work is missed."""
+        self._idle.append(bed)
+        if self._backlog or self._leave:
+            try:
+                self._idle.remove(bed)
+                return
+            except ValueError:
+                pass  # somebody is waking us already
+        bed.acquire()
+
+    def _run(self, job: Job) -> None:
+        token, running = job.token, self._running
+        running[token] = job
+
+        def emit(report: JobReport) -> None:
+            if token in running:
+                self._tell(report)
+
+        try:
+            report = self._program.run(job, emit)
+        except BaseException as exc:
+            report = JobReport(token, "lost", detail=f"the slot's program raised {exc!r}")
+        report.pid = self._pid
+        if running.pop(token, None) is not None:  # else `stop` has given us up
+            self._tell(report)
+
+    def _tell(self, report: JobReport) -> None:
+        self._reports.append(report)
+        if not self._woken:
+            self._woken = True
+            try:
+                os.write(self._write_fd, b"!")
+            except BlockingIOError:
+                pass  # full of wakes
