@@ -123,6 +123,12 @@ BROKER: Final[tuple[Row, ...]] = (
 
 TASK: Final[tuple[Row, ...]] = (
     (
+        "task_unknown_patience",
+        "seconds",
+        600.0,
+        "How long a worker offers a message of a task that it does not know to others before it sets it aside.",
+    ),
+    (
         "task_acks_late",
         "bool",
         True,
@@ -453,7 +459,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
 )
 
 #: Settings that only celeriac has, so that no upper-case name of theirs was ever in use.
-OWN: Final = frozenset({row[0] for row in PLUGINS} | {"publish_timeout", "worker_shutdown_grace", "worker_log_style"})
+OWN: Final = frozenset({row[0] for row in PLUGINS} | {"publish_timeout", "task_unknown_patience", "worker_shutdown_grace", "worker_log_style"})
 
 #: Celery's default in words, where ours is another.
 CELERY_DEFAULTS: Final = {

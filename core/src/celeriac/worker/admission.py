@@ -1,0 +1,159 @@
+"""May a message run now? Known, not revoked, not expired, not too early, not over its rate.
+
+Most messages pass by four comparisons; whatever is unusual is decided by `Admission.judge`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections import OrderedDict
+from typing import Any, Final, NamedTuple
+
+from celeriac.spec.data import Delivery, Head
+from celeriac.utils.times import to_unix
+from celeriac.worker.plans import TaskPlan
+
+#: An ETA nearer than this waits in the worker; a farther one goes back to a broker that can hold it (B23).
+NEAR_S: Final = 2.0
+MEMORY_LIMIT: Final = 1000  # ETAs held here when the broker cannot hold them
+UNKNOWN_REMEMBERED: Final = 10_000
+
+
+class Verdict(NamedTuple):
+    """What is to be done with a message that does not simply run.
+
+    `what`: run, wait (until unix time `when`), defer (give back to the broker until `when`), expired, revoked,
+    unknown (give back until `when`), dead (with `reason`).
+    """
+
+    what: str
+    when: float = 0.0
+    reason: str = ""
+
+
+RUN: Final = Verdict("run")
+
+
+class Admission:
+    """Judges the messages of one worker.
+
+    Args:
+        can_delay: The broker holds messages until they are due.
+        patience_s: How long a message of an unknown task is offered to other workers.
+    """
+
+    def __init__(self, *, can_delay: bool, patience_s: float, rates: bool) -> None:
+        self.revoked: dict[str, float] = {}
+        self._can_delay = can_delay
+        self._patience_s = patience_s
+        self._rates = rates
+        self._buckets: dict[str, Bucket] = {}
+        self._unknown_since: OrderedDict[str, float] = OrderedDict()
+
+    def judge(self, head: Head, plan: TaskPlan | None, waiting: int) -> Verdict:
+        """Decide on a message.
+
+        Args:
+            waiting: How many messages wait in the worker for their time already.
+        """
+        now = time.time()
+        if head.id in self.revoked:
+            return Verdict("revoked")
+        try:
+            if head.expires is not None and to_unix(head.expires) <= now:
+                return Verdict("expired")
+            eta = None if head.eta is None else to_unix(head.eta)
+        except (ValueError, TypeError, OverflowError) as exc:
+            return Verdict("dead", reason=f"malformed: eta or expires is no time: {exc}")
+        if plan is None:
+            return self._judge_unknown(head, now)
+        if eta is not None and eta > now:
+            if eta - now <= NEAR_S or (not self._can_delay and waiting < MEMORY_LIMIT):
+                return Verdict("wait", eta)
+            return Verdict("defer", eta)
+        if self._rates and plan.task.rate_limit:
+            return self._judge_rate(plan, now)
+        return RUN
+
+    def _judge_unknown(self, head: Head, now: float) -> Verdict:
+        since = self._unknown_since.setdefault(head.id, now)
+        while len(self._unknown_since) > UNKNOWN_REMEMBERED:
+            self._unknown_since.popitem(last=False)
+        waited = now - since
+        if waited >= self._patience_s:
+            self._unknown_since.pop(head.id, None)
+            return Verdict("dead", reason=f"unknown task {head.task!r}: no worker registered it within {self._patience_s:g} s")
+        return Verdict("unknown", now + min(max(1.0, waited), 30.0, self._patience_s - waited))
+
+    def _judge_rate(self, plan: TaskPlan, now: float) -> Verdict:
+        bucket = self._buckets.get(plan.name)
+        if bucket is None or bucket.limit != plan.task.rate_limit:
+            bucket = self._buckets[plan.name] = Bucket(plan.task.rate_limit)
+        when = bucket.take(now)
+        return RUN if when <= now else Verdict("wait", when)
+
+
+class Bucket:
+    """A token bucket with room for one: `'10/m'` lets one start every six seconds."""
+
+    def __init__(self, limit: Any) -> None:
+        self.limit = limit
+        self._period_s = 1.0 / parse_rate(limit) if limit else 0.0
+        self._next = 0.0
+
+    def take(self, now: float) -> float:
+        """When the next start may be: `now`, or a later time, which is then promised to the caller."""
+        when = max(now, self._next)
+        self._next = when + self._period_s
+        return when
+
+
+def parse_rate(limit: Any) -> float:
+    """Starts per second of `'10/s'`, `'10/m'`, `'10/h'` or a number.
+
+    Raises:
+        ValueError: Not such a limit.
+    """
+    if isinstance(limit, (int, float)):
+        return float(limit)
+    number, _, unit = str(limit).partition("/")
+    try:
+        return float(number) / {"": 1, "s": 1, "m": 60, "h": 3600}[unit.strip().lower()[:1]]
+    except (KeyError, ValueError):
+        raise ValueError(f"rate limit {limit!r} is not like '10/s', '10/m', '10/h' or a number") from None
+
+
+class Waiting:
+    """Messages held until their time, earliest first."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Delivery]] = []
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, when: float, delivery: Delivery) -> None:
+        """Hold one until unix time `when`."""
+        heapq.heappush(self._heap, (when, next(self._order), delivery))
+
+    def due(self, now: float) -> list[Delivery]:
+        """Those whose time has come."""
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            found.append(heapq.heappop(self._heap)[2])
+        return found
+
+    def next_in(self, now: float) -> float | None:
+        """Seconds until the first is due."""
+        return max(0.0, self._heap[0][0] - now) if self._heap else None
+
+    def clear(self) -> list[Delivery]:
+        """All of them, held no more."""
+        found = [entry[2] for entry in self._heap]
+        self._heap.clear()
+        return found
+
+

@@ -1,0 +1,54 @@
+"""What the worker knows of each task type beforehand, and what it learns of it: how long it takes."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celeriac.spec.data import UNKNOWN_COST_S
+
+#: What a run costs beside the task itself: decode, encode, report.
+OVERHEAD_S: Final = 0.00003
+#: So many runs before a type's cost is believed.
+TRIAL_RUNS: Final = 3
+
+
+class TaskPlan:
+    """One task type in one worker.
+
+    Attributes:
+        cost_s: Expected time in a slot; `UNKNOWN_COST_S` until a few runs were seen.
+        early: Acknowledged when a slot takes it, before it runs (`acks_late=False`): at most once.
+        announce: The slot says when it takes a call.
+    """
+
+    __slots__ = ("ack_on_failure", "ack_on_timeout", "announce", "cost_s", "early", "hard_s", "name", "requeue_lost", "seen", "soft_s", "task")
+
+    def __init__(self, task: Any, hard_s: float | None, soft_s: float | None, announce: bool) -> None:
+        self.task = task
+        self.name: str = task.name
+        self.hard_s = task.time_limit if task.time_limit is not None else hard_s
+        self.soft_s = task.soft_time_limit if task.soft_time_limit is not None else soft_s
+        self.early = not task.acks_late
+        self.announce = announce or self.early
+        base = task.acks_on_failure_or_timeout
+        self.ack_on_failure = _first(task.acks_on_failure, base)
+        self.ack_on_timeout = _first(task.acks_on_timeout, base)
+        self.requeue_lost = not self.early and task.reject_on_worker_lost is not False
+        self.cost_s = UNKNOWN_COST_S
+        self.seen = 0
+
+    def learn(self, runtime_s: float) -> None:
+        """A run took so long. A longer one than expected is believed at once, shorter ones slowly."""
+        spent = runtime_s + OVERHEAD_S
+        if self.seen < TRIAL_RUNS:
+            self.seen += 1
+            if self.seen == TRIAL_RUNS:
+                self.cost_s = spent
+        elif spent > 8 * self.cost_s:
+            self.cost_s = spent
+        else:
+            self.cost_s += (spent - self.cost_s) * 0.05
+
+
+def _first(value: bool | None, fallback: bool | None) -> bool:
+    return bool(value if value is not None else (fallback if fallback is not None else True))

@@ -1,0 +1,300 @@
+"""Build, start, stop: a page of plain lines in order.
+
+The command line makes a `Worker` and runs it; tests and programs may too, in any thread (signals are then left alone).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from celeriac import signals
+from celeriac.exceptions import ImproperlyConfigured, OperationalError, TransportUnreachable, WorkerShutdown, WorkerTerminate
+from celeriac.execution.execute import TaskProgram
+from celeriac.kernel.discovery import PluginInfo
+from celeriac.log import TaskLog, open_stream
+from celeriac.spec.pool import Pool, PoolOptions
+from celeriac.spec.transport import Transport
+from celeriac.utils.ids import default_nodename, uuid
+from celeriac.worker.consumer import Loop
+from celeriac.worker.poller import Sleeper
+from celeriac.worker.window import Window
+
+EXIT_OK: Final = 0
+EXIT_FORCED: Final = 1
+COLD_GRACE_S: Final = 2.0
+
+_log = logging.getLogger("celeriac.worker")
+
+
+class Worker:
+    """A worker of one app.
+
+    Args:
+        hostname: Node name, in Celery's forms (`w1@%h`).
+        queues, exclude_queues: Names; default: all declared queues.
+        include: Modules to import before starting.
+        concurrency: Slots; default: the processors this process may use.
+        pool: Name of a pool plugin.
+        purge: Drop all waiting messages first.
+        loglevel, logformat, logfile: For the lines about tasks; without a level there are none.
+        on_ready: Called with the worker when it consumes.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        hostname: str | None = None,
+        queues: Sequence[str] = (),
+        exclude_queues: Sequence[str] = (),
+        include: Sequence[str] = (),
+        concurrency: int | None = None,
+        pool: str | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        prefetch_multiplier: int | None = None,
+        purge: bool = False,
+        loglevel: int | str | None = None,
+        logformat: str | None = None,
+        logfile: str | None = None,
+        no_color: bool = False,
+        on_ready: Callable[[Worker], Any] | None = None,
+        **_: Any,
+    ) -> None:
+        self.app = app
+        conf = app.conf
+        self.hostname = default_nodename(hostname)
+        self._queue_names = _choose_queues(app, queues, exclude_queues)
+        self._include = include
+        self.concurrency = concurrency or _slots(conf["worker_concurrency"])
+        self.pool_name = pool or conf["worker_pool"]
+        self._max_tasks = max_tasks_per_child or conf["worker_max_tasks_per_child"]
+        self._max_memory = max_memory_per_child or conf["worker_max_memory_per_child"]
+        self._hard_s = time_limit or conf["task_time_limit"]
+        self._soft_s = soft_time_limit or conf["task_soft_time_limit"]
+        self._multiplier = prefetch_multiplier if prefetch_multiplier is not None else conf["worker_prefetch_multiplier"]
+        self._purge = purge
+        self._task_log = TaskLog(
+            "json" if logformat == "json" else "console",
+            logging.CRITICAL + 1 if loglevel is None else loglevel,
+            open_stream(logfile) if logfile else sys.stderr,
+            False if no_color else conf["worker_log_color"],
+        )
+        self._on_ready = on_ready
+        self._asked = 0  # how often it was asked to stop; only ever grows (D1)
+        self._cold = False
+        self._sleeper = Sleeper()
+        self.transport: Transport
+        self.pool: Pool
+        self.loop: Loop
+        self.broker_info = ""
+
+    # -- running --------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Work until told to stop; returns the exit code.
+
+        Raises:
+            ImproperlyConfigured, OperationalError: It could not start; nothing was consumed.
+        """
+        self._prepare()
+        handlers = self._handle_signals()
+        try:
+            self._start()
+            return self._work()
+        finally:
+            _restore(handlers)
+            self._sleeper.close()
+
+    def stop(self) -> None:
+        """From any thread: stop warmly; asked again, coldly."""
+        self._asked += 1
+        self._sleeper.wake()
+
+    def _prepare(self) -> None:
+        app = self.app
+        app.set_current()
+        signals.celeryd_init.send(sender=self.hostname, instance=self, conf=app.conf, options={})
+        app.finalize()
+        for name in self._include:
+            __import__(name)
+        app.import_default_modules()
+        app.codec.check_accept()
+        # First what may be wrong, then what costs: plugins, broker, results, and only then processes.
+        self.transport = app.make_transport(app.conf["broker_read_url"])
+        self.broker_info = self._reach_broker()
+        if app.backend.plugin is not None:
+            app.backend.plugin.ping(float(app.conf["broker_connection_timeout"] or 4))
+        signals.celeryd_after_setup.send(sender=self.hostname, instance=self, conf=app.conf)
+        signals.worker_init.send(sender=self)
+
+    def _reach_broker(self) -> str:
+        """Its name and version. At start an unreachable broker is an error, unless the app asks for patience."""
+        conf = self.app.conf
+        timeout_s = float(conf["broker_connection_timeout"] or 4)
+        tries = int(conf["broker_connection_max_retries"] or 100) if conf["broker_connection_retry_on_startup"] else 0
+        for attempt in range(tries + 1):
+            try:
+                return self.transport.ping(timeout_s)
+            except TransportUnreachable as exc:
+                if attempt == tries or self._asked:
+                    raise
+                _log.warning("%s Trying again in 2 s (%d of %d).", exc, attempt + 1, tries)
+                time.sleep(2)
+        raise AssertionError("unreachable")
+
+    def _start(self) -> None:
+        app = self.app
+        program = TaskProgram(app, self.transport.unpack, self.hostname, detail=self._task_log.info_on)
+        options = PoolOptions(
+            slots=self.concurrency,
+            poller=self._sleeper,
+            max_tasks_per_child=self._max_tasks,
+            max_memory_per_child_kib=self._max_memory,
+            start_timeout_s=float(app.conf["worker_proc_alive_timeout"] or 10),
+            node=self.hostname,
+        )
+        self.pool = app.kernel.make_pool(self.pool_name, program, options)
+        self._check_limits()
+        # Children are forked before anything is connected, so that they inherit no socket.
+        self.transport.after_fork()
+        app.close()
+        signals.worker_before_create_process.send(sender=self)
+        self.pool.start()
+        if "processes" not in self.pool.abilities:
+            program.begin()
+        self.loop = Loop(
+            app,
+            self.transport,
+            self.pool,
+            self._sleeper,
+            node=self.hostname,
+            owner=f"{self.hostname}/{uuid()}",
+            queues=app.router.select(self._queue_names),
+            window=Window(self.concurrency, self._multiplier),
+            log=self._task_log,
+            hard_s=self._hard_s,
+            soft_s=self._soft_s,
+        )
+        if self._purge:
+            for name in self._queue_names:
+                self.transport.purge(name)
+        try:
+            self.loop.open()
+        except BaseException:
+            self.pool.stop(grace_s=0)
+            raise
+
+    def _check_limits(self) -> None:
+        """Say at the start what this pool cannot do."""
+        tasks = self.app.tasks.regular().values()
+        wanted = {
+            "hard_limit": self._hard_s is not None or any(task.time_limit is not None for task in tasks),
+            "soft_limit": self._soft_s is not None or any(task.soft_time_limit is not None for task in tasks),
+        }
+        missing = [name.replace("_", " ") for name, want in wanted.items() if want and name not in self.pool.abilities]
+        if missing:
+            _log.warning("The pool %r cannot enforce the time limits that are set (%s); prefork can.", self.pool_name, ", ".join(missing))
+
+    def _work(self) -> int:
+        loop, pool = self.loop, self.pool
+        if self._on_ready is not None:
+            self._on_ready(self)
+        signals.worker_ready.send(sender=self)
+        try:
+            while not self._asked:
+                loop.turn()
+        except (WorkerShutdown, SystemExit, KeyboardInterrupt):
+            self._asked += 1
+        except WorkerTerminate:
+            self._asked += 2
+        signals.worker_shutting_down.send(sender=self.hostname, sig="", how="warm", exitcode=0)
+        # Warm: no new work first; reports still come, so settling must live on; the connection goes last, acks travel on it.
+        loop.stop_receiving()
+        while not loop.idle and not self._is_cold():
+            loop.turn()
+        forced = not loop.idle
+        if forced:
+            _log.warning("Cold shutdown: %d running tasks are given up; their messages go back to the queue.", len(loop.running()))
+        loop.close(pool.stop(grace_s=COLD_GRACE_S if not forced else 0.0))
+        self.transport.close()
+        if "processes" not in pool.abilities:
+            with contextlib.suppress(OperationalError):  # it is ending anyway
+                self.app.close()
+        signals.worker_shutdown.send(sender=self)
+        _log.info("Stopped: %d finished, %d given back%s.", loop.finished, loop.given_back, ", some by force" if forced else "")
+        return EXIT_FORCED if forced else EXIT_OK
+
+    def _is_cold(self) -> bool:
+        return self._cold or self._asked > 1
+
+    # -- signals --------------------------------------------------------------------------------------------
+
+    def _handle_signals(self) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+
+        def warm(signum: int, frame: Any) -> None:
+            self._asked += 1
+            self._say(signum)
+
+        def cold(signum: int, frame: Any) -> None:
+            self._asked += 1
+            self._cold = True
+            self._say(signum)
+
+        remapped = os.environ.get("REMAP_SIGTERM") == "SIGQUIT"
+        wanted = {signal.SIGINT: warm, signal.SIGTERM: cold if remapped else warm, signal.SIGQUIT: cold}
+        before: dict[int, Any] = {signum: signal.signal(signum, handler) for signum, handler in wanted.items()}
+        signal.set_wakeup_fd(self._sleeper.wakeup_fd, warn_on_full_buffer=False)
+        return before
+
+    def _say(self, signum: int) -> None:
+        if self._asked == 1 and not self._cold:
+            how = "finishing running tasks (once more to give them up)"
+        else:
+            how = "giving up running tasks"
+        with contextlib.suppress(OSError):  # a closed terminal is no reason to fail
+            os.write(2, f"\nworker: {signal.Signals(signum).name}: {how}\n".encode())
+
+    # -- for the start-up page ------------------------------------------------------------------------------
+
+    @property
+    def queue_names(self) -> list[str]:
+        """What it consumes."""
+        return list(self._queue_names)
+
+    def plugins(self) -> list[PluginInfo]:
+        """The plugins in use."""
+        return self.app.kernel.loaded()  # type: ignore[no-any-return]
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    if handlers:
+        signal.set_wakeup_fd(-1)
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def _choose_queues(app: Any, queues: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(queues)) or list(app.router.queues)
+    chosen = [name for name in names if name not in set(exclude)]
+    if not chosen:
+        raise ImproperlyConfigured(f"nothing to consume: of the queues {', '.join(names)} all are excluded")
+    return chosen
+
+
+def _slots(setting: Any) -> int:
+    if setting is None or setting == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(setting)
