@@ -255,12 +255,16 @@ class Wire:
             return True
         return bool(self._poll.poll(max(0.0, timeout_s) * 1000))
 
-    def is_stale(self) -> bool:
-        """Whether an idle connection must not be used again: it is closed, or says something nobody asked for."""
+    def is_stale(self, *, ignore_news: bool = False) -> bool:
+        """Whether an idle connection must not be used again: it is closed, or says something nobody asked for.
+
+        Args:
+            ignore_news: It had subscriptions, whose late news are read and dropped.
+        """
         if not self._poll.poll(0):
             return False
         try:
-            return bool(self.replies()) or type(self.sock) is socket.socket
+            return bool(self.replies()) and not ignore_news
         except WireLost:
             return True
 

@@ -1,0 +1,276 @@
+"""The backend: keeps results under Celery's keys, and tells those who wait. Called by core, from any thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Final
+
+from celeriac.exceptions import BackendError, BackendLost, BackendUnreachable, SettingError
+from celeriac.spec.backend import Document, Host
+from celeriac.spec.data import StoredResult
+from celeriac.spec.serializer import Serializer
+from celeriac.states import FAILURE, READY_STATES, SUCCESS
+from celeriac_backend_redis.compression import compressor, decompress
+from celeriac_backend_redis.scripts import STORE, STORE_SHA
+from celeriac_backend_redis.watch import RedisWatch
+from celeriac_backend_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect, pack, parse_url
+
+SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
+ABILITIES: Final = frozenset({"push", "expire", "persistent", "joint", "shared"})
+#: The version of what `commands` returns: Lua and its words, which the redis broker runs in its own script.
+JOINT: Final = "redis-lua-1"
+TASK_KEY: Final = "celery-task-meta-"
+STORE_CHUNK: Final = 500
+FETCH_CHUNK: Final = 1000
+IDLE_WIRES: Final = 16
+DEFAULT_EXPIRES_S: Final = 86400
+#: Longer than this no store or fetch waits for the server, whatever `redis_socket_timeout` says.
+LONGEST_TIMEOUT_S: Final = 10.0
+
+
+def make_backend(url: str, settings: Mapping[str, Any], host: Host) -> RedisBackend | None:
+    """The backend for a URL of ours; None for another's."""
+    return RedisBackend(url, settings, host) if url.partition(":")[0] in SCHEMES else None
+
+
+class RedisBackend:
+    """See `celeriac.spec.ResultBackend`. Connects when first needed; connections are shared among threads."""
+
+    def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
+        options = settings.get("result_backend_transport_options") or {}
+        self.abilities = ABILITIES
+        self._url = url
+        self._host = host
+        self._address = _address(url, settings, options)
+        self._prefix = (_key_prefix(options.get("global_keyprefix")) + TASK_KEY).encode()
+        self._expires = _lifetime_s(settings, "result_expires", DEFAULT_EXPIRES_S)
+        self._failure_expires = _lifetime_s(settings, "result_failure_expires", self._expires)
+        self._serializer_name = settings.get("result_serializer") or "json"
+        self._compress = compressor(settings.get("result_compression"))
+        self.joint: str | None = f"{JOINT}:{self._address.store}"
+        self._pid = os.getpid()
+        self._idle: deque[Wire] = deque()
+        self._idle_watching: deque[Wire] = deque()
+
+    # documents
+
+    def encode(self, document: Document, serializer: Serializer) -> bytes:
+        """See `ResultBackend.encode`. `status` comes first, where the store's script looks for it."""
+        data = serializer.dumps({"status": document.get("status"), **document})
+        if self._compress is not None and document.get("status") == SUCCESS:
+            return self._compress(data)
+        return data
+
+    def decode(self, data: bytes) -> Document:
+        """See `ResultBackend.decode`.
+
+        Raises:
+            ValueError: Not a document of the serializer named by `result_serializer`.
+        """
+        document = self._host.serializer(self._serializer_name).loads(decompress(data))
+        if not isinstance(document, dict):
+            raise ValueError(f"a stored result is {type(document).__name__}, not a document")
+        return document
+
+    # the store
+
+    def store(self, batch: Sequence[StoredResult]) -> None:
+        """See `ResultBackend.store`."""
+        for at in range(0, len(batch), STORE_CHUNK):
+            words = self._words(batch[at : at + STORE_CHUNK])
+            try:
+                self._ask([("EVALSHA", STORE_SHA, 0, *words)])
+            except _NoScript:
+                self._ask([("EVAL", STORE, 0, *words)])
+
+    def commands(self, batch: Sequence[StoredResult]) -> Any:
+        """See `ResultBackend.commands`: Lua, and the words that it reads from ARGV."""
+        return STORE, self._words(batch)
+
+    def _words(self, batch: Sequence[StoredResult]) -> list[Any]:
+        words: list[Any] = []
+        for result in batch:
+            state = result.state
+            rank = "2" if state == SUCCESS else "1" if state in READY_STATES else "0"
+            ttl = self._failure_expires if state == FAILURE else self._expires
+            words += (self._key(result.task_id), rank, ttl, result.data)
+        return words
+
+    def _key(self, task_id: str) -> bytes:
+        return self._prefix + task_id.encode()
+
+    def expect(self, task_ids: Sequence[str]) -> None:
+        """Results are kept whether somebody expects them or not."""
+
+    def fetch(self, task_ids: Sequence[str]) -> dict[str, bytes]:
+        """See `ResultBackend.fetch`."""
+        found: dict[str, bytes] = {}
+        for at in range(0, len(task_ids), FETCH_CHUNK):
+            chunk = task_ids[at : at + FETCH_CHUNK]
+            values = self._ask([("MGET", *map(self._key, chunk))])[0]
+            found.update((task_id, data) for task_id, data in zip(chunk, values, strict=True) if data is not None)
+        return found
+
+    def watch(self, task_ids: Sequence[str]) -> RedisWatch:
+        """See `ResultBackend.watch`."""
+        watch = RedisWatch(self._prefix, self._acquire_watching, self._release_watching, self._translated)
+        watch.add(task_ids)
+        return watch
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """See `ResultBackend.forget`."""
+        for at in range(0, len(task_ids), FETCH_CHUNK):
+            self._ask([("DEL", *map(self._key, task_ids[at : at + FETCH_CHUNK]))])
+
+    def cleanup(self) -> int:
+        """Nothing to do: the server removes what has expired."""
+        return 0
+
+    # life
+
+    def ping(self, timeout_s: float) -> str:
+        """See `ResultBackend.ping`."""
+        try:
+            wire = connect(self._address, timeout_s=timeout_s)
+        except WireUnreachable as exc:
+            raise self._translated(exc) from exc
+        try:
+            info = wire.call("INFO", "server", timeout_s=timeout_s).decode("utf-8", "replace")
+        except (WireLost, ReplyError) as exc:
+            raise BackendUnreachable(f"{exc}.", url=self._url, hint="Is it a Redis server?") from exc
+        finally:
+            wire.close()
+        words = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+        name = "Valkey" if "valkey_version" in words else "Redis"
+        return f"{name} {words.get('valkey_version') or words.get('redis_version', '')}".strip()
+
+    def after_fork(self) -> None:
+        """See `ResultBackend.after_fork`."""
+        self._pid = os.getpid()
+        idle = [*self._idle, *self._idle_watching]
+        self._idle, self._idle_watching = deque(), deque()
+        for wire in idle:
+            wire.close()
+
+    def close(self) -> None:
+        """See `ResultBackend.close`."""
+        for idle in (self._idle, self._idle_watching):
+            while idle:
+                idle.pop().close()
+
+    # connections
+
+    def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Commands that may be performed twice, as all of ours: a connection that broke is replaced once.
+
+        Raises:
+            BackendLost, BackendUnreachable: As they say.
+            BackendError: The server refuses the command.
+        """
+        data = b"".join(map(pack, commands))
+        for last in (False, True):
+            wire = self._acquire(self._idle, 2)
+            try:
+                wire.write(data)
+                replies = wire.read(len(commands))
+            except WireLost as exc:
+                wire.close()
+                if last:
+                    raise self._translated(exc) from exc
+                continue
+            self._release(self._idle, wire)
+            for reply in replies:
+                if isinstance(reply, ReplyError):
+                    raise _NoScript if reply.code == "NOSCRIPT" else self._translated(reply) from reply
+            return replies
+        raise AssertionError("unreachable")
+
+    def _acquire(self, idle: deque[Wire], protocol: int) -> Wire:
+        if os.getpid() != self._pid:
+            self.after_fork()
+            idle = self._idle if protocol == 2 else self._idle_watching
+        while True:
+            try:
+                wire = idle.pop()
+            except IndexError:
+                break
+            if not wire.is_stale(ignore_news=protocol == 3):
+                return wire
+            wire.close()
+        try:
+            return connect(self._address, protocol=protocol)
+        except WireUnreachable as exc:
+            raise self._translated(exc) from exc
+
+    def _release(self, idle: deque[Wire], wire: Wire) -> None:
+        if len(idle) < IDLE_WIRES:
+            idle.append(wire)
+        else:
+            wire.close()
+
+    def _acquire_watching(self) -> Wire:
+        return self._acquire(self._idle_watching, 3)
+
+    def _release_watching(self, wire: Wire) -> None:
+        self._release(self._idle_watching, wire)
+
+    def _translated(self, exc: Exception) -> BackendError:
+        if isinstance(exc, WireUnreachable):
+            return BackendUnreachable(str(exc), url=self._url, hint=exc.hint)
+        if isinstance(exc, ReplyError):
+            return BackendLost(f"{self._address} answered: {exc}")
+        return BackendLost(f"{exc}.")
+
+
+class _NoScript(Exception):
+    """The server has forgotten our script."""
+
+
+def _address(url: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
+    address, query = parse_url(url)
+    words = {**query, **options}
+    tls = settings.get("redis_backend_use_ssl")
+    if tls:
+        given = dict(tls) if isinstance(tls, Mapping) else {}
+        address = replace(address, tls={**(address.tls or {}), **given})
+    timeout_s = float(words.get("socket_timeout") or settings.get("redis_socket_timeout") or LONGEST_TIMEOUT_S)
+    connect_s = words.get("socket_connect_timeout") or settings.get("redis_socket_connect_timeout") or 4.0
+    keepalive = words.get("socket_keepalive_options") or {}
+    return replace(
+        address,
+        timeout_s=min(timeout_s, LONGEST_TIMEOUT_S),
+        connect_timeout_s=float(connect_s),
+        client_name=str(words.get("client_name") or settings.get("redis_client_name") or ""),
+        credential_provider=words.get("credential_provider"),
+        keepalive={int(getattr(socket, k) if isinstance(k, str) else k): int(v) for k, v in keepalive.items()},
+    )
+
+
+def _key_prefix(prefix: str | None) -> str:
+    """Celery's rule: an underscore, unless the prefix ends in a separator already."""
+    if not prefix:
+        return ""
+    return prefix if prefix[-1] in ":_-." else f"{prefix}_"
+
+
+def _lifetime_s(settings: Mapping[str, Any], name: str, default: int) -> int:
+    """A setting in whole seconds; 0 for ever.
+
+    Raises:
+        SettingError: Neither a number nor a timedelta.
+    """
+    if name not in settings:
+        return default
+    value = settings[name]
+    if value is None:
+        return default if name == "result_failure_expires" else 0
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except (TypeError, ValueError):
+        raise SettingError(f"{name} is {value!r}; give seconds or a timedelta", setting=name) from None
+    return max(1, int(seconds)) if seconds > 0 else 0

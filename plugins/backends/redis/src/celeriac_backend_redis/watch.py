@@ -1,0 +1,133 @@
+"""Waiting for results: subscribe and read in one trip, then sleep on the socket."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hiredis import PushNotification
+
+from celeriac_backend_redis.wire import ReplyError, Wire, WireLost, pack
+
+
+class RedisWatch:
+    """See `celeriac.spec.Watch`.
+
+    Args:
+        prefix: Before a task's id in its key, and in the name of its channel.
+        acquire: Lends a connection that speaks RESP3, on which one may subscribe and read.
+        release: Takes it back; without one when it is of no more use.
+        translate: Makes a `BackendLost` or `BackendUnreachable` of an error of the connection.
+    """
+
+    def __init__(
+        self,
+        prefix: bytes,
+        acquire: Callable[[], Wire],
+        release: Callable[[Wire], None],
+        translate: Callable[[Exception], Exception],
+    ) -> None:
+        self._prefix = prefix
+        self._acquire = acquire
+        self._release = release
+        self._translate = translate
+        self._keys: dict[bytes, str] = {}
+        self._asked: deque[list[bytes]] = deque()
+        self._wire: Wire | None = None
+
+    def add(self, ids: Sequence[str]) -> None:
+        """See `Watch.add`."""
+        new = {self._prefix + task_id.encode(): task_id for task_id in ids}
+        self._keys.update(new)
+        if new:
+            self._attempt(lambda: self._subscribe(list(new)))
+
+    def discard(self, ids: Sequence[str]) -> None:
+        """See `Watch.discard`."""
+        gone = [key for task_id in ids if self._keys.pop(key := self._prefix + task_id.encode(), None) is not None]
+        wire = self._wire
+        if gone and wire is not None:
+            try:
+                wire.write(pack(("UNSUBSCRIBE", *gone)))
+            except WireLost:
+                self._drop()  # the next wait connects anew, and subscribes to what is left
+
+    def wait(self, timeout_s: float) -> list[tuple[str, bytes]]:
+        """See `Watch.wait`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found: list[tuple[str, bytes]] = self._attempt(lambda: self._look(deadline))
+            if found:
+                return found
+            if time.monotonic() >= deadline:
+                return []
+
+    def close(self) -> None:
+        """See `Watch.close`."""
+        wire, self._wire = self._wire, None
+        if wire is None:
+            return
+        if self._asked:
+            wire.close()
+            return
+        try:
+            if self._keys:
+                wire.write(pack(("UNSUBSCRIBE", *self._keys)))
+        except WireLost:
+            wire.close()
+            return
+        self._keys.clear()
+        self._release(wire)
+
+    def _attempt(self, act: Callable[[], Any]) -> Any:
+        """Do it; after a lost connection subscribe anew and do it once more."""
+        try:
+            if self._wire is None:
+                self._connect()
+            return act()
+        except (WireLost, ReplyError):
+            self._drop()
+        try:
+            self._connect()
+            return act()
+        except (WireLost, ReplyError) as exc:
+            self._drop()
+            raise self._translate(exc) from exc
+
+    def _connect(self) -> None:
+        self._wire = self._acquire()
+        if self._keys:
+            self._subscribe(list(self._keys))
+
+    def _drop(self) -> None:
+        wire, self._wire = self._wire, None
+        self._asked.clear()
+        if wire is not None:
+            wire.close()
+
+    def _subscribe(self, keys: list[bytes]) -> None:
+        """First subscribe, then read: what is stored between is heard."""
+        assert self._wire is not None
+        self._wire.write(pack(("SUBSCRIBE", *keys)) + pack(("MGET", *keys)))
+        self._asked.append(keys)
+
+    def _look(self, deadline: float) -> list[tuple[str, bytes]]:
+        """What has arrived by the deadline, each state once."""
+        wire = self._wire
+        assert wire is not None
+        if not wire.wait(max(0.0, deadline - time.monotonic())):
+            return []
+        found: list[tuple[str, bytes]] = []
+        for reply in wire.replies():
+            if isinstance(reply, PushNotification):
+                if reply[0] == b"message" and (task_id := self._keys.get(reply[1])) is not None:
+                    found.append((task_id, reply[2]))
+            elif isinstance(reply, ReplyError):
+                raise reply
+            else:
+                for key, data in zip(self._asked.popleft(), reply, strict=True):
+                    if data is not None and (task_id := self._keys.get(key)) is not None:
+                        found.append((task_id, data))
+        return found

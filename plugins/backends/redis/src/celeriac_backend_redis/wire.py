@@ -1,0 +1,424 @@
+"""A connection to Redis that carries packed bytes: what both Redis plugins stand on.
+
+The same file is in celeriac-broker-redis and celeriac-backend-redis (neither needs the other); a test keeps
+them equal. hiredis packs and parses; TLS is the standard library's; log-in and choice of database are the
+dozen lines below. redis-py is not used: importing it costs 0.55 s and 24 MB in every process (measured with
+8.1), and each command through its client layers about 100 µs, against 18 µs here.
+
+A `Wire` belongs to one thread at a time. Its socket never blocks; whoever waits does so with a deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import hiredis
+
+from celeriac.exceptions import ImproperlyConfigured, mask_url
+
+DEFAULT_PORT: Final = 6379
+READ_BYTES: Final = 128 * 1024
+#: What a server says while it cannot take commands or writes, in the first word of its error.
+UNABLE: Final = frozenset(
+    {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "UNBLOCKED", "MISCONF", "OOM", "BUSY"}
+)
+_ABSENT: Final = object()
+_CERT_REQS: Final = {
+    "none": ssl.CERT_NONE,
+    "cert_none": ssl.CERT_NONE,
+    "optional": ssl.CERT_OPTIONAL,
+    "cert_optional": ssl.CERT_OPTIONAL,
+    "required": ssl.CERT_REQUIRED,
+    "cert_required": ssl.CERT_REQUIRED,
+}
+_MORE: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+#: Packs one command, a tuple of words, into the bytes that a server reads.
+pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+
+
+class WireLost(Exception):
+    """The connection dropped, or nothing came in time. What was under way may or may not have been done."""
+
+
+class WireUnreachable(WireLost):
+    """No connection could be made, so nothing was done.
+
+    Attributes:
+        hint: What to check.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        self.hint = hint
+        super().__init__(message)
+
+
+class ReplyError(Exception):
+    """The server answered with an error. `code` is its first word, such as `WRONGTYPE`."""
+
+    @property
+    def code(self) -> str:
+        return str(self).partition(" ")[0]
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is and how to log in, from a URL and options.
+
+    Attributes:
+        path: Of a unix socket; `host` and `port` are unused then.
+        tls: Keyword options by redis-py's names (`ssl_cert_reqs`, `ssl_ca_certs` …), None for plain TCP.
+        keepalive: TCP keepalive options by socket constant; empty for the defaults below.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    path: str = ""
+    db: int = 0
+    username: str = ""
+    password: str = field(default="", repr=False)
+    tls: Mapping[str, Any] | None = field(default=None, repr=False)
+    credential_provider: Any = field(default=None, repr=False)
+    client_name: str = ""
+    connect_timeout_s: float = 4.0
+    timeout_s: float = 10.0
+    keepalive: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def store(self) -> str:
+        """Names the keys that are reached and as whom; equal for two ways to write one address."""
+        place = f"unix:{self.path}" if self.path else f"{_plain_host(self.host)}:{self.port}"
+        return f"{place}/{self.db}/{self.username}"
+
+    def __str__(self) -> str:
+        place = f"unix socket {self.path}" if self.path else f"{self.host}:{self.port}"
+        return f"Redis at {place}, database {self.db}"
+
+
+def parse_url(url: str) -> tuple[Address, dict[str, str]]:
+    """Read a URL: `redis[s]://[user:password@]host[:port][/db]`, `redis+socket:///path?virtual_host=db`, `unix:///path?db=n`.
+
+    Returns:
+        The address and the query's words, those that are part of the address taken out.
+    Raises:
+        ImproperlyConfigured: Something in it makes no sense.
+    """
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    by_socket = parts.scheme in ("unix", "redis+socket", "rediss+socket")
+    db_text = query.pop("virtual_host", None) or query.pop("db", None) or ("" if by_socket else parts.path)
+    db_text = db_text.strip("/")
+    if db_text and not db_text.isdigit():
+        raise ImproperlyConfigured(
+            f"{mask_url(url)!r}: a Redis database is a number, not {db_text!r}. Write {parts.scheme}://host:port/0"
+        )
+    try:
+        port = parts.port or DEFAULT_PORT
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{mask_url(url)!r}: {exc}") from None
+    tls = {name: query.pop(name) for name in list(query) if name.startswith("ssl_")}
+    address = Address(
+        host=unquote(parts.hostname or "127.0.0.1"),
+        port=port,
+        path=unquote(parts.path) if by_socket else "",
+        db=int(db_text or 0),
+        username=unquote(parts.username or query.pop("username", "")),
+        password=unquote(parts.password or query.pop("password", "")),
+        tls=tls if parts.scheme == "rediss" else None,
+    )
+    return address, query
+
+
+class Wire:
+    """One connection, logged in. Made by `connect`."""
+
+    __slots__ = ("_buffer", "_feed", "_next", "_poll", "_reader", "_view", "address", "client_id", "last_heard", "sock")
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        self.sock = sock
+        self.address = address
+        self.client_id = 0
+        self.last_heard = time.monotonic()
+        self._reader = hiredis.Reader(protocolError=WireLost, replyError=ReplyError, notEnoughData=_ABSENT)
+        self._next = self._reader.gets
+        self._feed: Callable[[Any, int, int], None] = self._reader.feed  # any buffer will do
+        self._buffer = bytearray(READ_BYTES)
+        self._view = memoryview(self._buffer)
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), select.POLLIN)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def write(self, data: bytes, timeout_s: float | None = None) -> None:
+        """Hand over all of `data`.
+
+        Raises:
+            WireLost: Not all of it could be handed over in time.
+        """
+        try:
+            sent = self.sock.send(data)
+        except _MORE:
+            sent = 0
+        except OSError as exc:
+            raise WireLost(f"{self.address}: {exc}") from exc
+        if sent != len(data):
+            self._write_rest(data, sent, self.address.timeout_s if timeout_s is None else timeout_s)
+
+    def _write_rest(self, data: bytes, sent: int, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        rest = memoryview(data)[sent:]
+        while rest:
+            self._wait(select.POLLOUT, deadline)
+            try:
+                rest = rest[self.sock.send(rest) :]
+            except _MORE:
+                continue
+            except OSError as exc:
+                raise WireLost(f"{self.address}: {exc}") from exc
+
+    def replies(self) -> list[Any]:
+        """The replies that are here, without waiting. Errors are among them as `ReplyError` objects.
+
+        Raises:
+            WireLost: The connection is closed, and nothing more was to be read from it.
+        """
+        found: list[Any] = []
+        get, feed = self._next, self._feed
+        while True:
+            try:
+                size = self.sock.recv_into(self._buffer)
+            except _MORE:
+                return found
+            except OSError as exc:
+                if found:
+                    return found
+                raise WireLost(f"{self.address}: {exc}") from exc
+            if not size:
+                if found:
+                    return found
+                raise WireLost(f"{self.address} closed the connection")
+            self.last_heard = time.monotonic()
+            feed(self._buffer, 0, size)
+            while (reply := get()) is not _ABSENT:
+                found.append(reply)
+            if size < READ_BYTES and type(self.sock) is socket.socket:
+                return found
+
+    def read(self, count: int, timeout_s: float | None = None) -> list[Any]:
+        """Wait for `count` replies; more than that is an error of the caller.
+
+        Raises:
+            WireLost: They did not come in time.
+        """
+        deadline = time.monotonic() + (self.address.timeout_s if timeout_s is None else timeout_s)
+        found: list[Any] = []
+        while len(found) < count:
+            self._wait(select.POLLIN, deadline)
+            found += self.replies()
+        return found
+
+    def call(self, *words: bytes | str | int | float, timeout_s: float | None = None) -> Any:
+        """One command and its reply.
+
+        Raises:
+            ReplyError, WireLost: As they say.
+        """
+        return self.pipeline([words], timeout_s=timeout_s)[0]
+
+    def pipeline(self, commands: Sequence[tuple[Any, ...]], *, timeout_s: float | None = None) -> list[Any]:
+        """Several commands in one write, and their replies.
+
+        Raises:
+            ReplyError: The first error among the replies; the other commands were performed all the same.
+            WireLost: As it says.
+        """
+        self.write(b"".join(map(pack, commands)), timeout_s)
+        replies = self.read(len(commands), timeout_s)
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise reply
+        return replies
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether something can be read within `timeout_s`."""
+        pending = getattr(self.sock, "pending", None)
+        if pending is not None and pending():
+            return True
+        return bool(self._poll.poll(max(0.0, timeout_s) * 1000))
+
+    def is_stale(self, *, ignore_news: bool = False) -> bool:
+        """Whether an idle connection must not be used again: it is closed, or says something nobody asked for.
+
+        Args:
+            ignore_news: It had subscriptions, whose late news are read and dropped.
+        """
+        if not self._poll.poll(0):
+            return False
+        try:
+            return bool(self.replies()) and not ignore_news
+        except WireLost:
+            return True
+
+    def _wait(self, event: int, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if event == select.POLLIN:
+            ready = self.wait(left)
+        else:
+            poll = select.poll()
+            poll.register(self.sock.fileno(), event)
+            ready = bool(poll.poll(max(0.0, left) * 1000))
+        if not ready:
+            raise WireLost(f"{self.address} did not answer in time")
+
+    def shutdown(self) -> None:
+        """From any thread: make the connection look closed to whoever waits on it."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is closed already, which was the wish
+
+    def close(self) -> None:
+        """Let go, without a word to the server. Idempotent."""
+        self.sock.close()
+
+
+def connect(address: Address, *, protocol: int = 2, timeout_s: float | None = None, name: str = "") -> Wire:
+    """Connect and log in.
+
+    Args:
+        protocol: 3 for a connection that both subscribes and asks.
+        timeout_s: For all of it; the address's own by default.
+        name: What `CLIENT LIST` shows, if the address has no name for it.
+    Raises:
+        WireUnreachable: It cannot be reached or refuses us.
+    """
+    timeout_s = address.connect_timeout_s if timeout_s is None else timeout_s
+    try:
+        sock = _open_socket(address, timeout_s)
+    except OSError as exc:
+        raise WireUnreachable(f"cannot connect to {address}: {_reason(exc)}.", _network_hint(address, exc)) from exc
+    wire = Wire(sock, address)
+    try:
+        _log_in(wire, protocol, timeout_s, address.client_name or name)
+    except ReplyError as exc:
+        wire.close()
+        raise WireUnreachable(f"{address} refuses us: {exc}.", _refusal_hint(address, exc)) from exc
+    except WireLost as exc:
+        wire.close()
+        raise WireUnreachable(
+            f"{exc}, while logging in.", "Is it a Redis server, and are TLS and port what the server expects?"
+        ) from exc
+    return wire
+
+
+def _open_socket(address: Address, timeout_s: float) -> socket.socket:
+    if address.path:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(address.path)
+        except BaseException:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock
+    sock = socket.create_connection((address.host, address.port), timeout_s)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _keep_alive(sock, address.keepalive)
+        if address.tls is not None:
+            sock = _tls_context(address.tls).wrap_socket(sock, server_hostname=address.host)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _keep_alive(sock: socket.socket, options: Mapping[int, int]) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if not options and hasattr(socket, "TCP_KEEPIDLE"):
+        options = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 3, socket.TCP_KEEPCNT: 3}
+    for option, value in options.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _tls_context(options: Mapping[str, Any]) -> ssl.SSLContext:
+    wanted = options.get("ssl_cert_reqs", "required")
+    reqs = _CERT_REQS[wanted.lower()] if isinstance(wanted, str) else ssl.CERT_NONE if wanted is None else wanted
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
+    hostname = str(options.get("ssl_check_hostname", reqs != ssl.CERT_NONE)).lower() in ("true", "1", "yes")
+    context.check_hostname = hostname and reqs != ssl.CERT_NONE
+    context.verify_mode = reqs
+    if options.get("ssl_certfile"):
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), options.get("ssl_password"))
+    if options.get("ssl_ciphers"):
+        context.set_ciphers(options["ssl_ciphers"])
+    return context
+
+
+def _log_in(wire: Wire, protocol: int, timeout_s: float, name: str) -> None:
+    address = wire.address
+    commands: list[tuple[Any, ...]] = []
+    credentials = _credentials(address)
+    if credentials:
+        commands.append(("AUTH", *credentials))
+    if protocol == 3:
+        commands.append(("HELLO", 3))
+    if address.db:
+        commands.append(("SELECT", address.db))
+    if name:
+        commands.append(("CLIENT", "SETNAME", name))
+    commands.append(("CLIENT", "ID"))
+    wire.client_id = int(wire.pipeline(commands, timeout_s=timeout_s)[-1])
+
+
+def _credentials(address: Address) -> tuple[str, ...]:
+    if address.credential_provider is not None:
+        return tuple(address.credential_provider.get_credentials())
+    if address.username:
+        return (address.username, address.password)
+    return (address.password,) if address.password else ()
+
+
+def _plain_host(host: str) -> str:
+    return "127.0.0.1" if host.lower() in ("localhost", "::1") else host.lower()
+
+
+def _reason(exc: OSError) -> str:
+    if isinstance(exc, TimeoutError):
+        return "no answer in time"
+    if exc.errno is not None and exc.errno > 0 and not isinstance(exc, (socket.gaierror, ssl.SSLError)):
+        return os.strerror(exc.errno)
+    return str(exc)
+
+
+def _network_hint(address: Address, exc: OSError) -> str:
+    if isinstance(exc, socket.gaierror):
+        return f"Check the host name {address.host!r} in the URL."
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return "Check the server's certificate, or name the authority by ssl_ca_certs."
+    if isinstance(exc, ssl.SSLError):
+        return "Does the server speak TLS on this port? Without TLS the URL begins with redis://."
+    if isinstance(exc, TimeoutError):
+        return "Check host, port and firewall."
+    return "Is the server running there? Start one with: redis-server"
+
+
+def _refusal_hint(address: Address, exc: ReplyError) -> str:
+    if exc.code in ("WRONGPASS", "NOAUTH", "NOPERM") or "AUTH" in str(exc):
+        return "Check user and password in the URL: redis://user:password@host:port/0"
+    if "DB index" in str(exc):
+        return "Choose a lower database number, or raise `databases` in the server's configuration."
+    if exc.code == "LOADING":
+        return "It is reading its data from disk; wait until it has."
+    return "Is the server's version 6.2 or newer?"
