@@ -234,34 +234,43 @@ class Loop:
     # -- one turn -------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Do what there is to do, then sleep until there is more."""
-        consumer = self._consumer
-        if consumer is None:
-            consumer = self._try_reopen()
-        blocked = self._settler is not None and self._settler.blocked
-        if consumer is not None and not self._stopping:
-            try:
-                room = 0 if blocked else max(0, self.window.size - len(self._flights))
-                deliveries = consumer.receive(room)
-            except OperationalError as exc:
-                self._lose(exc)
-            else:
-                if len(self._waiting):
-                    deliveries.extend(self._waiting.due(time.time()))
-                if deliveries:
-                    self._take(deliveries)
-        elif consumer is not None:
-            self._guard(lambda: consumer.receive(0))
+        """Do what there is to do, then sleep until there is more.
+
+        First what ended, then what comes: the room that a report makes is asked for in the same turn, and a broker
+        gets the acks and the question for more in one exchange.
+        """
         reports = self._pool.collect()
         if reports or self._lost_tags:
             self._digest(reports)
+        if self._consumer is None:
+            self._try_reopen()
+        self._perform()
+        self._receive()
+        self._perform()
+        self._log.flush()
+        self._sleeper.sleep(self._how_long())
+
+    def _receive(self) -> None:
+        consumer, settler = self._consumer, self._settler
+        if consumer is None or settler is None:
+            return
+        room = 0 if self._stopping or settler.blocked else max(0, self.window.size - len(self._flights))
+        try:
+            deliveries = consumer.receive(room)
+        except OperationalError as exc:
+            self._lose(exc)
+            return
+        if len(self._waiting):
+            deliveries = [*deliveries, *self._waiting.due(time.time())]
+        if deliveries:
+            self._take(deliveries)
+
+    def _perform(self) -> None:
         if self._settler is not None:
             self._guard(self._settler.perform)
-        self._log.flush()
-        self._sleeper.sleep(self._how_long(consumer))
 
-    def _how_long(self, consumer: Consumer | None) -> float:
-        now = time.monotonic()
+    def _how_long(self) -> float:
+        now, consumer = time.monotonic(), self._consumer
         pause = IDLE_S
         deadline = self._pool.deadline()
         if deadline is not None:
@@ -588,10 +597,10 @@ class Loop:
             consumer.close()
         self._reopen_at = time.monotonic() + random.uniform(0, 0.2)
 
-    def _try_reopen(self) -> Consumer | None:
+    def _try_reopen(self) -> None:
         now = time.monotonic()
         if now < self._reopen_at or self._stopping:
-            return None
+            return
         try:
             self.open()
         except OperationalError as exc:
@@ -599,9 +608,8 @@ class Loop:
             pause = random.uniform(0.1, min(5.0, 0.2 * 2 ** min(self._failures, 10)))
             self._reopen_at = now + pause
             _log.log(logging.WARNING if self._failures in (1, 10, 100) else logging.DEBUG, "Broker still away: %s. Next try in %.1f s.", exc, pause)
-            return None
+            return
         _log.info("The broker is back; consuming again.")
-        return self._consumer
 
     def _forget_tag(self, tag: Any) -> None:
         for flight in self._flights.values():
