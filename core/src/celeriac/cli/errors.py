@@ -14,6 +14,7 @@ own module, when importing that is what failed.
 
 from __future__ import annotations
 
+import importlib
 import os
 import traceback
 
@@ -29,19 +30,12 @@ from celeriac.exceptions import (
     mask_url,
 )
 
+_IMPORTLIB = os.path.dirname(importlib.__file__)
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 69, 130
 
 
 class UserCodeFailed(Exception):
-    """Importing the user's own module raised; the cause is shown with its traceback.
-
-    Attributes:
-        hide: Frames of the traceback, from the outermost, that are not the user's.
-    """
-
-    def __init__(self, message: str, hide: int = 0) -> None:
-        self.hide = hide
-        super().__init__(message)
+    """Importing the user's own module raised; the cause is shown with its traceback."""
 
 
 def report_error(exc: BaseException) -> int:
@@ -53,7 +47,7 @@ def report_error(exc: BaseException) -> int:
         say("Aborted.")
         return INTERRUPTED
     if isinstance(exc, UserCodeFailed) and exc.__cause__ is not None:
-        say(_traceback_of_user(exc.__cause__, exc.hide).rstrip())
+        say(_traceback_of_user(exc.__cause__).rstrip())
     elif wants_traceback():
         say("".join(traceback.format_exception(exc)).rstrip())
     say(f"{click.style('Error:', fg='red', bold=True)} {mask_url(_sentence(exc))}")
@@ -88,10 +82,10 @@ def _sentence(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {text}{hint}"
 
 
-def _traceback_of_user(exc: BaseException, hide: int) -> str:
+def _traceback_of_user(exc: BaseException) -> str:
+    """The traceback from the user's first line on; how we came there does not help."""
+    ours = os.path.dirname(os.path.dirname(__file__))
     trace = exc.__traceback__
-    for _ in range(hide):
-        trace = trace.tb_next if trace is not None else None
-    while trace is not None and "importlib" in trace.tb_frame.f_code.co_filename:
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith((ours, "<frozen importlib", _IMPORTLIB)):
         trace = trace.tb_next
     return "".join(traceback.format_exception(type(exc), exc, trace))

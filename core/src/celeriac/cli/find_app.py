@@ -117,13 +117,12 @@ def _failed(name: str, exc: BaseException) -> UserCodeFailed:
 
 
 def _not_found(name: str, asked: str) -> str:
-    folders = [folder or "." for folder in sys.path if "site-packages" not in folder and not folder.endswith(".zip")]
     here = sorted(entry[:-3] for entry in os.listdir() if entry.endswith(".py"))
     near = difflib.get_close_matches(name, here, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else " Are you in the right folder? (--workdir goes to another.)"
-    python = f"{sys.prefix}"
-    looked = ", ".join(folder for folder in folders[:4] if not folder.startswith(sys.base_prefix + "/"))
-    return f"There is no module {name!r} (for -A {asked}), neither in {looked} nor installed in {python}.{hint}"
+    extra = os.environ.get("PYTHONPATH")
+    places = f"{os.getcwd()}, in PYTHONPATH ({extra})" if extra else os.getcwd()
+    return f"There is no module {name!r} (for -A {asked}) in {places}, nor is it installed in {sys.prefix}.{hint}"
 
 
 def _hint_if_celery(found: Any) -> str:

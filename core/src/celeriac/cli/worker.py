@@ -100,7 +100,7 @@ def _import_tasks(app: Any) -> None:
     try:
         app.import_default_modules()
     except (SystemExit, Exception) as exc:
-        raise UserCodeFailed(f"The app's tasks could not be imported: {type(exc).__name__}: {exc}", hide=2) from exc
+        raise UserCodeFailed(f"The app's tasks could not be imported: {type(exc).__name__}: {exc}") from exc
 
 
 def _load_plugins(app: Any, pool: str) -> None:

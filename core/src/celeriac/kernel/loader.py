@@ -16,6 +16,7 @@ import pluggy
 
 from celeriac.exceptions import (
     PluginBroken,
+    PluginError,
     PluginIncompatible,
     WorkerShutdown,
     WorkerTerminate,
@@ -57,8 +58,13 @@ class Loader:
         known = self._loaded.get((info.kind, id(plugin)))
         if known is not None:
             return known
-        _check_version(info, plugin)
-        _check_hooks(info, plugin)
+        try:
+            _check_version(info, plugin)
+            _check_hooks(info, plugin)
+        except PluginError:
+            raise
+        except Exception as exc:  # a property, or a module's __getattr__, of the plugin's own
+            raise broken(info, f"its attributes cannot be read: {describe(exc)}") from exc
         if not self.manager.is_registered(plugin):  # one module may serve two kinds
             name = f"{info.kind}:{info.name}"
             self.manager.register(plugin, f"{name}@{info.dist_name}" if self.manager.has_plugin(name) else name)
@@ -154,8 +160,6 @@ def _check_hooks(info: PluginInfo, plugin: Any) -> None:
         trial.check_pending()
     except pluggy.PluginValidationError as exc:
         raise broken(info, _first_line(exc)) from exc
-    except Exception as exc:  # pluggy reads every attribute, and a module's __getattr__ may raise
-        raise broken(info, f"its hooks cannot be read: {describe(exc)}") from exc
     hook = KINDS[info.kind][2]
     if hook and not any(caller.name == hook for caller in trial.get_hookcallers(plugin) or ()):
         if callable(getattr(plugin, hook, None)):

@@ -38,15 +38,19 @@ TYPES: Mapping[str, tuple[type, ...]] = {
 def find_faults(kind: str, made: Any) -> list[str]:
     """Say in which ways `made` is not what its kind promises; [] if it is."""
     members = _members(kind)
-    missing = [name for name in members if not _has(made, name)]
+    found: dict[str, Any] = {}
+    missing, unreadable = [], []
+    for name in members:
+        try:
+            found[name] = getattr(made, name)
+        except AttributeError:
+            missing.append(name)
+        except Exception as exc:  # a property of the plugin's own
+            unreadable.append(f"its {name} cannot be read: {type(exc).__name__}: {exc}")
     if missing:
         return [f"the {type(made).__name__} it made lacks {_list(missing)}"]
-    faults = []
-    for name, wanted in members.items():
-        fault = _compare(name, wanted, getattr(made, name))
-        if fault:
-            faults.append(fault)
-    return faults or _doubt_abilities(kind, made)
+    faults = [_compare(name, wanted, found[name]) for name, wanted in members.items() if name in found]
+    return [*unreadable, *filter(None, faults)] or _doubt_abilities(kind, made)
 
 
 @functools.cache
@@ -59,14 +63,6 @@ def _members(kind: str) -> Mapping[str, inspect.Signature | None]:
         member = vars(protocol).get(name)
         members[name] = inspect.signature(member.__get__(object())) if inspect.isfunction(member) else None
     return members
-
-
-def _has(made: Any, name: str) -> bool:
-    try:
-        getattr(made, name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _compare(name: str, wanted: inspect.Signature | None, member: Any) -> str:
@@ -94,8 +90,9 @@ def _doubt_abilities(kind: str, made: Any) -> list[str]:
     if kind not in ABILITIES:
         return []
     unknown = sorted(map(str, set(made.abilities) - ABILITIES[kind]))
-    faults = [f"it declares an unknown ability: {_list(unknown)} (known: {_list(sorted(ABILITIES[kind]))})"]
-    faults = faults if unknown else []
+    faults = []
+    if unknown:
+        faults.append(f"it declares an unknown ability: {_list(unknown)} (known: {', '.join(sorted(ABILITIES[kind]))})")
     if "joint" in made.abilities and made.joint is None:
         faults.append("it declares the ability joint, but its joint is None")
     return faults
