@@ -1,0 +1,329 @@
+"""One SQLite file and the connections to it: how it is opened, locked, given up after a fork, and what its errors mean.
+
+The broker and the result store of celeriac share this module word for word (each has its own copy, since
+plugins do not import one another; a test of the repository keeps the copies equal).
+
+Rules that keep SQLite calm under many processes: WAL; every write begins with `BEGIN IMMEDIATE`, so a
+transaction never finds out late that it may not write; transactions are short; a connection is never used
+by two threads at once and never after a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import parse_qs, unquote
+
+from celeriac.exceptions import ImproperlyConfigured
+
+DEFAULT_FILE: Final = "celeriac.db"
+MIN_SQLITE: Final = (3, 35, 0)
+LOCK_TIMEOUT_S: Final = 30.0
+#: How long to sleep before asking for the write lock again. SQLite's own pauses begin at a millisecond and grow
+#: to a hundred; a transaction of ours holds the lock for a fraction of one.
+FIRST_PAUSE_S: Final = 0.000_2
+LONGEST_PAUSE_S: Final = 0.01
+DURABILITIES: Final = {"process": "NORMAL", "host": "FULL"}
+
+Trouble = Literal["unreachable", "locked", "full", "lost"]
+
+
+class StoreTrouble(Exception):
+    """The file could not be used. The plugin turns it into an error of celeriac's own.
+
+    Attributes:
+        kind: `unreachable`: somebody must do something first; `locked`: another process kept the lock;
+            `full`: no room, nothing was stored; `lost`: the file went away or broke under us.
+        hint: What to do.
+    """
+
+    def __init__(self, kind: Trouble, message: str, hint: str = "") -> None:
+        self.kind = kind
+        self.message = message
+        self.hint = hint
+        super().__init__(f"{message} {hint}".strip())
+
+
+class Location:
+    """Where a `sqlite:` URL points, and the options in its query.
+
+    Args:
+        url: `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for `celeriac.db` in the current folder;
+            `?durability=host` waits for the disk at every commit, `process` (the default) does not.
+        durability: Instead of the one in the URL.
+    Raises:
+        ImproperlyConfigured: The URL or the option makes no sense.
+    """
+
+    def __init__(self, url: str, durability: str | None = None) -> None:
+        text, _, query = url.partition("?")
+        rest = text.partition(":")[2]
+        if rest.startswith("//"):
+            host, slash, path = rest[2:].partition("/")
+            if host:
+                raise ImproperlyConfigured(
+                    f"sqlite: {url!r} has {host!r} where a host would stand; a file beside you is sqlite:///{host}{slash}"
+                    f"{path}, an absolute one sqlite:////{host}{slash}{path}"
+                )
+        else:
+            path = rest
+        if path == ":memory:":
+            raise ImproperlyConfigured(f"sqlite: {url!r} would be private to one connection; use memory://")
+        # Resolved now, so that a later chdir changes nothing and all names of a file are one.
+        self.path = os.path.realpath(unquote(path) or DEFAULT_FILE)
+        options = parse_qs(query)
+        self.durability = durability or options.pop("durability", ["process"])[-1]
+        if options:
+            raise ImproperlyConfigured(f"sqlite: unknown option {sorted(options)[0]!r} in {url!r}; there is durability")
+        if self.durability not in DURABILITIES:
+            raise ImproperlyConfigured(
+                f"sqlite: durability is {self.durability!r}; it can be {' or '.join(map(repr, DURABILITIES))}"
+            )
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.path}"
+
+    @property
+    def joint(self) -> str:
+        """Equal for a broker and a result store in the same file: one transaction can serve both."""
+        return f"sqlite:{self.path}"
+
+
+class Database:
+    """Hands out connections to one file; safe for threads and for forks.
+
+    Args:
+        part: Names the tables that this plugin keeps in the file (`broker`, `backend`).
+        version: Of these tables.
+        schema: Statements that make them.
+    """
+
+    def __init__(self, location: Location, part: str, version: int, schema: Sequence[str]) -> None:
+        if sqlite3.sqlite_version_info < MIN_SQLITE:
+            raise ImproperlyConfigured(
+                f"sqlite: this Python has SQLite {sqlite3.sqlite_version}; celeriac needs "
+                f"{'.'.join(map(str, MIN_SQLITE))} or newer"
+            )
+        self.path = location.path
+        self._synchronous = DURABILITIES[location.durability]
+        self._part = part
+        self._version = version
+        self._schema = schema
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._identity: tuple[int, int] | None = None
+        self._free: list[sqlite3.Connection] = []
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """Borrow a connection for a moment; errors of SQLite come out as `StoreTrouble`."""
+        conn = self._take()
+        try:
+            yield conn
+        except sqlite3.Error as exc:
+            conn.close()  # whatever state it is in, nobody inherits it
+            raise trouble(exc, self.path) from exc
+        except BaseException:
+            conn.close()
+            raise
+        self._free.append(conn)
+
+    @contextmanager
+    def transaction(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[sqlite3.Connection]:
+        """Borrow a connection for one write transaction: committed at the end, rolled back by any exception."""
+        with self.connection() as conn:
+            begin(conn, self.path, timeout_s)
+            yield conn
+            conn.execute("COMMIT")
+
+    def connect(self) -> sqlite3.Connection:
+        """A new connection for the caller alone, with the tables in place.
+
+        Raises:
+            StoreTrouble: The file cannot be had.
+        """
+        self._forget_parent()
+        try:
+            # Connections move between threads, one at a time: a lock or a single owner sees to that.
+            conn = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as exc:
+            raise trouble(exc, self.path) from exc
+        try:
+            self._prepare(conn)
+        except sqlite3.Error as exc:
+            conn.close()
+            raise trouble(exc, self.path) from exc
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    def is_replaced(self) -> bool:
+        """Whether the file we opened is no longer the one under our path (B30). SQLite would not tell."""
+        return self._identity is not None and _identity(self.path) != self._identity
+
+    def forget(self) -> None:
+        """In a forked child: never touch the parent's connections again, not even to close them."""
+        self._forget_parent(force=True)
+
+    def close(self) -> None:
+        """Close the connections that nobody has borrowed."""
+        self._forget_parent()
+        while self._free:
+            self._free.pop().close()
+
+    def _take(self) -> sqlite3.Connection:
+        self._forget_parent()
+        if self.is_replaced():
+            self.close()
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self.connect()
+
+    def _forget_parent(self, *, force: bool = False) -> None:
+        if force or self._pid != os.getpid():
+            _inherited.append(self._free)
+            self._free = []
+            self._identity = None
+            self._lock = threading.Lock()
+            self._pid = os.getpid()
+
+    def _prepare(self, conn: sqlite3.Connection) -> None:
+        _patiently(conn, "PRAGMA journal_mode=WAL", self.path)
+        conn.execute(f"PRAGMA synchronous={self._synchronous}")
+        conn.execute("PRAGMA temp_store=MEMORY")
+        with self._lock:
+            identity = _identity(self.path)
+            if identity != self._identity:
+                self._make_tables(conn)
+                self._identity = identity
+
+    def _make_tables(self, conn: sqlite3.Connection) -> None:
+        version = _read_version(conn, self._part)
+        if version is None:
+            begin(conn, self.path, LOCK_TIMEOUT_S)
+            version = _read_version(conn, self._part)  # another process may have been quicker
+            if version is None:
+                conn.execute(
+                    "CREATE TABLE IF NOT EXISTS celeriac_parts (part TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+                )
+                for statement in self._schema:
+                    conn.execute(statement)
+                conn.execute("INSERT INTO celeriac_parts VALUES (?, ?)", (self._part, self._version))
+                version = self._version
+            conn.execute("COMMIT")
+        if version != self._version:
+            raise StoreTrouble(
+                "unreachable",
+                f"the {self._part} tables in {self.path} have version {version}, this celeriac reads {self._version}.",
+                "Use the version of celeriac that wrote them, or another file.",
+            )
+
+
+def begin(conn: sqlite3.Connection, path: str, timeout_s: float) -> None:
+    """Begin a write transaction, waiting at most `timeout_s` for the others' to end.
+
+    Raises:
+        StoreTrouble: `locked`, after that time.
+        sqlite3.Error: As it comes; see `trouble`.
+    """
+    _patiently(conn, "BEGIN IMMEDIATE", path, timeout_s)
+
+
+def rollback(conn: sqlite3.Connection) -> None:
+    """End a transaction that failed, if it is still open."""
+    if conn.in_transaction:
+        try:
+            conn.execute("ROLLBACK")
+        except sqlite3.Error:
+            pass  # SQLite has already rolled back by itself, or closing the connection will
+
+
+def trouble(exc: sqlite3.Error, path: str) -> StoreTrouble:
+    """What an error of SQLite means for a person."""
+    text = str(exc)
+    if "unable to open database file" in text:
+        return _cannot_open(path)
+    if "readonly" in text:
+        return StoreTrouble("unreachable", f"{path} cannot be written.", _who_may_write(path))
+    if "not a database" in text:
+        return StoreTrouble(
+            "unreachable", f"{path} is not a SQLite database.", "Name another file, or move this one away."
+        )
+    if "is full" in text:
+        return StoreTrouble("full", f"there is no room to write {path}.", "Free some space on its disk.")
+    if "locked" in text:
+        return StoreTrouble("locked", f"{path} is locked by another process.", f"See who has it: fuser {path}")
+    if "malformed" in text:
+        return StoreTrouble(
+            "unreachable", f"{path} is damaged: {text}.", f"Save what can be saved: sqlite3 {path} .recover"
+        )
+    return StoreTrouble("lost", f"{path}: {text}.")
+
+
+def _patiently(conn: sqlite3.Connection, statement: str, path: str, timeout_s: float = LOCK_TIMEOUT_S) -> None:
+    pause_s = FIRST_PAUSE_S
+    deadline: float | None = None
+    while True:
+        try:
+            conn.execute(statement)
+            return
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc):
+                raise
+        if deadline is None:
+            deadline = time.monotonic() + timeout_s
+        elif time.monotonic() >= deadline:
+            raise StoreTrouble(
+                "locked",
+                f"{path} was locked by another process for {timeout_s:g} seconds.",
+                f"A transaction of celeriac takes milliseconds; see who has it: fuser {path}",
+            )
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
+
+
+def _read_version(conn: sqlite3.Connection, part: str) -> int | None:
+    try:
+        row = conn.execute("SELECT version FROM celeriac_parts WHERE part = ?", (part,)).fetchone()
+    except sqlite3.OperationalError as exc:
+        if "no such table" in str(exc):
+            return None
+        raise
+    return None if row is None else int(row[0])
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _cannot_open(path: str) -> StoreTrouble:
+    folder = Path(path).parent
+    if not folder.is_dir():
+        return StoreTrouble("unreachable", f"the folder {folder} does not exist.", f"Make it: mkdir -p {folder}")
+    if Path(path).is_dir():
+        return StoreTrouble("unreachable", f"{path} is a folder.", "Name a file in it.")
+    return StoreTrouble("unreachable", f"{path} cannot be opened.", _who_may_write(path))
+
+
+def _who_may_write(path: str) -> str:
+    return (
+        f"User {os.getuid()} must be allowed to write the file and its folder {Path(path).parent} "
+        f"(SQLite keeps its journal there)."
+    )
+
+
+#: Connections that came along in a fork. Closing one could drop locks or files the parent relies on, so they are kept.
+_inherited: list[list[sqlite3.Connection]] = []

@@ -1,0 +1,118 @@
+"""The sqlite transport: sends, looks after queues, opens consumers. Safe for threads and forks."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from celeriac.exceptions import OperationalError, PublishRejected, TransportLost, TransportUnreachable
+from celeriac.spec import Head, Malformed, Payload, Poller, QueueSpec, envelope
+from celeriac_broker_sqlite import store
+from celeriac_broker_sqlite.consumer import SqliteConsumer, queue_topic
+from celeriac_broker_sqlite.file import LOCK_TIMEOUT_S, Database, Location, StoreTrouble
+from celeriac_broker_sqlite.store import DeadLetter, Packed
+from celeriac_broker_sqlite.wake import Bell
+
+
+class SqliteTransport:
+    """Messages in one SQLite file. Higher priorities first, then the order of sending."""
+
+    abilities = frozenset(
+        {"delay", "priority", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth"}
+    )
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        location = Location(url, options.get("durability"))
+        self.url = location.url
+        self.joint: str | None = location.joint
+        self.database = Database(location, "broker", store.VERSION, store.SCHEMA)
+        self.bell = Bell(location.path)
+        self._numbers = itertools.count(1)
+        self._prefix = secrets.token_hex(8)
+
+    def send(self, payloads: Sequence[Payload], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        packed = self.pack(payloads)
+        with self.errors(), self.database.transaction(timeout_s) as conn:
+            changed = store.put(conn, packed, time.time())
+        self.bell.ring(map(queue_topic, changed))
+
+    def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> SqliteConsumer:
+        with self.errors():
+            return SqliteConsumer(self, queues, owner, poller)
+
+    def declare(self, queues: Sequence[QueueSpec]) -> None:
+        with self.errors():
+            with self.database.connection() as conn:
+                if store.is_declared(conn, queues):
+                    return
+            with self.database.transaction() as conn:
+                store.declare(conn, queues)
+
+    def delete(self, queue: str) -> None:
+        self.purge(queue)
+        with self.errors(), self.database.transaction() as conn:
+            store.unbind(conn, queue)
+
+    def purge(self, queue: str) -> int:
+        dropped = 0
+        while True:
+            with self.errors(), self.database.transaction() as conn:
+                some = store.purge_some(conn, queue)
+            if not some:
+                return dropped
+            dropped += some
+
+    def depth(self, queue: str) -> int:
+        with self.errors(), self.database.connection() as conn:
+            return store.depth(conn, queue, time.time())
+
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        """What was set aside from this queue, oldest first."""
+        with self.errors(), self.database.connection() as conn:
+            return store.dead_letters(conn, queue)
+
+    def read_head(self, raw: bytes) -> Head | Malformed:
+        return envelope.read_head(raw)
+
+    def unpack(self, raw: bytes) -> Payload:
+        return envelope.unpack(raw)
+
+    def ping(self, timeout_s: float) -> str:
+        try:
+            with self.database.transaction(timeout_s):
+                pass
+        except StoreTrouble as exc:
+            raise TransportUnreachable(f"sqlite broker: {exc.message}", url=self.url, hint=exc.hint) from exc
+        return f"SQLite {sqlite3.sqlite_version}, {self.database.path}"
+
+    def after_fork(self) -> None:
+        self.database.forget()
+        self._prefix = secrets.token_hex(8)
+
+    def close(self) -> None:
+        self.database.close()
+        self.bell.close()
+
+    def pack(self, payloads: Iterable[Payload]) -> list[Packed]:
+        """The payloads with their envelopes, made before anybody takes the write lock."""
+        prefix, numbers = self._prefix, self._numbers
+        return [store.pack(payload, envelope.pack(payload, f"{prefix}-{next(numbers)}")) for payload in payloads]
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what is wrong with the file into errors of celeriac's."""
+        try:
+            yield
+        except StoreTrouble as exc:
+            raise self.error(exc) from exc
+
+    def error(self, exc: StoreTrouble) -> OperationalError:
+        if exc.kind == "unreachable":
+            return TransportUnreachable(f"sqlite broker: {exc.message}", url=self.url, hint=exc.hint)
+        kind = PublishRejected if exc.kind == "full" else TransportLost
+        return kind(f"sqlite broker: {exc}")
