@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING
 
 from celeriac.exceptions import mask_url
 from celeriac.kernel.kernel import first_url
 
+if TYPE_CHECKING:
+    from celeriac.kernel.discovery import PluginInfo
+    from celeriac.worker.worker import Worker
 
-def startup_page(app: Any, options: Mapping[str, Any]) -> str:
-    """The page.
+
+def startup_page(worker: Worker, plugins: Mapping[str, PluginInfo], *, task_events: bool, with_tasks: bool) -> str:
+    """The page of a worker that has begun to consume.
 
     Args:
-        options: Of the worker command; `hostname`, `pool`, `concurrency`, `queues`, `loglevel` … settled.
+        plugins: By kind.
     """
-    plugins = {info.kind: info for info in app.kernel.loaded()}
-
-    def by(kind: str) -> str:
-        info = plugins.get(kind)
-        return f"{info.name} ({info.dist})" if info is not None else ""
-
-    conf = app.conf
+    app, conf = worker.app, worker.app.conf
+    by = {kind: f"{info.name} ({info.dist})" for kind, info in plugins.items()}
     results = mask_url(first_url(conf.result_backend)) if conf.result_backend else "disabled"
     config = [
         ("app", f"{app.main or 'default'}", ""),
-        ("transport", mask_url(first_url(conf.broker_read_url or conf.broker_url)), by("broker")),
-        ("results", results, by("backend")),
-        ("concurrency", f"{options['concurrency']} ({options['pool']})", by("pool")),
-        ("task events", "ON" if options["task_events"] else "OFF", ""),
+        ("transport", mask_url(first_url(conf.broker_read_url)), by.get("broker", "")),
+        ("", worker.broker_info, ""),
+        ("results", results, by.get("backend", "")),
+        ("concurrency", f"{worker.pool.slots} ({worker.pool_name})", by.get("pool", "")),
+        ("task events", "ON" if task_events else "OFF", ""),
     ]
-    width = max(len(value) for _, value, _ in config)
+    width = max(len(value) for _, value, plugin in config if plugin)
     system = f"Python {platform.python_version()}, {platform.system()} {platform.release()}"
-    lines = ["", f"{options['hostname']}  celeriac {version('celeriac')}, {system}", "", "[config]"]
-    lines += [f".> {name + ':':13}{value:{width}}  {plugin}".rstrip() for name, value, plugin in config]
-    lines += ["", "[queues]", *_queues(app, options), ""]
-    if options["loglevel"] <= logging.INFO:
-        lines += ["[tasks]", *(f"  . {name}" for name in sorted(app.tasks) if not name.startswith("celery.")), ""]
+    lines = ["", f"{worker.hostname}  celeriac {version('celeriac')}, {system}", "", "[config]"]
+    for name, value, plugin in config:
+        label = f".> {name}:" if name else ""
+        lines.append(f"{label:16}{value:{width}}  {plugin}".rstrip())
+    lines += ["", "[queues]"]
+    for spec in map(app.router.spec, worker.queue_names):
+        key = spec.routing_key or spec.name
+        lines.append(f".> {spec.name:16} exchange={spec.exchange}({spec.exchange_type}) key={key}")
+    lines.append("")
+    if with_tasks:
+        names = sorted(name for name in app.tasks if not name.startswith("celery."))
+        lines += ["[tasks]", *(f"  . {name}" for name in names), ""]
     return "\n".join(lines)
-
-
-def _queues(app: Any, options: Mapping[str, Any]) -> list[str]:
-    names = options["queues"] or list(app.router.queues)
-    specs = [app.router.spec(name) for name in names if name not in options["exclude_queues"]]
-    return [
-        f".> {spec.name:16} exchange={spec.exchange}({spec.exchange_type}) key={spec.routing_key or spec.name}"
-        for spec in specs
-    ]

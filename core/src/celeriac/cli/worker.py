@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ from celeriac import log, signals
 from celeriac.cli.errors import UserCodeFailed
 from celeriac.cli.group import Command, F, State, option
 from celeriac.cli.startup_page import startup_page
-from celeriac.cli.types import Level, Slots, Words, count_processors
-from celeriac.utils.ids import default_nodename
+from celeriac.cli.types import Level, Slots, Words
+from celeriac.worker.worker import Worker
 
 NO_EFFECT = "No effect; taken so that Celery's scripts run."
 
@@ -62,8 +63,6 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
     Ctrl-C or TERM ends it warmly: running tasks finish, the rest is given back. A second one ends it at once.
     Words such as worker.prefetch_multiplier=1 after the options are settings.
     """
-    from celeriac.worker.worker import Worker  # only now: a wrong option should not wait for it
-
     state: State = ctx.obj
     app = state.app(required=not options["include"])
     if ctx.args:
@@ -72,15 +71,20 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
         app.conf.override({"include": [*app.conf.include, *options["include"]]})
     _set_up_log(app, options, state.given.no_color)
     _import_tasks(app)
-    options["hostname"] = default_nodename(options["hostname"])
-    options["pool"] = options["pool"] or app.conf.worker_pool
-    options["concurrency"] = options["concurrency"] or app.conf.worker_concurrency or count_processors()
-    _load_plugins(app, options["pool"])
-    if not state.given.quiet:
-        click.echo(startup_page(app, options))
-    names = {"log_format": "logformat"}
-    given = {names.get(name, name): value for name, value in options.items()}
-    ctx.exit(Worker(app, **given, quiet=state.given.quiet, no_color=state.given.no_color).run())
+    kernel = app.kernel
+    kernel.load(kernel.find("pool", options["pool"] or app.conf.worker_pool))  # a bad one is told of first
+    given = {("logformat" if name == "log_format" else name): value for name, value in options.items()}
+    given |= {"quiet": state.given.quiet, "no_color": state.given.no_color}
+
+    def say_ready(worker: Worker) -> None:
+        plugins = {info.kind: info for info in kernel.loaded()}
+        if not state.given.quiet:
+            with_tasks = options["loglevel"] <= logging.INFO
+            click.echo(startup_page(worker, plugins, task_events=options["task_events"], with_tasks=with_tasks))
+        names = {kind: info.name for kind, info in plugins.items()}
+        log.get_logger("celeriac.worker").info("worker.ready", node=worker.hostname, **names)
+
+    ctx.exit(Worker(app, **given, on_ready=say_ready).run())
 
 
 def _set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:
@@ -101,9 +105,3 @@ def _import_tasks(app: Any) -> None:
         app.import_default_modules()
     except (SystemExit, Exception) as exc:
         raise UserCodeFailed(f"The app's tasks could not be imported: {type(exc).__name__}: {exc}") from exc
-
-
-def _load_plugins(app: Any, pool: str) -> None:
-    """Load what was chosen, so that a bad one is heard of before anything starts."""
-    app.kernel.load(app.kernel.find("pool", pool))
-    _ = app.transport, app.backend

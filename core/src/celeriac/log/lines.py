@@ -22,6 +22,27 @@ Format = Literal["console", "json"]
 LEVEL_NAMES = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"}
 LEVEL_NUMBERS = {name: number for number, name in LEVEL_NAMES.items()}
 
+#: The console's words for some events: Celery's, for people and programs that know them.
+WORDS = {
+    "worker.ready": "%(node)s ready.",
+    "task.received": "Task %(task_name)s[%(task_id)s] received",
+    "task.started": "Task accepted: %(task_name)s[%(task_id)s] pid:%(pid)s",
+    "task.succeeded": "Task %(task_name)s[%(task_id)s] succeeded in %(runtime_s)ss: %(result)s",
+    "task.failed": "Task %(task_name)s[%(task_id)s] raised unexpected: %(error)s",
+    "task.failed_expectedly": "Task %(task_name)s[%(task_id)s] raised expected: %(error)s",
+    "task.failed_internally": "Task %(task_name)s[%(task_id)s] INTERNAL ERROR: %(error)s",
+    "task.retried": "Task %(task_name)s[%(task_id)s] retry: %(error)s",
+    "task.ignored": "Task %(task_name)s[%(task_id)s] ignored",
+    "task.rejected": "Task %(task_name)s[%(task_id)s] rejected: %(error)s",
+    "task.revoked": "Discarding revoked task: %(task_name)s[%(task_id)s]",
+    "task.expired": "Discarding expired task: %(task_name)s[%(task_id)s]",
+    "task.unknown": "Received unregistered task of type '%(task_name)s'",
+    "task.soft_timed_out": "Soft time limit (%(limit_s)ss) exceeded for %(task_name)s[%(task_id)s]",
+    "task.timed_out": "Hard time limit (%(limit_s)ss) exceeded for %(task_name)s[%(task_id)s]",
+}
+#: Which values each of them needs.
+KEYS = {event: re.findall(r"%\((\w+)\)s", words) for event, words in WORDS.items()}
+
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _CONTROL_BUT_NEWLINE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _RESET, _BRIGHT, _DIM, _CYAN, _MAGENTA = "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[36m", "\x1b[35m"
@@ -104,9 +125,13 @@ class Console:
 
         Args:
             now: Unix time; shown in local time.
-            fields: Shown as key=value.
+            fields: Shown as key=value, save those that stand in the event's words.
             behind: Texts (tracebacks) that follow on lines of their own.
         """
+        keys = KEYS.get(event, ())
+        if keys and fields.keys() >= set(keys):
+            event = WORDS[event] % fields
+            fields = {key: value for key, value in fields.items() if key not in keys}
         parts = [self._paint(_DIM, self._clock.read(now)), self._levels.get(level) or f"[{level:<9}]"]
         named = [self._paint(_BLUE + _BRIGHT, f"[{logger}]")] if logger else []
         named += [self._pair(key, value) for key, value in fields.items()]

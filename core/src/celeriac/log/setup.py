@@ -35,6 +35,8 @@ def _without(module: str) -> Iterator[None]:
 with _without("rich"):
     import structlog
 
+get_logger = structlog.get_logger
+
 Event = MutableMapping[str, Any]
 
 

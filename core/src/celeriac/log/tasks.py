@@ -7,31 +7,11 @@ same format as all others, and go out in one piece per batch.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from typing import Any
 
-from celeriac.log.lines import Console, Format, json_line, parse_level
+from celeriac.log.lines import KEYS, WORDS, Console, Format, json_line, parse_level
 from celeriac.log.stream import Stream, has_colors
-
-#: The console's words for what happens to tasks: Celery's, for people and programs that know them.
-WORDS = {
-    "task.received": "Task %(task_name)s[%(task_id)s] received",
-    "task.started": "Task accepted: %(task_name)s[%(task_id)s] pid:%(pid)s",
-    "task.succeeded": "Task %(task_name)s[%(task_id)s] succeeded in %(runtime_s)ss: %(result)s",
-    "task.failed": "Task %(task_name)s[%(task_id)s] raised unexpected: %(error)s",
-    "task.failed_expectedly": "Task %(task_name)s[%(task_id)s] raised expected: %(error)s",
-    "task.failed_internally": "Task %(task_name)s[%(task_id)s] INTERNAL ERROR: %(error)s",
-    "task.retried": "Task %(task_name)s[%(task_id)s] retry: %(error)s",
-    "task.ignored": "Task %(task_name)s[%(task_id)s] ignored",
-    "task.rejected": "Task %(task_name)s[%(task_id)s] rejected: %(error)s",
-    "task.revoked": "Discarding revoked task: %(task_name)s[%(task_id)s]",
-    "task.expired": "Discarding expired task: %(task_name)s[%(task_id)s]",
-    "task.unknown": "Received unregistered task of type '%(task_name)s'",
-    "task.soft_timed_out": "Soft time limit (%(limit_s)ss) exceeded for %(task_name)s[%(task_id)s]",
-    "task.timed_out": "Hard time limit (%(limit_s)ss) exceeded for %(task_name)s[%(task_id)s]",
-}
-_KEYS = {event: re.findall(r"%\((\w+)\)s", words) for event, words in WORDS.items()}
 
 
 class TaskLog:
@@ -70,14 +50,15 @@ class TaskLog:
                 fields["exception"] = fields.pop("traceback")
             self._lines.append(json_line(now, level, event, fields))
             return
-        keys = _KEYS.get(event)
+        keys = KEYS.get(event)
         if keys is not None and len(keys) == len(fields):  # the usual case: a sentence and nothing else
             try:
                 self._lines.append(self._console.sentence(now, level, WORDS[event] % fields))
                 return
             except KeyError:
                 pass  # as many fields, but others
-        self._lines.append(self._full_line(now, level, event, fields))
+        trace = fields.pop("traceback", None)
+        self._lines.append(self._console.line(now, level, event, fields, behind=(trace,) if trace else ()))
 
     def flush(self) -> None:
         """Write what was gathered. Never raises: a worker outlives whoever reads its log."""
@@ -89,12 +70,3 @@ class TaskLog:
             self._stream.flush()
         except (OSError, ValueError):  # the reader has gone, the disk is full, the file was closed
             self.lost += len(lines)
-
-    def _full_line(self, now: float, level: int, event: str, fields: dict[str, Any]) -> str:
-        assert self._console is not None
-        trace = fields.pop("traceback", None)
-        keys = _KEYS.get(event, ())
-        if keys and fields.keys() >= set(keys):
-            event = WORDS[event] % fields
-            fields = {key: value for key, value in fields.items() if key not in keys}
-        return self._console.line(now, level, event, fields, behind=(trace,) if trace else ())
