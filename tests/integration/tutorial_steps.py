@@ -5,7 +5,6 @@ A step is a comment and, below it, a block. The comment at the top of the page s
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import signal
@@ -171,7 +170,7 @@ class Walk:
             self.worker = subprocess.Popen(
                 command.split(), cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
-        self.wait_for_log("worker.ready", step)
+        self.wait_for_log(" ready.", step)
 
     def stop_worker(self, step: Step) -> None:
         assert self.worker is not None
@@ -186,9 +185,9 @@ class Walk:
 
     def wait_for_log(self, wanted: str, step: Step) -> None:
         """Wait for a line of the worker's; `...` in it stands for anything."""
-        pattern = f"*{wanted.replace('...', '*')}*"
+        pattern = re.compile(".*".join(re.escape(part) for part in wanted.split("...")))
         for _ in until(WAIT_S):
-            if any(fnmatch.fnmatchcase(line, pattern) for line in self.read_log().splitlines()):
+            if any(map(pattern.search, self.read_log().splitlines())):
                 return
             if self.worker is not None and self.worker.poll() is not None:
                 break
