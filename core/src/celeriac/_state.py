@@ -156,7 +156,7 @@ class Proxy:
     def __or__(self, other: Any) -> Any:
         return self._get_current_object() | other
 
-    @property
+    @property  # type: ignore[misc] # a proxy says that it is what it stands for
     def __class__(self) -> type:
         return type(self._get_current_object())
 

@@ -75,10 +75,8 @@ class Retry(TaskPredicate):
         **kwargs: Any,
     ) -> None:
         self.message = message
-        if isinstance(exc, str):
-            self.exc, self.excs = None, exc
-        else:
-            self.exc, self.excs = exc, repr(exc) if exc else None
+        self.exc = None if isinstance(exc, str) else exc
+        self.excs: str | None = exc if isinstance(exc, str) else (repr(exc) if exc else None)
         self.when = when
         self.is_eager = is_eager
         self.sig = sig
@@ -207,7 +205,7 @@ class AlreadyRegistered(TaskError):
     """A task of this name is registered already."""
 
 
-class TimeoutError(TaskError):  # noqa: A001 - Celery's public name
+class TimeoutError(TaskError):
     """The operation took longer than the caller allowed."""
 
 

@@ -341,13 +341,27 @@ class RemoteTraceback(Exception):
 class EagerResult(AsyncResult[T]):
     """The result of a call that ran here and now."""
 
-    def __init__(self, id: str, ret_value: Any, state: str, traceback: str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, id: str, ret_value: Any, state: str, traceback: str | None = None, name: str | None = None
+    ) -> None:
         super().__init__(id, task_name=name)
         self._value = ret_value
         self._state = state
         self._traceback = traceback
 
-    def get(self, timeout: float | None = None, propagate: bool = True, disable_sync_subtasks: bool = True, **kwargs: Any) -> T:
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Callable[[str, Any], Any] | None = None,
+        on_message: Callable[[Document], Any] | None = None,
+        on_interval: Callable[[], Any] | None = None,
+        disable_sync_subtasks: bool = True,
+        **_: Any,
+    ) -> T:
         """What the task returned; its exception is raised, or returned without `propagate`."""
         if disable_sync_subtasks:
             assert_will_not_block()
@@ -486,7 +500,9 @@ class ResultSet:
                 if propagate:
                     result._outcome(document, propagate)
         return [
-            result.get(timeout=timeout, propagate=propagate, interval=interval, callback=callback, disable_sync_subtasks=False)
+            result.get(
+                timeout=timeout, propagate=propagate, interval=interval, callback=callback, disable_sync_subtasks=False
+            )
             for result in self.results
         ]
 
@@ -526,7 +542,9 @@ class ResultSet:
 class GroupResult(ResultSet):
     """The results of a group, with the group's id."""
 
-    def __init__(self, id: str | None = None, results: list[Any] | None = None, parent: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, id: str | None = None, results: list[Any] | None = None, parent: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(results or [], **kwargs)
         self.id = id
         self.parent = parent

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Final
 
 from celeriac import states
 from celeriac.exceptions import BackendGetMetaError, ImproperlyConfigured, SecurityError, TimeoutError
@@ -56,7 +56,9 @@ class ResultStore:
 
     # -- documents ------------------------------------------------------------------------------------------
 
-    def document(self, task_id: str, state: str, result: Any, traceback: str | None = None, request: Any = None) -> Document:
+    def document(
+        self, task_id: str, state: str, result: Any, traceback: str | None = None, request: Any = None
+    ) -> Document:
         """A result document; `result` is already in its stored form."""
         ready = state in states.READY_STATES
         children: list[Any] = []
@@ -133,7 +135,9 @@ class ResultStore:
         """Store SUCCESS."""
         self.store_result(task_id, result, states.SUCCESS, request=request)
 
-    def mark_as_failure(self, task_id: str, exc: BaseException, traceback: str | None = None, request: Any = None, **_: Any) -> None:
+    def mark_as_failure(
+        self, task_id: str, exc: BaseException, traceback: str | None = None, request: Any = None, **_: Any
+    ) -> None:
         """Store FAILURE."""
         self.store_result(task_id, exc, states.FAILURE, traceback, request)
 
@@ -179,7 +183,11 @@ class ResultStore:
         return self.get_task_meta(task_id).get("traceback")
 
     def wait_for(
-        self, task_id: str, timeout: float | None = None, interval: float = 0.5, on_interval: Callable[[], Any] | None = None
+        self,
+        task_id: str,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        on_interval: Callable[[], Any] | None = None,
     ) -> Document:
         """The document of a task, once it is in a ready state.
 
@@ -210,7 +218,11 @@ class ResultStore:
         plugin = self._required("a result")
         waiting = dict.fromkeys(task_ids)
         deadline = None if timeout is None else time.monotonic() + timeout
-        arrivals = self._pushed(plugin, list(waiting), deadline) if "push" in plugin.abilities else self._polled(plugin, waiting, deadline, interval)
+        arrivals = (
+            self._pushed(plugin, list(waiting), deadline)
+            if "push" in plugin.abilities
+            else self._polled(plugin, waiting, deadline, interval)
+        )
         hint_at = time.monotonic() + 1.0
         try:
             for batch in arrivals:
@@ -239,7 +251,9 @@ class ResultStore:
         finally:
             arrivals.close()
 
-    def _pushed(self, plugin: ResultBackend, ids: list[str], deadline: float | None) -> Iterator[list[tuple[str, bytes]]]:
+    def _pushed(
+        self, plugin: ResultBackend, ids: list[str], deadline: float | None
+    ) -> Generator[list[tuple[str, bytes]], None, None]:
         watch = plugin.watch(ids)
         reread_at = time.monotonic() + REREAD_S
         try:
@@ -256,7 +270,7 @@ class ResultStore:
     @staticmethod
     def _polled(
         plugin: ResultBackend, waiting: dict[str, None], deadline: float | None, interval: float
-    ) -> Iterator[list[tuple[str, bytes]]]:
+    ) -> Generator[list[tuple[str, bytes]], None, None]:
         pause = FIRST_PAUSE_S
         while True:
             yield list(plugin.fetch(list(waiting)).items())

@@ -72,14 +72,25 @@ class Signal:
 
     send_robust = send
 
-    def _connect(self, receiver: Callable[..., Any], sender: Any = None, weak: bool = True, dispatch_uid: Any = None, retry: bool = False) -> Any:
+    def _connect(
+        self,
+        receiver: Callable[..., Any],
+        sender: Any = None,
+        weak: bool = True,
+        dispatch_uid: Any = None,
+        retry: bool = False,
+    ) -> Any:
         if retry:
             receiver = _Retrying(receiver)
             weak = False
         key = self._key(receiver, sender, dispatch_uid)
         held: Any = receiver
         if weak:
-            held = weakref.WeakMethod(receiver) if hasattr(receiver, "__self__") and hasattr(receiver, "__func__") else weakref.ref(receiver)
+            held = (
+                weakref.WeakMethod(receiver)
+                if hasattr(receiver, "__self__") and hasattr(receiver, "__func__")
+                else weakref.ref(receiver)
+            )
         with self._lock:
             self.receivers = [entry for entry in self.receivers if entry[0] != key and not _is_dead(entry[1])]
             self.receivers.append((key, held))
@@ -89,7 +100,11 @@ class Signal:
     def _key(receiver: Any, sender: Any, dispatch_uid: Any) -> tuple[Any, Any]:
         if dispatch_uid is not None:
             return ("uid", dispatch_uid), _sender_key(sender)
-        target = (id(receiver.__self__), id(receiver.__func__)) if hasattr(receiver, "__func__") and hasattr(receiver, "__self__") else id(receiver)
+        target = (
+            (id(receiver.__self__), id(receiver.__func__))
+            if hasattr(receiver, "__func__") and hasattr(receiver, "__self__")
+            else id(receiver)
+        )
         return target, _sender_key(sender)
 
     def _live(self, sender: Any) -> list[Callable[..., Any]]:
@@ -133,7 +148,9 @@ class _Retrying:
         return None
 
 
-before_task_publish = Signal("before_task_publish", {"body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy"})
+before_task_publish = Signal(
+    "before_task_publish", {"body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy"}
+)
 after_task_publish = Signal("after_task_publish", {"body", "exchange", "routing_key", "headers"})
 task_sent = Signal("task_sent", {"task_id", "task", "args", "kwargs", "eta", "taskset"})
 task_received = Signal("task_received", {"request"})
@@ -142,7 +159,9 @@ task_postrun = Signal("task_postrun", {"task_id", "task", "args", "kwargs", "ret
 task_success = Signal("task_success", {"result", "runtime"})
 task_retry = Signal("task_retry", {"request", "reason", "einfo"})
 task_failure = Signal("task_failure", {"task_id", "exception", "args", "kwargs", "traceback", "einfo"})
-task_internal_error = Signal("task_internal_error", {"task_id", "args", "kwargs", "request", "exception", "traceback", "einfo"})
+task_internal_error = Signal(
+    "task_internal_error", {"task_id", "args", "kwargs", "request", "exception", "traceback", "einfo"}
+)
 task_revoked = Signal("task_revoked", {"request", "terminated", "signum", "expired"})
 task_rejected = Signal("task_rejected", {"message", "exc"})
 task_unknown = Signal("task_unknown", {"message", "exc", "name", "id"})

@@ -32,7 +32,7 @@ def precedence(state: str) -> int:
     return PRECEDENCE_LOOKUP.get(state, NONE_PRECEDENCE)
 
 
-class state(str):  # noqa: N801 - Celery's public name
+class state(str):
     """A state as text that compares by precedence: `state(PENDING) < state(SUCCESS)`."""
 
     __slots__ = ()

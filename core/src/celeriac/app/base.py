@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
@@ -139,7 +139,9 @@ class Celery:
 
     # -- configuration --------------------------------------------------------------------------------------
 
-    def config_from_object(self, obj: Any, silent: bool = False, force: bool = False, namespace: str | None = None) -> None:
+    def config_from_object(
+        self, obj: Any, silent: bool = False, force: bool = False, namespace: str | None = None
+    ) -> None:
         """Take settings from a module (or its name), an object, a class or a dict; read at first use.
 
         Args:
@@ -171,7 +173,9 @@ class Celery:
     @overload
     def task(self, fun: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def task(self, *, bind: Literal[True], **options: Any) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+    def task(
+        self, *, bind: Literal[True], **options: Any
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
     @overload
     def task(self, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     @overload
@@ -199,8 +203,8 @@ class Celery:
             check = make_check(kind.run, True)
             if check is not None:
                 kind._check = staticmethod(check)
-            if kind.autoretry_for:
-                kind.run = autoretrying(kind.run, {}, kind)  # type: ignore[method-assign]
+            if kind.autoretry_for and not hasattr(kind.run, "__wrapped__"):
+                kind.run = autoretrying(kind.run, {}, kind)
         kind.abstract = False
         self._add(instance)
         return instance
@@ -252,7 +256,7 @@ class Celery:
         return f"{module}.{name}" if module else name
 
     @property
-    def Task(self) -> type[Task[Any, Any]]:  # noqa: N802 - Celery's public name
+    def Task(self) -> type[Task[Any, Any]]:
         """The base class of its tasks."""
         kind = self.task_cls
         if isinstance(kind, str):
@@ -261,7 +265,7 @@ class Celery:
         return kind
 
     @Task.setter
-    def Task(self, value: type[Task[Any, Any]]) -> None:  # noqa: N802
+    def Task(self, value: type[Task[Any, Any]]) -> None:
         self.task_cls = value
 
     @property
@@ -308,18 +312,21 @@ class Celery:
         """Bind all tasks to the settings; done by the first use."""
         if self.finalized:
             return
+        if auto and not self.autofinalize:
+            raise RuntimeError("this app was made with autofinalize=False: call app.finalize() before it is used")
         with self._lock:
-            if self.finalized:
-                return
-            if auto and not self.autofinalize:
-                raise RuntimeError("this app was made with autofinalize=False: call app.finalize() before it is used")
-            self.finalized = True
-            for callback in _state.finalize_callbacks():
-                callback(self)
-            for task in list(self._registry.values()):
-                type(task).bind(self)
-            self._annotate()
-        self.on_after_finalize.send(sender=self)
+            first, self.finalized = not self.finalized, True  # another thread may have been quicker
+            if first:
+                self._bind_tasks()
+        if first:
+            self.on_after_finalize.send(sender=self)
+
+    def _bind_tasks(self) -> None:
+        for callback in _state.finalize_callbacks():
+            callback(self)
+        for task in list(self._registry.values()):
+            type(task).bind(self)
+        self._annotate()
 
     def _annotate(self) -> None:
         annotations = self.conf["task_annotations"]
@@ -360,12 +367,10 @@ class Celery:
                 options[key] = value
         return self._send(name, args, kwargs, task_id or uuid(), options)
 
-    def _send(
-        self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]
-    ) -> AsyncResult[Any]:
+    def _send(self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]) -> AsyncResult[Any]:
         if not self.finalized:
             self.finalize(auto=True)
-        steering = {key: options[key] for key in ("retry", "retry_policy") if key in options}
+        steering: dict[str, Any] = {key: options[key] for key in ("retry", "retry_policy") if key in options}
         add_to_parent = options.pop("add_to_parent", None)
         payload = self.make_payload(name, args, kwargs, task_id, options)
         if not payload.headers["ignore_result"]:
@@ -392,21 +397,23 @@ class Celery:
         kwargs["app"] = self
         return Signature(*args, **kwargs)
 
-    def run_eagerly(self, task: Task[Any, Any], request: Any, args: Any, kwargs: Any) -> EagerResult[Any]:
+    def run_eagerly(self, task: Any, request: Any, args: Any, kwargs: Any) -> EagerResult[Any]:
         """Run a task here and now; see `Task.apply`."""
         return run_eagerly(self, task, request, args, kwargs)
 
     # -- results --------------------------------------------------------------------------------------------
 
-    def AsyncResult(self, id: str, backend: Any = None, task_name: str | None = None, parent: Any = None, **_: Any) -> AsyncResult[Any]:  # noqa: N802
+    def AsyncResult(
+        self, id: str, backend: Any = None, task_name: str | None = None, parent: Any = None, **_: Any
+    ) -> AsyncResult[Any]:
         """The result of a call, by its id."""
         return AsyncResult(id, backend or self.backend, task_name, self, parent)
 
-    def ResultSet(self, results: list[Any], **_: Any) -> ResultSet:  # noqa: N802
+    def ResultSet(self, results: list[Any], **_: Any) -> ResultSet:
         """Several results together."""
         return ResultSet(results, app=self)
 
-    def GroupResult(self, id: str | None = None, results: list[Any] | None = None, **_: Any) -> GroupResult:  # noqa: N802
+    def GroupResult(self, id: str | None = None, results: list[Any] | None = None, **_: Any) -> GroupResult:
         """The results of a group."""
         return GroupResult(id, results, app=self)
 
@@ -575,7 +582,9 @@ class Celery:
         """Run a worker with this app; `argv` begins with `worker`."""
         words = list(argv) if argv is not None else sys.argv[1:]
         if "worker" not in words:
-            raise ValueError("worker_main wants the command among its arguments: app.worker_main(argv=['worker', '--loglevel=info'])")
+            raise ValueError(
+                "worker_main wants the command among its arguments: app.worker_main(argv=['worker', '--loglevel=info'])"
+            )
         self.start(words)
 
     def __enter__(self) -> Celery:

@@ -55,7 +55,9 @@ def build_payload(
     args = () if args is None else args
     if isinstance(args, (str, bytes)) or not isinstance(args, (list, tuple)):
         if isinstance(args, (str, bytes, Mapping)) or not hasattr(args, "__iter__"):
-            raise TypeError(f"args of {name} must be a list or tuple, not {type(args).__name__}: did you forget a comma?")
+            raise TypeError(
+                f"args of {name} must be a list or tuple, not {type(args).__name__}: did you forget a comma?"
+            )
         args = tuple(args)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs of {name} must be a mapping, not {type(kwargs).__name__}")
@@ -121,7 +123,13 @@ def publish(app: Celery, payloads: Sequence[Payload], options: Mapping[str, Any]
     """Send payloads, with the signals around each."""
     if signals.before_task_publish.receivers:
         for payload in payloads:
-            _announce(signals.before_task_publish, payload, properties=payload.properties, declare=[], retry_policy=options.get("retry_policy"))
+            _announce(
+                signals.before_task_publish,
+                payload,
+                properties=payload.properties,
+                declare=[],
+                retry_policy=options.get("retry_policy"),
+            )
     app.producer.send(payloads, retry=options.get("retry"), policy=options.get("retry_policy"))
     if signals.after_task_publish.receivers:
         for payload in payloads:
@@ -172,4 +180,4 @@ def _expires(expires: Any, app: Celery) -> datetime | None:
 
 
 def _delivery_mode(mode: Any) -> int:
-    return {"persistent": 2, "transient": 1}.get(mode, mode) if isinstance(mode, str) else int(mode)
+    return int({"persistent": 2, "transient": 1}.get(mode, mode))

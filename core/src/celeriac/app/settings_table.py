@@ -459,7 +459,10 @@ SECTIONS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
 )
 
 #: Settings that only celeriac has, so that no upper-case name of theirs was ever in use.
-OWN: Final = frozenset({row[0] for row in PLUGINS} | {"publish_timeout", "task_unknown_patience", "worker_shutdown_grace", "worker_log_style"})
+OWN: Final = frozenset(
+    {row[0] for row in PLUGINS}
+    | {"publish_timeout", "task_unknown_patience", "worker_shutdown_grace", "worker_log_style"}
+)
 
 #: Celery's default in words, where ours is another.
 CELERY_DEFAULTS: Final = {

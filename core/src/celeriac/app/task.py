@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
 from celeriac import _state, states
@@ -201,7 +202,12 @@ class Task(Generic[P, R]):
             callbacks=_as_list(link),
             errbacks=_as_list(link_error),
             headers=dict(headers or {}),
-            delivery_info={"is_eager": True, "exchange": options.get("exchange"), "routing_key": options.get("routing_key"), "priority": options.get("priority")},
+            delivery_info={
+                "is_eager": True,
+                "exchange": options.get("exchange"),
+                "routing_key": options.get("routing_key"),
+                "priority": options.get("priority"),
+            },
             root_id=task_id,
             loglevel=loglevel,
             logfile=logfile,
@@ -266,7 +272,12 @@ class Task(Generic[P, R]):
         return stop  # type: ignore[misc]
 
     def signature_from_request(
-        self, request: Context | None = None, args: Any = None, kwargs: Any = None, queue: str | None = None, **extra: Any
+        self,
+        request: Context | None = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: str | None = None,
+        **extra: Any,
     ) -> Signature:
         """A signature of the running call: same id, family, callbacks, limits and headers."""
         request = self.request if request is None else request
@@ -330,7 +341,9 @@ class Task(Generic[P, R]):
         """End what `push_request` began."""
         _state.pop_running(self._pushed().pop())
 
-    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any) -> None:
+    def update_state(
+        self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any
+    ) -> None:
         """Store a state of the running task (or of `task_id`), with any meta data.
 
         In a worker the worker stores it, at once and in order with the task's other states.
@@ -354,7 +367,7 @@ class Task(Generic[P, R]):
             self.request.children.append(result)
         return result
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:  # noqa: N802 - Celery's public name
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
         """The result of a call of this task, by its id."""
         return self.app.AsyncResult(task_id, task_name=self.name, **kwargs)
 
@@ -420,7 +433,8 @@ class Task(Generic[P, R]):
             request._effects.append(payload)
 
     def _pushed(self) -> list[Any]:
-        return self.__dict__.setdefault("_pushed_requests", [])
+        found: list[Any] = self.__dict__.setdefault("_pushed_requests", [])
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _find_task, (self.name, type(self).__module__)
@@ -441,7 +455,7 @@ def make_task_class(
 ) -> type[Task[Any, Any]]:
     """The class of a decorated function's task."""
     run = autoretrying(fun, options, base) if options.get("autoretry_for") or base.autoretry_for else fun
-    attributes = {
+    attributes: dict[str, Any] = {
         "name": name,
         "run": run if bind else staticmethod(run),
         "abstract": False,
@@ -450,9 +464,10 @@ def make_task_class(
         "__module__": fun.__module__,
         "__annotations__": getattr(fun, "__annotations__", {}),
         "__wrapped__": fun,
-        "_check": staticmethod(make_check(fun, bind)),
         **options,
     }
+    check = make_check(fun, bind)
+    attributes["_check"] = None if check is None else staticmethod(check)
     return type(fun.__name__, (base,), attributes)
 
 
@@ -486,9 +501,7 @@ def make_check(fun: Callable[..., Any], bound: bool) -> Callable[..., Any] | Non
     return lambda *args, **kwargs: check(None, *args, **kwargs)
 
 
-def autoretrying(
-    fun: Callable[..., Any], options: Mapping[str, Any], base: type[Task[Any, Any]]
-) -> Callable[..., Any]:
+def autoretrying(fun: Callable[..., Any], options: Mapping[str, Any], base: type[Task[Any, Any]]) -> Callable[..., Any]:
     """`fun`, retried by itself after the exceptions that its task names."""
 
     def option(name: str) -> Any:
@@ -511,12 +524,14 @@ def autoretrying(
             settings = dict(option("retry_kwargs"))
             if option("retry_backoff"):
                 settings["countdown"] = backoff(
-                    max(1.0, float(option("retry_backoff"))), task.request.retries, option("retry_backoff_max"), option("retry_jitter")
+                    max(1.0, float(option("retry_backoff"))),
+                    task.request.retries,
+                    option("retry_backoff_max"),
+                    option("retry_jitter"),
                 )
             task.retry(exc=exc, **settings)
 
-    run.__name__ = getattr(fun, "__name__", "run")
-    return run
+    return wraps(fun)(run)
 
 
 def backoff(factor: float, retries: int, most: float, jitter: bool) -> int:
@@ -534,4 +549,3 @@ def _find_task(name: str, module: str | None = None) -> Any:
     if name not in app.tasks and module:
         __import__(module)
     return app.tasks[name]
-

@@ -74,7 +74,8 @@ class Signature(dict[str, Any]):
     @property
     def id(self) -> str | None:
         """The task id, once frozen or called."""
-        return self["options"].get("task_id")
+        found: str | None = self["options"].get("task_id")
+        return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task here, with these arguments added."""

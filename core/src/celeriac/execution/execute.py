@@ -24,7 +24,7 @@ from celeriac.exceptions import (
 from celeriac.execution import followup
 from celeriac.execution.request import Context
 from celeriac.messaging.failures import format_traceback
-from celeriac.messaging.protocol import read_call
+from celeriac.messaging.protocol import EncodeError, read_call
 from celeriac.result import EagerResult
 from celeriac.spec.data import Job, JobReport, Payload, StoredResult
 from celeriac.utils.text import bounded_repr
@@ -148,7 +148,9 @@ class TaskProgram:
                     meta = {"pid": self._pid, "hostname": self._node}
                     request._emit(self._store.make(request.id, states.STARTED, meta, None, request))
                 if signals.task_prerun.receivers:
-                    signals.task_prerun.send(sender=ready.task, task_id=request.id, task=ready.task, args=args, kwargs=kwargs)
+                    signals.task_prerun.send(
+                        sender=ready.task, task_id=request.id, task=ready.task, args=args, kwargs=kwargs
+                    )
                 if ready.before_start is not None:
                     ready.before_start(request.id, args, kwargs)
                 value = ready.call(*args, **kwargs)
@@ -166,7 +168,14 @@ class TaskProgram:
         return ready
 
     def _request(
-        self, job: Job, payload: Payload, args: Any, kwargs: Any, embed: dict[str, Any], headers: dict[str, Any], emit: Emit
+        self,
+        job: Job,
+        payload: Payload,
+        args: Any,
+        kwargs: Any,
+        embed: dict[str, Any],
+        headers: dict[str, Any],
+        emit: Emit,
     ) -> Context:
         properties = payload.properties
         request = Context.__new__(Context)
@@ -206,13 +215,15 @@ class TaskProgram:
             if request.callbacks or request.chain:
                 publish = [*publish, *followup.after_success(self._app, request, value)]
             if not ignored and self._store.plugin is not None:
-                result = self._store.make(request.id, states.SUCCESS, value, None, request)  # type: ignore[arg-type]
+                result = self._store.make(request.id, states.SUCCESS, value, None, request)
                 if len(result.data) > MAX_RESULT_BYTES:
                     raise ValueError(f"result of {len(result.data)} bytes is larger than {MAX_RESULT_BYTES}")
                 stored.append(result)
         except Exception as exc:
-            wrapped = type(exc)(f"{ready.name} returned what cannot be stored or sent on: {exc}") if isinstance(exc, (TypeError, ValueError)) else exc
-            return self._ended_badly(job, ready, request, wrapped.with_traceback(exc.__traceback__), ignored, started)
+            if isinstance(exc, (TypeError, ValueError)):
+                text = f"{ready.name} returned what cannot be stored or sent on: {exc}"
+                exc = EncodeError(text).with_traceback(exc.__traceback__)
+            return self._ended_badly(job, ready, request, exc, ignored, started)
         runtime_s = _clock() - started
         if ready.on_success is not None:
             _guarded(ready.on_success, value, request.id, request.args, request.kwargs)
@@ -247,7 +258,9 @@ class TaskProgram:
             report.outcome, report.detail = "retried", str(exc)
             reason = exc.exc or exc
             if self._store.plugin is not None and not ignored:
-                report.stored.append(self._store.make(request.id, states.RETRY, self._store.failure(reason), traceback, request))  # type: ignore[arg-type]
+                report.stored.append(
+                    self._store.make(request.id, states.RETRY, self._store.failure(reason), traceback, request)
+                )
             if ready.on_retry is not None:
                 _guarded(ready.on_retry, reason, request.id, request.args, request.kwargs, info)
             if signals.task_retry.receivers:
@@ -270,24 +283,16 @@ class TaskProgram:
         if ready.on_failure is not None:
             _guarded(ready.on_failure, exc, request.id, request.args, request.kwargs, info)
         if signals.task_failure.receivers:
-            signals.task_failure.send(
-                sender=ready.task,
-                task_id=request.id,
-                exception=exc,
-                args=request.args,
-                kwargs=request.kwargs,
-                traceback=exc.__traceback__,
-                einfo=info,
-            )
+            _send_failure(ready, request, exc, info)
         self._finish(ready, request, states.FAILURE, exc, info)
         return report
 
     def _failure(self, request: Context, exc: BaseException, traceback: str) -> StoredResult:
         try:
-            return self._store.make(request.id, states.FAILURE, self._store.failure(exc), traceback, request)  # type: ignore[arg-type]
+            return self._store.make(request.id, states.FAILURE, self._store.failure(exc), traceback, request)
         except Exception as trouble:  # an exception that the serializer cannot take: its text always works
             plain = Exception(f"{type(exc).__qualname__}: {bounded_repr(exc)} (not storable: {trouble})")
-            return self._store.make(request.id, states.FAILURE, self._store.failure(plain), traceback, request)  # type: ignore[arg-type]
+            return self._store.make(request.id, states.FAILURE, self._store.failure(plain), traceback, request)
 
     @staticmethod
     def _finish(ready: ReadyTask, request: Context, state: str, value: Any, info: ExceptionInfo | None) -> None:
@@ -308,9 +313,9 @@ class TaskProgram:
 def run_eagerly(app: Any, task: Any, request: Context, args: Any, kwargs: Any) -> EagerResult[Any]:
     """Run a task in the caller, retries and callbacks included; see `Task.apply`."""
     ready = ReadyTask(task, plain_task_class(type(task)))
-    token = _state.push_running(task, request)
+    retry: Retry | None = None
     state, value, traceback = states.SUCCESS, None, None
-    info: ExceptionInfo | None = None
+    token = _state.push_running(task, request)
     try:
         signals.task_prerun.send(sender=task, task_id=request.id, task=task, args=args, kwargs=kwargs)
         try:
@@ -322,36 +327,52 @@ def run_eagerly(app: Any, task: Any, request: Context, args: Any, kwargs: Any) -
         except Reject as exc:
             state, value = states.REJECTED, exc
         except Retry as exc:
-            state, value = states.RETRY, exc
+            state, value, retry = states.RETRY, exc, exc
         except Exception as exc:
             state, value, traceback = states.FAILURE, exc, _traceback(exc)
-            info = ExceptionInfo(exc, traceback)
-        if state == states.SUCCESS:
-            if ready.on_success is not None:
-                ready.on_success(value, request.id, args, kwargs)
-            signals.task_success.send(sender=task, result=value, runtime=0.0)
-        elif state == states.FAILURE:
-            if ready.on_failure is not None:
-                ready.on_failure(value, request.id, args, kwargs, info)
-            signals.task_failure.send(
-                sender=task, task_id=request.id, exception=value, args=args, kwargs=kwargs, traceback=value.__traceback__, einfo=info
-            )  # fmt: skip
-        elif state == states.RETRY:
-            info = ExceptionInfo(value, "")
-            if ready.on_retry is not None:
-                ready.on_retry(value.exc or value, request.id, args, kwargs, info)
-            signals.task_retry.send(sender=task, request=request, reason=value, einfo=info)
+        info = None if traceback is None and retry is None else ExceptionInfo(value, traceback or "")
+        _tell_eagerly(ready, request, state, value, info)
         TaskProgram._finish(ready, request, state, value, info)
     finally:
         _state.pop_running(token)
-    if state == states.RETRY and value.sig is not None:
-        return value.sig.apply(task_id=request.id, retries=request.retries + 1)  # type: ignore[no-any-return]
+    if retry is not None and retry.sig is not None:
+        again: EagerResult[Any] = retry.sig.apply(task_id=request.id, retries=request.retries + 1)
+        return again
     if state == states.SUCCESS:
         for callback in request.callbacks or ():
             app.signature(callback).apply((value,))
     if app.conf["task_store_eager_result"] and app.backend.plugin is not None and not request.ignore_result:
         app.backend.store_result(request.id, value, state, traceback, request)
-    return EagerResult(request.id or "", value, state, traceback, name=task.name)
+    return EagerResult(request.id, value, state, traceback, name=task.name)
+
+
+def _tell_eagerly(ready: ReadyTask, request: Context, state: str, value: Any, info: ExceptionInfo | None) -> None:
+    """Hooks and signals of an eager run; here a hook's error is the caller's to see."""
+    task, args, kwargs = ready.task, request.args, request.kwargs
+    if state == states.SUCCESS:
+        if ready.on_success is not None:
+            ready.on_success(value, request.id, args, kwargs)
+        signals.task_success.send(sender=task, result=value, runtime=0.0)
+    elif state == states.FAILURE:
+        if ready.on_failure is not None:
+            ready.on_failure(value, request.id, args, kwargs, info)
+        _send_failure(ready, request, value, info)
+    elif state == states.RETRY:
+        if ready.on_retry is not None:
+            ready.on_retry(value.exc or value, request.id, args, kwargs, info)
+        signals.task_retry.send(sender=task, request=request, reason=value, einfo=info)
+
+
+def _send_failure(ready: ReadyTask, request: Context, exc: BaseException, info: ExceptionInfo | None) -> None:
+    signals.task_failure.send(
+        sender=ready.task,
+        task_id=request.id,
+        exception=exc,
+        args=request.args,
+        kwargs=request.kwargs,
+        traceback=exc.__traceback__,
+        einfo=info,
+    )
 
 
 def plain_task_class(kind: type) -> type:
@@ -372,4 +393,3 @@ def _traceback(exc: BaseException) -> str:
         return format_traceback(exc)
     except Exception as trouble:  # an exception whose own text raises
         return f"{type(exc).__qualname__} (its traceback cannot be shown: {type(trouble).__name__})\n"
-

@@ -25,7 +25,7 @@ class Context:
     worker that was lost while it had the message) and `fencing_token` (`(id, attempt)`: a later attempt's is greater).
     """
 
-    id: str | None = None
+    id: Any = None
     task: str | None = None
     args: Any = None
     kwargs: Any = None

@@ -89,14 +89,12 @@ def _bounded(make: Callable[[], Any]) -> Callable[[bytes, int], bytes]:
 
 
 def _zstd_compress(body: bytes) -> bytes:
-    import zstandard
-
+    zstandard = importlib.import_module("zstandard")
     return bytes(zstandard.ZstdCompressor().compress(body))
 
 
 def _zstd_decompress(body: bytes, limit: int) -> bytes:
-    import zstandard
-
+    zstandard = importlib.import_module("zstandard")
     try:
         reader = zstandard.ZstdDecompressor().stream_reader(body)
         data = bytes(reader.read(limit + 1))
@@ -194,6 +192,6 @@ class Codec:
     def _require_safe(self, serializer: Serializer) -> None:
         if serializer.unsafe and not self._allow_unsafe:
             raise SecurityError(
-                f"accept_content names {serializer.name!r}, whose messages can run any code in the reader. If everyone who can "
-                f"write to the broker is trusted, say so: allow_unsafe_serializers = True."
+                f"accept_content names {serializer.name!r}, whose messages can run any code in the reader. If everyone "
+                f"who can write to the broker is trusted, say so: allow_unsafe_serializers = True."
             )

@@ -71,5 +71,3 @@ class Producer:
         count = 100 if tries is None else int(tries)
         start, step, most = rules["interval_start"], rules["interval_step"], rules["interval_max"]
         return [*(min(start + step * index, most) for index in range(count)), None]
-
-

@@ -239,7 +239,9 @@ def _make_rule(route: Any) -> Rule:
         return lambda name, args, kwargs, options, task: _as_options(route.route_for_task(name, args, kwargs))
     if callable(route):
         return lambda name, args, kwargs, options, task: _as_options(route(name, args, kwargs, options, task=task))
-    raise ImproperlyConfigured(f"task_routes: {route!r} is neither a mapping, a function, an object with route_for_task nor a path")
+    raise ImproperlyConfigured(
+        f"task_routes: {route!r} is neither a mapping, a function, an object with route_for_task nor a path"
+    )
 
 
 class _NameRule:

@@ -71,7 +71,10 @@ def pack(payload: Payload, delivery_tag: str) -> bytes:
     }
     try:
         return _encode(document)
-    except (TypeError, OverflowError):  # a header that plain JSON has no word for: say it as text, as kombu would fail to
+    except (
+        TypeError,
+        OverflowError,
+    ):  # a header that plain JSON has no word for: say it as text, as kombu would fail to
         return json.dumps(document, default=str).encode("utf-8")
 
 

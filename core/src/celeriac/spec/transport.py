@@ -160,4 +160,3 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Let go of all connections. Idempotent."""
-

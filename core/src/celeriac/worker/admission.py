@@ -84,7 +84,9 @@ class Admission:
         waited = now - since
         if waited >= self._patience_s:
             self._unknown_since.pop(head.id, None)
-            return Verdict("dead", reason=f"unknown task {head.task!r}: no worker registered it within {self._patience_s:g} s")
+            return Verdict(
+                "dead", reason=f"unknown task {head.task!r}: no worker registered it within {self._patience_s:g} s"
+            )
         return Verdict("unknown", now + min(max(1.0, waited), 30.0, self._patience_s - waited))
 
     def _judge_rate(self, plan: TaskPlan, now: float) -> Verdict:
@@ -155,5 +157,3 @@ class Waiting:
         found = [entry[2] for entry in self._heap]
         self._heap.clear()
         return found
-
-

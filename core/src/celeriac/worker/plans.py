@@ -21,7 +21,19 @@ class TaskPlan:
         announce: The slot says when it takes a call.
     """
 
-    __slots__ = ("ack_on_failure", "ack_on_timeout", "announce", "cost_s", "early", "hard_s", "name", "requeue_lost", "seen", "soft_s", "task")
+    __slots__ = (
+        "ack_on_failure",
+        "ack_on_timeout",
+        "announce",
+        "cost_s",
+        "early",
+        "hard_s",
+        "name",
+        "requeue_lost",
+        "seen",
+        "soft_s",
+        "task",
+    )
 
     def __init__(self, task: Any, hard_s: float | None, soft_s: float | None, announce: bool) -> None:
         self.task = task

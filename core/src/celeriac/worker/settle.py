@@ -39,7 +39,9 @@ class Settler:
         self._retry_at = 0.0
         self.trouble: BackendError | None = None
 
-    def add(self, settlement: Settlement | None, stored: Sequence[StoredResult] = (), publish: Sequence[Payload] = ()) -> None:
+    def add(
+        self, settlement: Settlement | None, stored: Sequence[StoredResult] = (), publish: Sequence[Payload] = ()
+    ) -> None:
         """Put this into the next `perform`. Without a settlement: states of a run that goes on."""
         if stored and self._backend is not None:
             self._stored.extend(stored)

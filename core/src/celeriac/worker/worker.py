@@ -16,7 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from celeriac import signals
-from celeriac.exceptions import ImproperlyConfigured, OperationalError, TransportUnreachable, WorkerShutdown, WorkerTerminate
+from celeriac.exceptions import (
+    ImproperlyConfigured,
+    OperationalError,
+    TransportUnreachable,
+    WorkerShutdown,
+    WorkerTerminate,
+)
 from celeriac.execution.execute import TaskProgram
 from celeriac.kernel.discovery import PluginInfo
 from celeriac.log import TaskLog, open_stream
@@ -24,6 +30,7 @@ from celeriac.spec.pool import Pool, PoolOptions
 from celeriac.spec.transport import Transport
 from celeriac.utils.ids import default_nodename, uuid
 from celeriac.worker.consumer import Loop
+from celeriac.worker.link import Link
 from celeriac.worker.poller import Sleeper
 from celeriac.worker.window import Window
 
@@ -82,7 +89,9 @@ class Worker:
         self._max_memory = max_memory_per_child or conf["worker_max_memory_per_child"]
         self._hard_s = time_limit or conf["task_time_limit"]
         self._soft_s = soft_time_limit or conf["task_soft_time_limit"]
-        self._multiplier = prefetch_multiplier if prefetch_multiplier is not None else conf["worker_prefetch_multiplier"]
+        self._multiplier = (
+            prefetch_multiplier if prefetch_multiplier is not None else conf["worker_prefetch_multiplier"]
+        )
         self._purge = purge
         self._task_log = TaskLog(
             "json" if logformat == "json" else "console",
@@ -96,6 +105,7 @@ class Worker:
         self._sleeper = Sleeper()
         self.transport: Transport
         self.pool: Pool
+        self.link: Link
         self.loop: Loop
         self.broker_info = ""
 
@@ -173,14 +183,21 @@ class Worker:
         self.pool.start()
         if "processes" not in self.pool.abilities:
             program.begin()
+        self.link = Link(
+            self.transport,
+            app.router,
+            app.backend.plugin,
+            owner=f"{self.hostname}/{uuid()}",
+            queues=app.router.select(self._queue_names),
+            poller=self._sleeper,
+        )
         self.loop = Loop(
             app,
+            self.link,
             self.transport,
             self.pool,
             self._sleeper,
             node=self.hostname,
-            owner=f"{self.hostname}/{uuid()}",
-            queues=app.router.select(self._queue_names),
             window=Window(self.concurrency, self._multiplier),
             log=self._task_log,
             hard_s=self._hard_s,
@@ -204,7 +221,11 @@ class Worker:
         }
         missing = [name.replace("_", " ") for name, want in wanted.items() if want and name not in self.pool.abilities]
         if missing:
-            _log.warning("The pool %r cannot enforce the time limits that are set (%s); prefork can.", self.pool_name, ", ".join(missing))
+            _log.warning(
+                "The pool %r cannot enforce the time limits that are set (%s); prefork can.",
+                self.pool_name,
+                ", ".join(missing),
+            )
 
     def _work(self) -> int:
         loop, pool = self.loop, self.pool
@@ -219,21 +240,22 @@ class Worker:
         except WorkerTerminate:
             self._asked += 2
         signals.worker_shutting_down.send(sender=self.hostname, sig="", how="warm", exitcode=0)
-        # Warm: no new work first; reports still come, so settling must live on; the connection goes last, acks travel on it.
+        # Warm. First no new work; reports still come, so settling lives on; the link goes last: acks travel on it.
         loop.stop_receiving()
-        while not loop.idle and not self._is_cold():
+        while len(loop.flights) and not self._is_cold():
             loop.turn()
-        forced = not loop.idle
-        if forced:
-            _log.warning("Cold shutdown: %d running tasks are given up; their messages go back to the queue.", len(loop.running()))
-        loop.close(pool.stop(grace_s=COLD_GRACE_S if not forced else 0.0))
+        left = len(loop.flights)
+        if left:
+            _log.warning("Cold shutdown: %d running tasks are given up; their messages go back to the queue.", left)
+        loop.close(pool.stop(grace_s=0.0 if left else COLD_GRACE_S))
         self.transport.close()
         if "processes" not in pool.abilities:
             with contextlib.suppress(OperationalError):  # it is ending anyway
                 self.app.close()
         signals.worker_shutdown.send(sender=self)
-        _log.info("Stopped: %d finished, %d given back%s.", loop.finished, loop.given_back, ", some by force" if forced else "")
-        return EXIT_FORCED if forced else EXIT_OK
+        ends, how = loop.endings, ", some by force" if left else ""
+        _log.info("Stopped: %d finished, %d given back%s.", ends.finished, ends.given_back, how)
+        return EXIT_FORCED if left else EXIT_OK
 
     def _is_cold(self) -> bool:
         return self._cold or self._asked > 1

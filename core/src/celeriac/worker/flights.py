@@ -1,0 +1,66 @@
+"""What is on its way through this worker: deliveries that the pool has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from celeriac.spec.data import Delivery, Head
+from celeriac.worker.plans import TaskPlan
+
+
+class Flight:
+    """One delivery in the pool.
+
+    Attributes:
+        epoch: Of the link it came by; a later one cannot settle it. -1: its lease is lost.
+        brief: It may wait in a slot with others.
+        acked: It was acknowledged before it ran.
+        pid: The process that runs it, once that is known.
+    """
+
+    __slots__ = ("acked", "brief", "delivery", "epoch", "head", "pid", "plan")
+
+    def __init__(self, delivery: Delivery, head: Head, plan: TaskPlan, epoch: int, brief: bool) -> None:
+        self.delivery = delivery
+        self.head = head
+        self.plan = plan
+        self.epoch = epoch
+        self.brief = brief
+        self.acked = False
+        self.pid = 0
+
+
+class Flights:
+    """All of them, by job token.
+
+    Attributes:
+        long: How many of them are not brief.
+    """
+
+    def __init__(self) -> None:
+        self._by_token: dict[int, Flight] = {}
+        self.long = 0
+        self.get = self._by_token.get
+
+    def add(self, token: int, flight: Flight) -> None:
+        """One more."""
+        self._by_token[token] = flight
+        if not flight.brief:
+            self.long += 1
+
+    def remove(self, token: int) -> Flight:
+        """It has ended."""
+        flight = self._by_token.pop(token)
+        if not flight.brief:
+            self.long -= 1
+        return flight
+
+    def __len__(self) -> int:
+        return len(self._by_token)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._by_token.values()))
+
+    def tokens(self) -> list[int]:
+        """Of all that are left."""
+        return list(self._by_token)

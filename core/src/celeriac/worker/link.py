@@ -1,0 +1,248 @@
+"""The worker's link to its broker: opened, lost, opened again.
+
+Each opening is an epoch with a consumer, a settler and a lease of its own. What a lost epoch had received comes again
+from the broker, so nothing of it may be settled by a later one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from celeriac.exceptions import OperationalError
+from celeriac.messaging.routes import Router
+from celeriac.spec.backend import ResultBackend
+from celeriac.spec.data import Delivery, Payload, QueueSpec, Settlement, StoredResult
+from celeriac.worker.settle import Settler
+
+if TYPE_CHECKING:
+    from celeriac.spec.transport import Consumer, Poller, Transport
+    from celeriac.worker.flights import Flight
+
+RENEW_S: Final = 5.0
+LONGEST_PAUSE_S: Final = 5.0
+
+_log = logging.getLogger("celeriac.worker")
+
+
+class Renewer(threading.Thread):
+    """Renews a consumer's leases every few seconds, whatever the loop is doing."""
+
+    def __init__(self, consumer: Consumer, report_lost: Callable[[Sequence[Any]], None]) -> None:
+        super().__init__(name="celeriac-renewer", daemon=True)
+        self._consumer = consumer
+        self._report_lost = report_lost
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        """Until `stop`."""
+        pause_s = RENEW_S
+        while not self._end.wait(pause_s):
+            try:
+                lost = self._consumer.renew()
+            except OperationalError as exc:  # the loop meets the same trouble and reopens; until then try sooner
+                _log.warning("lease not renewed: %s", exc)
+                pause_s = 1.0
+                continue
+            pause_s = RENEW_S
+            if lost:
+                self._report_lost(lost)
+
+    def stop(self) -> None:
+        """End; a renewal under way finishes by itself."""
+        self._end.set()
+
+
+class Link:
+    """The way to one broker for one worker. Used by one thread.
+
+    Args:
+        owner: This worker incarnation's name; each epoch adds its number.
+        backend: Where states go; in the same exchange as the acks, if it is joint with the transport.
+
+    Attributes:
+        consumer: None while the broker is away.
+        epoch: Of the current or last opening.
+        lost_tags: Tags whose lease the renewer found lost.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        router: Router,
+        backend: ResultBackend | None,
+        *,
+        owner: str,
+        queues: Sequence[QueueSpec],
+        poller: Poller,
+    ) -> None:
+        self._transport = transport
+        self._router = router
+        self._backend = backend
+        self._owner = owner
+        self._queues = list(queues)
+        self._poller = poller
+        self._settler: Settler | None = None
+        self._renewer: Renewer | None = None
+        self._window = 0
+        self._failures = 0
+        self._reopen_at = 0.0
+        self._declared: set[str] = set()
+        self.consumer: Consumer | None = None
+        self.epoch = 0
+        self.lost_tags: deque[Any] = deque()
+
+    # -- opening and losing ---------------------------------------------------------------------------------
+
+    def open(self, window: int) -> None:
+        """Begin to consume.
+
+        Raises:
+            OperationalError, ImproperlyConfigured: As `Transport.consumer`.
+        """
+        self.epoch += 1
+        self._window = window
+        owner = f"{self._owner}.{self.epoch}"
+        self.consumer = self._transport.consumer(self._queues, owner=owner, poller=self._poller, window=window)
+        joint = self._backend is not None and self._backend.joint is not None
+        joint = joint and self._backend.joint == self._transport.joint  # type: ignore[union-attr]
+        self._settler = Settler(self.consumer, self._backend, joint=joint)
+        self._renewer = Renewer(self.consumer, self.lost_tags.extend)
+        self._renewer.start()
+        self._failures = 0
+
+    def lose(self, exc: Exception) -> None:
+        """The broker is gone: let go of this epoch, and try again soon."""
+        consumer, self.consumer = self.consumer, None
+        if consumer is None:
+            return
+        _log.warning("Lost the broker: %s. Reopening; unfinished messages come again.", exc)
+        self._settler = None
+        self._declared.clear()
+        if self._renewer is not None:
+            self._renewer.stop()
+        with contextlib.suppress(OperationalError):  # it is gone already
+            consumer.close()
+        self._reopen_at = time.monotonic() + random.uniform(0, 0.2)
+
+    def try_reopen(self, window: int) -> None:
+        """Open again if it is time to; back off if that fails."""
+        now = time.monotonic()
+        if self.consumer is not None or now < self._reopen_at:
+            return
+        try:
+            self.open(window)
+        except OperationalError as exc:
+            self._failures += 1
+            pause_s = random.uniform(0.1, min(LONGEST_PAUSE_S, 0.2 * 2 ** min(self._failures, 10)))
+            self._reopen_at = now + pause_s
+            level = logging.WARNING if self._failures in (1, 10, 100, 1000) else logging.DEBUG
+            _log.log(level, "Broker still away: %s. Next try in %.1f s.", exc, pause_s)
+            return
+        _log.info("The broker is back; consuming again.")
+
+    def close(self, timeout_s: float) -> None:
+        """Settle what is left, within bounds, give back the rest and let go."""
+        if self._renewer is not None:
+            self._renewer.stop()
+        consumer, settler = self.consumer, self._settler
+        if consumer is None or settler is None:
+            return
+        deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(OperationalError):  # then the broker gives everything to others by itself
+            settler.perform()
+            while settler.blocked and time.monotonic() < deadline:
+                time.sleep(settler.retry_in(time.monotonic()) or 0.01)
+                settler.perform()
+            consumer.flush(max(0.1, deadline - time.monotonic()))
+        with contextlib.suppress(OperationalError):  # as above
+            consumer.close()
+        self.consumer = None
+
+    # -- receiving ------------------------------------------------------------------------------------------
+
+    def receive(self, limit: int) -> list[Delivery]:
+        """At most `limit` deliveries; none while the result store is down, or the broker."""
+        if self.consumer is None or self._settler is None:
+            return []
+        try:
+            return self.consumer.receive(0 if self._settler.blocked else limit)
+        except OperationalError as exc:
+            self.lose(exc)
+            return []
+
+    def resize(self, window: int) -> None:
+        """Tell the consumer, if it is news."""
+        if window != self._window and self.consumer is not None:
+            self._window = window
+            self._try(self.consumer.resize, window)
+
+    def stop(self) -> None:
+        """Acquire nothing more."""
+        if self.consumer is not None:
+            self._try(self.consumer.stop)
+
+    # -- settling -------------------------------------------------------------------------------------------
+
+    def settle(
+        self, settlement: Settlement, stored: Sequence[StoredResult] = (), publish: Sequence[Payload] = ()
+    ) -> None:
+        """End a delivery of this epoch that is in no flight (yet)."""
+        if self._settler is not None:
+            self._settler.add(settlement, stored, publish)
+
+    def settle_flight(
+        self,
+        flight: Flight,
+        settlement: Settlement | None,
+        stored: Sequence[StoredResult] = (),
+        publish: Sequence[Payload] = (),
+    ) -> None:
+        """End a flight, or store a state of it. One of a lost epoch comes again: only its states are worth keeping."""
+        if self._settler is None:
+            return
+        if flight.epoch != self.epoch:
+            self._settler.add(None, stored)
+            return
+        if publish:
+            self._declare_targets(publish)
+        self._settler.add(settlement, stored, publish)
+
+    def perform(self) -> None:
+        """Do all that was settled."""
+        if self._settler is not None:
+            self._try(self._settler.perform)
+
+    # -- for the loop's sleep -------------------------------------------------------------------------------
+
+    def next_in(self, now: float, wanting: bool) -> float | None:
+        """Seconds until the link wants a turn; None: when its descriptor says so.
+
+        Args:
+            wanting: There is room for more deliveries.
+        """
+        if self.consumer is None:
+            return max(0.0, self._reopen_at - now)
+        assert self._settler is not None
+        if self._settler.blocked:
+            return self._settler.retry_in(now)
+        return self.consumer.poll_interval_s if wanting else None
+
+    def _declare_targets(self, payloads: Sequence[Payload]) -> None:
+        for payload in payloads:
+            queue = payload.route.queue
+            if queue and queue not in self._declared:
+                self._try(self._transport.declare, [self._router.spec(queue)])
+                self._declared.add(queue)
+
+    def _try(self, verb: Callable[..., Any], *args: Any) -> None:
+        try:
+            verb(*args)
+        except OperationalError as exc:
+            self.lose(exc)
