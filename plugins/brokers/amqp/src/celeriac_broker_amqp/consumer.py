@@ -134,7 +134,7 @@ class AmqpConsumer:
         subscription = self._subscriptions.pop(queue, None)
         if subscription is not None:
             self._cancel(subscription)
-            self._give_back(subscription, keep=0)
+            self._give_back(subscription)
             self._forget_tags(subscription)
 
     def resize(self, window: int) -> None:
@@ -146,7 +146,7 @@ class AmqpConsumer:
         for subscription in self._subscriptions.values():
             self._cancel(subscription)
             if shrinks:
-                self._give_back(subscription, keep=wanted)
+                self._give_back(subscription)  # all of it, for the new prefetch count knows nothing of these
             self._consume(subscription)
 
     def _consume(self, subscription: _Subscription) -> None:
@@ -176,11 +176,11 @@ class AmqpConsumer:
         except ChannelClosed as exc:
             raise self._lose(exc) from exc
 
-    def _give_back(self, subscription: _Subscription, *, keep: int) -> None:
-        """Put back what waits here beyond `keep`, the newest first to go."""
+    def _give_back(self, subscription: _Subscription) -> None:
+        """Put back what waits here."""
         ready = subscription.ready
         out = []
-        while len(ready) > keep:
+        while ready:
             tag, _, record = ready.pop()
             self._ready_bytes -= len(record)
             out.append(methods.reject(CHANNEL, tag))
@@ -514,7 +514,7 @@ class AmqpConsumer:
         self._stopped = True
         for subscription in self._subscriptions.values():
             self._cancel(subscription)
-            self._give_back(subscription, keep=0)
+            self._give_back(subscription)
         waiting, self._waiting = self._waiting, []
         if waiting:
             self._link.send(b"".join([methods.reject(CHANNEL, tag) for _, tag, _ in waiting]))

@@ -163,8 +163,10 @@ class Link:
                 data, self._unsent = self._unsent + data, b""
             view = memoryview(data)
             view = view[self._write(view) :]
+            if not view:
+                return
+            end = time.monotonic() + self._timeout_s if deadline is None else deadline
             while view:
-                end = time.monotonic() + self._timeout_s if deadline is None else deadline
                 self._wait_writable(end)
                 view = view[self._write(view) :]
 

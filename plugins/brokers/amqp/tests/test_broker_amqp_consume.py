@@ -1,0 +1,328 @@
+"""Receiving and settling on a real RabbitMQ: nothing lost, nothing twice, everything told."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celeriac_broker_amqp.transport import AmqpTransport
+
+from celeriac.exceptions import ImproperlyConfigured, TransportLost
+from celeriac.spec import Delivery, Head, Malformed, Payload, QueueSpec, Route, Settlement
+from celeriac.testing.services import RabbitMQService
+
+KINDS = [pytest.param({}, id="classic"), pytest.param({"x_queue_type": "quorum"}, id="quorum")]
+
+
+def acks(deliveries: list[Delivery]) -> list[Settlement]:
+    return [Settlement(delivery.tag) for delivery in deliveries]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_acknowledged_is_gone_and_the_rest_comes_back(
+    transport: AmqpTransport, listen: Any, tools: Any, kind: dict[str, Any]
+) -> None:
+    first = listen(transport, tools.spec("q", **kind), window=100)
+    sent = [tools.payload("q") for _ in range(50)]
+    transport.send(sent)
+    got = first.take(50)
+    assert [transport.unpack(delivery.raw).headers for delivery in got] == [payload.headers for payload in sent]
+    assert {delivery.attempt for delivery in got} == {1}
+    done = [*got[:10], *got[20:30], got[45]]
+    first.consumer.settle(acks(done))
+    first.consumer.flush(5.0)
+    first.consumer._link.drop()  # as a killed worker would
+    rest = listen(transport, tools.spec("q", **kind), window=100).take(29)
+    assert {delivery.head.id for delivery in rest} == {d.head.id for d in got} - {d.head.id for d in done}
+    assert {(delivery.attempt, delivery.redelivered) for delivery in rest} == {(2, True)}
+
+
+def test_settling_in_any_order_leaves_nothing(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    listener = listen(transport, tools.spec("q"), window=100)
+    transport.send([tools.payload("q") for _ in range(60)])
+    got = listener.take(60)
+    for batch in (got[5::7], got[3::7], got[0::7], got[6::7], got[1::7], got[2::7], got[4::7]):
+        listener.consumer.settle(acks(batch))
+    listener.consumer.settle(acks(got))  # stale now: changes nothing
+    listener.consumer.flush(5.0)
+    assert (listener.consumer._low, listener.consumer._settled) == (60, set())
+    listener.consumer.close()
+    assert transport.depth("q") == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_started_message_given_back_is_flagged(
+    transport: AmqpTransport, listen: Any, tools: Any, kind: dict[str, Any]
+) -> None:
+    listener = listen(transport, tools.spec("q", **kind))
+    transport.send([tools.payload("q")])
+    for attempt in (1, 2):
+        (delivery,) = listener.take(1)
+        assert (delivery.attempt, delivery.redelivered) == (attempt, attempt > 1)
+        listener.consumer.settle([Settlement(delivery.tag, "requeue", started=True)])
+    (delivery,) = listener.take(1)
+    assert delivery.redelivered
+    assert delivery.attempt == (3 if kind else 2)  # classic queues do not count
+
+
+def test_no_more_than_the_window_is_handed_out_and_small_windows_leave_the_rest_to_others(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    transport.send([tools.payload("q") for _ in range(20)])
+    greedy = listen(transport, tools.spec("q"), window=4)
+    assert len(greedy.take(4)) == 4
+    greedy.stay_empty(0.3)
+    other = listen(transport, tools.spec("q"), window=16)
+    assert len(other.take(16)) == 16
+
+
+def test_a_narrower_window_gives_back_what_waits_and_a_wider_one_asks_for_more(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    transport.send([tools.payload("q") for _ in range(300)])
+    first = listen(transport, tools.spec("q"), window=64)
+    got = first.take(10)
+    first.consumer.resize(2)
+    first.consumer.flush(5.0)
+    tools.wait_until(lambda: transport.depth("q") == 300 - 10 - 2, "the surplus is back")
+    second = listen(transport, tools.spec("q"), window=64)
+    ids = {delivery.head.id for delivery in got}
+    rest = second.take(256)
+    second.consumer.settle(acks(rest))
+    ids |= {delivery.head.id for delivery in rest}
+    first.consumer.settle(acks(got))
+    second.consumer.settle(acks(tail := second.take(32)))
+    ids |= {delivery.head.id for delivery in tail}
+    ids |= {delivery.head.id for delivery in first.take(2)}
+    assert len(ids) == 300
+    first.consumer.resize(64)
+    transport.send([tools.payload("q") for _ in range(20)])
+    second.consumer.stop()
+    assert len(first.take(20)) == 20
+
+
+def test_stop_gives_back_what_was_not_handed_out_and_settling_still_works(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    transport.send([tools.payload("q") for _ in range(20)])
+    listener = listen(transport, tools.spec("q"), window=20)
+    got = listener.take(5)
+    listener.consumer.stop()
+    listener.consumer.stop()
+    tools.wait_until(lambda: transport.depth("q") == 15, "given back")
+    listener.consumer.settle(acks(got))
+    listener.consumer.flush(5.0)
+    assert listener.consumer.receive(10) == []
+    listener.consumer.close()
+    listener.consumer.close()
+    assert transport.depth("q") == 15
+
+
+def test_several_queues_get_equal_turns(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    names = ["a", "b", "c"]
+    transport.send([tools.payload(name) for name in names for _ in range(30)])
+    listener = listen(transport, *map(tools.spec, names), window=30)
+    time.sleep(0.3)
+    got = listener.take(30)
+    counts = {name: sum(delivery.queue == name for delivery in got) for name in names}
+    assert min(counts.values()) >= 5
+    listener.consumer.unsubscribe("b")
+    tools.wait_until(lambda: transport.depth("b") == 30 - counts["b"], "unsubscribed")
+    listener.consumer.settle(acks(got))
+    listener.consumer.subscribe(tools.spec("d"))
+    transport.send([tools.payload("d")])
+    rest = listener.take(61 - counts["a"] - counts["c"])
+    assert {delivery.queue for delivery in rest} == {"a", "c", "d"}
+
+
+def test_the_highest_priority_comes_first(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    transport.declare([tools.spec("q", x_max_priority=10)])
+    transport.send([tools.payload("q", properties={"priority": number}) for number in (0, 5, 9, 3, 9)])
+    listener = listen(transport, tools.spec("q", x_max_priority=10))
+    got = [transport.unpack(delivery.raw).properties["priority"] for delivery in listener.take(5)]
+    assert got == [9, 9, 5, 3, 0]
+
+
+# -- what must be safe before the acknowledgement -----------------------------------------------------------
+
+
+def test_followers_are_stored_before_the_delivery_goes(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    listener = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q"), tools.payload("q")])
+    got = listener.take(2)
+    listener.consumer.settle(acks(got[:1]), publish=[tools.payload("next"), tools.payload("other")])
+    listener.consumer.settle(acks(got[1:]))
+    listener.consumer.flush(5.0)
+    assert (transport.depth("next"), transport.depth("other")) == (1, 1)
+    listener.consumer.close()
+    assert transport.depth("q") == 0
+
+
+def test_a_worker_that_dies_before_the_confirm_loses_nothing(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    listener = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q")])
+    (delivery,) = listener.take(1)
+    listener.consumer.settle(acks([delivery]), publish=[tools.payload("next")])
+    listener.consumer._publisher.link.drop()
+    with pytest.raises(TransportLost):
+        listener.consumer.flush(5.0)
+    listener.consumer._link.drop()
+    (again,) = listen(transport, tools.spec("q")).take(1)
+    assert again.head.id == delivery.head.id
+
+
+def test_a_full_queue_holds_the_delivery_until_there_is_room(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    limits = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    transport.declare([tools.spec("next", **limits)])
+    transport.send([tools.payload("next"), tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    (delivery,) = listener.take(1)
+    listener.consumer.settle(acks([delivery]), publish=[tools.payload("next")])
+    listener.stay_empty(0.5)
+    assert listener.consumer._held
+    assert transport.purge("next") == 1
+    tools.wait_until(lambda: listener.consumer.receive(1) == [] and not listener.consumer._held, "tried again")
+    assert transport.depth("next") == 1
+
+
+def test_a_follower_that_no_queue_takes_is_set_aside(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    transport.declare([QueueSpec("t", exchange="topics", exchange_type="topic", routing_key="a.*")])
+    transport.send([tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    (delivery,) = listener.take(1)
+    follower = tools.payload("t")
+    follower.route = Route("b.b", "topics", "topic", "t")
+    listener.consumer.settle(acks([delivery]), publish=[follower])
+    listener.consumer.flush(5.0)
+    (dead,) = listen(transport, QueueSpec("celeriac.dead.b.b", arguments=DEAD)).take(1)
+    headers = transport.unpack(dead.raw).headers
+    assert headers["id"] == follower.headers["id"]
+    assert headers["x-celeriac-reason"] == "unroutable"
+    listener.consumer.close()
+    assert transport.depth("q") == 0
+
+
+DEAD = {"x-message-ttl": 7 * 24 * 3600 * 1000, "x-max-length": 10_000}
+
+
+def test_a_dead_letter_keeps_its_bytes_and_says_why(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    listener = listen(transport, tools.spec("q"))
+    sent = tools.payload("q", odd={"deep": [None, 1.5]})
+    transport.send([sent])
+    (delivery,) = listener.take(1)
+    listener.consumer.settle([Settlement(delivery.tag, "dead", reason="crash", error="boom " * 5000, started=True)])
+    listener.consumer.flush(5.0)
+    (dead,) = listen(transport, QueueSpec("celeriac.dead.q", arguments=DEAD)).take(1)
+    payload = transport.unpack(dead.raw)
+    assert payload.body == sent.body
+    assert payload.properties == sent.properties
+    ours = {key: value for key, value in payload.headers.items() if key.startswith("x-celeriac-")}
+    assert {key: value for key, value in payload.headers.items() if key not in ours} == sent.headers
+    assert ours["x-celeriac-reason"] == "crash"
+    assert len(ours["x-celeriac-error"]) == 8192
+    assert (ours["x-celeriac-queue"], ours["x-celeriac-attempts"]) == ("q", 1)
+    listener.consumer.close()
+    assert transport.depth("q") == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [(os.urandom(500), {}), (b"", {}), (b"{}", {"task": 5, "id": ["x"]}), (b"[]", {"task": b"\xff\xfe", "id": "1"})],
+)
+def test_garbage_is_told_apart_and_can_be_set_aside(
+    transport: AmqpTransport, listen: Any, tools: Any, body: bytes, headers: dict[str, Any]
+) -> None:
+    transport.send([Payload(body, "", "", headers, {}, Route("q")), tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    bad, good = listener.take(2)
+    assert isinstance(bad.head, Malformed) or bad.head.task == ""
+    assert isinstance(good.head, Head)
+    assert good.head.task == "proj.add"
+    listener.consumer.settle([Settlement(bad.tag, "dead", reason="malformed"), Settlement(good.tag)])
+    listener.consumer.flush(5.0)
+    (dead,) = listen(transport, QueueSpec("celeriac.dead.q", arguments=DEAD)).take(1)
+    assert transport.unpack(dead.raw).body == body
+
+
+# -- the broker's own doings ----------------------------------------------------------------------------------
+
+
+def test_a_queue_deleted_under_the_consumer_is_made_anew(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    listener = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q")])
+    listener.consumer.settle(acks(listener.take(1)))
+    listener.consumer.flush(5.0)
+    transport.delete("q")
+    listener.stay_empty(0.3)
+    transport.send([tools.payload("q")])
+    assert len(listener.take(1)) == 1
+
+
+def test_a_consumer_of_a_queue_that_is_different_is_refused_at_the_start(
+    open_transport: Callable[..., AmqpTransport], listen: Any, tools: Any
+) -> None:
+    open_transport().declare([tools.spec("q", x_queue_type="quorum")])
+    with pytest.raises(ImproperlyConfigured, match="x-queue-type"):
+        listen(open_transport(), tools.spec("q"))
+
+
+def test_a_queue_made_anew_and_differently_does_not_end_a_running_worker(
+    transport: AmqpTransport, open_transport: Callable[..., AmqpTransport], listen: Any, tools: Any
+) -> None:
+    listener = listen(transport, tools.spec("q"))
+    transport.delete("q")
+    open_transport().declare([tools.spec("q", x_queue_type="quorum")])
+    listener.stay_empty(0.3)
+    listener.consumer.close()
+    listener = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q")])
+    assert len(listener.take(1)) == 1
+
+
+def test_a_delivery_acknowledged_twice_by_mistake_is_a_lost_transport(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    listener = listen(transport, tools.spec("q"))
+    listener.consumer._link.send(b"\x01\x00\x01\x00\x00\x00\x0d\x00\x3c\x00\x50" + b"\x00" * 7 + b"\x63\x00\xce")
+    with pytest.raises(TransportLost, match="unknown delivery tag"):
+        listener.take(1)
+
+
+def test_a_flood_of_large_messages_does_not_fill_the_memory(
+    transport: AmqpTransport, listen: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celeriac_broker_amqp.consumer.MAX_READY_BYTES", 1_000_000)
+    listener = listen(transport, tools.spec("q"), window=64)
+    transport.send([tools.payload("q", body=bytes(100_000)) for _ in range(60)])
+    got: list[Delivery] = []
+    deadline = time.monotonic() + 20
+    while len(got) < 60:
+        assert time.monotonic() < deadline
+        got += listener.consumer.receive(1)
+        assert listener.consumer._ready_bytes < 1_400_000
+    listener.consumer.settle(acks(got))
+    listener.consumer.close()
+    assert transport.depth("q") == 0
+
+
+def test_heartbeats_keep_an_idle_worker_and_silence_is_noticed(
+    open_transport: Callable[..., AmqpTransport], listen: Any, tools: Any, rabbitmq_service: RabbitMQService
+) -> None:
+    transport = open_transport(broker_heartbeat=1)
+    listener = listen(transport, tools.spec("q"))
+    busy_until = time.monotonic() + 4.0
+    while time.monotonic() < busy_until:  # the worker's thread is busy; the lease thread is not
+        assert listener.consumer.renew() == []
+        time.sleep(0.2)
+    transport.send([tools.payload("q")])
+    assert len(listener.take(1)) == 1
+    link = listener.consumer._link
+    link.pump()
+    link._last_received -= 3.0
+    with pytest.raises(TransportLost, match="sent nothing"):
+        while True:
+            link._last_received -= 3.0
+            link.pump()

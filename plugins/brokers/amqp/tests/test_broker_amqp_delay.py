@@ -1,0 +1,135 @@
+"""Delays at the broker, in Celery's own delay queues: never early, soon after, and only to the queue they are for."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celeriac_broker_amqp.transport import AmqpTransport
+
+from celeriac.spec import QueueSpec, Settlement
+from celeriac.testing.services import RabbitMQService
+
+
+@pytest.fixture(params=["classic", "quorum"])
+def delaying(request: pytest.FixtureRequest, open_transport: Callable[..., AmqpTransport]) -> AmqpTransport:
+    return open_transport(broker_native_delayed_delivery_queue_type=request.param, broker_connection_timeout=30.0)
+
+
+def iso(moment: float) -> str:
+    return datetime.datetime.fromtimestamp(moment, datetime.timezone.utc).isoformat()
+
+
+def test_a_message_waits_at_the_broker_and_comes_when_it_is_due(
+    delaying: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    listener = listen(delaying, tools.spec("my.queue"), tools.spec("queue"))
+    delaying.send([tools.payload("queue")], timeout_s=30)
+    listener.take(1)
+    due = time.time() + 2.5
+    delaying.send([tools.payload("my.queue", due=due)], timeout_s=30)
+    if time.time() < due - 0.5:
+        assert delaying.depth("my.queue") == 0
+    (delivery,) = listener.take(1)
+    assert due <= time.time() < due + 2.5
+    assert delivery.queue == "my.queue"
+    route = delaying.unpack(delivery.raw).route
+    assert (route.exchange, route.routing_key) == ("", "my.queue")
+    listener.stay_empty(0.3)
+
+
+def test_a_message_that_says_when_it_is_due_comes_on_the_dot(
+    open_transport: Callable[..., AmqpTransport], listen: Any, tools: Any
+) -> None:
+    transport = open_transport(broker_native_delayed_delivery_queue_type="classic")
+    listener = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q", due=time.time() + 1)], timeout_s=30)  # makes the delay queues
+    listener.take(1)
+    due = time.time() + 2.7
+    transport.send([tools.payload("q", due=due, eta=iso(due))])
+    (delivery,) = listener.take(1)
+    assert due <= time.time() < due + 0.3
+    assert (delivery.attempt, delivery.redelivered) == (1, False)
+    listener.consumer.settle([Settlement(delivery.tag)])
+    listener.consumer.close()
+    assert transport.depth("q") == 0
+
+
+def test_a_delivery_is_put_off_without_a_change_and_without_a_flag(
+    delaying: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    listener = listen(delaying, tools.spec("q"))
+    sent = tools.payload("q", odd=[None, {"a": -1}])
+    delaying.send([sent])
+    (delivery,) = listener.take(1)
+    due = time.time() + 3
+    listener.consumer.settle([Settlement(delivery.tag, "requeue", due=due)])
+    listener.consumer.flush(30.0)
+    assert not listener.consumer._waiting
+    (again,) = listener.take(1, 15)
+    assert time.time() >= due
+    assert (again.attempt, again.redelivered) == (1, False)
+    payload = delaying.unpack(again.raw)
+    assert payload.body == sent.body
+    assert {key: payload.headers[key] for key in sent.headers} == sent.headers
+    listener.consumer.settle([Settlement(again.tag, "requeue", due=time.time() + 3, started=True)])
+    (third,) = listener.take(1, 15)
+    assert (third.attempt, third.redelivered) == (2, True)
+
+
+def test_a_short_wait_is_spent_here(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    listener = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q")])
+    (delivery,) = listener.take(1)
+    due = time.time() + 0.4
+    listener.consumer.settle([Settlement(delivery.tag, "requeue", due=due)])
+    interval_s = listener.consumer.poll_interval_s
+    assert interval_s is not None and interval_s <= 0.4
+    (again,) = listener.take(1)
+    assert due <= time.time() < due + 0.3
+    assert listener.consumer.poll_interval_s is None
+    listener.consumer.settle([Settlement(again.tag, "requeue", due=time.time() + 1)])
+    listener.consumer.stop()  # given back early, for somebody else to hold
+    tools.wait_until(lambda: transport.depth("q") == 1, "given back")
+
+
+def test_the_delay_queues_are_celerys(
+    amqp_url: str, rabbitmq_service: RabbitMQService, open_transport: Callable[..., AmqpTransport], tools: Any
+) -> None:
+    from kombu import Connection
+    from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
+
+    transport = open_transport(broker_native_delayed_delivery_queue_type="classic")
+    transport.send([tools.payload("q", due=time.time() + 60)], timeout_s=30)
+    vhost = amqp_url.rsplit("/", 1)[1]
+    before = topology(rabbitmq_service, vhost)
+    with Connection(amqp_url) as connection:
+        declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
+    assert topology(rabbitmq_service, vhost) == before
+
+
+def test_delay_queues_that_celery_made_are_used(
+    amqp_url: str, open_transport: Callable[..., AmqpTransport], listen: Any, tools: Any
+) -> None:
+    from kombu import Connection
+    from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
+
+    with Connection(amqp_url) as connection:
+        declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
+    transport = open_transport()  # which would make quorum queues
+    listener = listen(transport, QueueSpec("bare"))
+    transport.send([tools.payload("bare", due=time.time() + 1.5)])
+    assert len(listener.take(1)) == 1
+
+
+def topology(service: RabbitMQService, vhost: str) -> Any:
+    bindings = service.api("GET", f"bindings/{vhost}")
+    queues = service.api("GET", f"queues/{vhost}?columns=name,arguments,durable")
+    return (
+        sorted((one["source"], one["destination"], one["destination_type"], one["routing_key"]) for one in bindings),
+        sorted((one["name"], one["durable"], sorted(one["arguments"].items())) for one in queues),
+        sorted(one["name"] for one in service.api("GET", f"exchanges/{vhost}")),
+    )

@@ -1,0 +1,201 @@
+"""What the broker and the network do to us: every one ends in a clear error within its time, and nothing is lost."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from celeriac_broker_amqp.transport import AmqpTransport
+
+from celeriac.exceptions import OperationalError, PublishUncertain, TransportLost, TransportUnreachable
+from celeriac.spec import Settlement
+from celeriac.testing.services import RabbitMQService
+
+
+class Proxy:
+    """A wire to a server that can be frozen, one way or both."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname, parts.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        self.url = url.replace(f":{parts.port}", f":{port}")
+        self.flows = threading.Event()
+        self.flows.set()
+        self._sockets: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        try:
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._sockets += [client, server]
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+        except OSError:
+            pass  # closed: the test is over
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self.flows.wait()
+                sink.sendall(data)
+        except OSError:
+            pass  # closed: the test is over
+        sink.close()
+
+    def cut(self) -> None:
+        for one in self._sockets[1:]:
+            one.close()
+
+    def close(self) -> None:
+        self.flows.set()
+        for one in self._sockets:
+            one.close()
+
+
+@pytest.fixture
+def proxy(amqp_url: str) -> Iterator[Proxy]:
+    wire = Proxy(amqp_url)
+    yield wire
+    wire.close()
+
+
+def test_a_black_hole_makes_a_send_uncertain_within_its_time(
+    open_transport: Callable[..., AmqpTransport], proxy: Proxy, tools: Any
+) -> None:
+    transport = open_transport(proxy.url, broker_connection_timeout=1.0)
+    transport.send([tools.payload("q")])
+    proxy.flows.clear()
+    started = time.monotonic()
+    with pytest.raises(PublishUncertain, match="did not confirm 1"):
+        transport.send([tools.payload("q")], timeout_s=1.0)
+    with pytest.raises(OperationalError):
+        transport.send([tools.payload("q", body=bytes(30_000_000))], timeout_s=1.0)
+    with pytest.raises(OperationalError):
+        transport.depth("q")
+    assert time.monotonic() - started < 8.0
+    proxy.flows.set()
+    transport.send([tools.payload("q")])
+    assert transport.depth("q") >= 2
+
+
+def test_connections_closed_by_an_operator_cost_a_sender_nothing_and_a_worker_a_reconnect(
+    transport: AmqpTransport, listen: Any, tools: Any, rabbitmq_service: RabbitMQService
+) -> None:
+    transport.send([tools.payload("q"), tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    first, _ = listener.take(2)
+    listener.consumer.settle([Settlement(first.tag)], publish=[tools.payload("next")])
+    listener.consumer.flush(5.0)
+    tools.control(rabbitmq_service, "close_all_connections", "because", "--global")
+    with pytest.raises(TransportLost, match="320 CONNECTION_FORCED - because"):
+        listener.take(1)
+    with pytest.raises(TransportLost):
+        listener.consumer.settle([Settlement(99)], publish=[tools.payload("next")])
+        listener.consumer.flush(5.0)
+    started = time.monotonic()
+    listener.consumer.close()
+    assert time.monotonic() - started < 5.0
+    transport.send([tools.payload("q")])
+    again = listen(transport, tools.spec("q")).take(2)
+    assert sorted(delivery.redelivered for delivery in again) == [False, True]
+
+
+def test_a_memory_alarm_stops_publishing_in_time_and_lets_acknowledgements_through(
+    open_transport: Callable[..., AmqpTransport],
+    listen: Any,
+    tools: Any,
+    rabbitmq_service: RabbitMQService,
+) -> None:
+    transport = open_transport()
+    transport.send([tools.payload("q") for _ in range(4)])
+    listener = listen(transport, tools.spec("q"))
+    one, two, three, _ = listener.take(4)
+    listener.consumer.settle([Settlement(one.tag)], publish=[tools.payload("next")])
+    listener.consumer.flush(5.0)
+    tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "0.0001")
+    try:
+        with pytest.raises(PublishUncertain, match="blocks publishers: low on memory"):
+            transport.send([tools.payload("q")], timeout_s=2.0)
+        started = time.monotonic()
+        listener.consumer.settle([Settlement(two.tag)], publish=[tools.payload("next")])
+        listener.consumer.receive(0)
+        listener.consumer.settle([Settlement(three.tag)])
+        listener.stay_empty(0.5)
+        listener.consumer.settle([], publish=[tools.payload("next")])
+        assert time.monotonic() - started < 3.0
+        assert len(listener.consumer._held) == 2
+    finally:
+        tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "absolute", "512MB")
+    listener.consumer.flush(10.0)
+    tools.wait_until(lambda: transport.depth("next") == 3, "published when the alarm was over")
+    listener.consumer._link.drop()
+    left = 2 if transport.depth("q") == 2 else 1  # the uncertain one may have arrived
+    assert transport.depth("q") == left
+
+
+def test_a_blocked_connection_refuses_to_write(
+    transport: AmqpTransport, tools: Any, rabbitmq_service: RabbitMQService
+) -> None:
+    transport.send([tools.payload("q")])
+    publisher = transport._idle[0]
+    publisher.link.blocked = "low on memory"  # as the broker would have said
+    before = publisher.link.bytes_sent
+    started = time.monotonic()
+    with pytest.raises(OperationalError, match="takes no messages: low on memory"):
+        transport.send([tools.payload("q")], timeout_s=0.5)
+    assert time.monotonic() - started < 2.0
+    assert publisher.link.bytes_sent == before
+
+
+def test_a_cut_wire_is_noticed_at_once(
+    open_transport: Callable[..., AmqpTransport], listen: Any, proxy: Proxy, tools: Any
+) -> None:
+    transport = open_transport(proxy.url)
+    listener = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q")])
+    listener.take(1)
+    proxy.cut()
+    with pytest.raises(TransportLost):
+        listener.take(1)
+    transport.send([tools.payload("q")])
+    assert len(listen(transport, tools.spec("q")).take(2)) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_broker_keeps_what_it_confirmed(
+    private_service: Callable[[RabbitMQService], RabbitMQService],
+    open_transport: Callable[..., AmqpTransport],
+    listen: Any,
+    tools: Any,
+) -> None:
+    service = private_service(RabbitMQService())
+    transport = open_transport(service.url, broker_connection_timeout=2.0)
+    kinds = {"classic": {}, "quorum": {"x_queue_type": "quorum"}}
+    specs = [tools.spec(name, **arguments) for name, arguments in kinds.items()]
+    transport.declare(specs)
+    sent = [tools.payload(name) for name in kinds for _ in range(20)]
+    transport.send(sent)
+    listener = listen(transport, *specs, window=40)
+    got = listener.take(40)
+    listener.consumer.settle([Settlement(delivery.tag) for delivery in got[:10]])
+    listener.consumer.flush(5.0)
+    service.kill()
+    with pytest.raises(TransportLost):
+        listener.take(1)
+    with pytest.raises(TransportUnreachable):
+        transport.send([tools.payload("classic")], timeout_s=3.0)
+    service.restart()
+    transport.send([tools.payload("classic")])
+    missing = {payload.headers["id"] for payload in sent} - {delivery.head.id for delivery in got[:10]}
+    again = listen(transport, *specs, window=40)
+    ids = {delivery.head.id for delivery in again.take(31, 30)}
+    assert missing <= ids

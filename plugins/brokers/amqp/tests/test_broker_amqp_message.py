@@ -1,0 +1,130 @@
+"""Records: heads by hopping, whole messages by reading, headers added without touching the rest."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from celeriac_broker_amqp import message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celeriac.exceptions import PublishRejected
+from celeriac.spec import Head, Malformed, Payload
+
+
+def record(payload: Payload, exchange: str = "", routing_key: str = "q") -> bytes:
+    """As a consumer's link puts it together."""
+    route = b"".join(bytes((len(text),)) + text.encode() for text in (exchange, routing_key))
+    return route + message.pack_header(payload)[4:] + payload.body
+
+
+def test_a_payload_is_read_as_it_was_written(tools: Any) -> None:
+    payload = tools.payload("q", stamps={"a": [1, {"b": None}]}, when="now")
+    payload.properties["expiration"] = "60000"
+    raw = record(payload)
+    assert message.unpack(raw) == payload
+    head, returns, lost = message.scan(raw)
+    assert isinstance(head, Head)
+    assert (head.id, head.task, head.stamps) == (payload.headers["id"], "proj.add", {"a": [1, {"b": None}]})
+    assert (returns, lost) == (0, 0)
+
+
+def test_a_head_has_times_and_limits(tools: Any) -> None:
+    raw = record(tools.payload("q", eta="2030-01-01T00:00:00+00:00", expires=1893456000.5, timelimit=[30, 2.5]))
+    head, _, _ = message.scan(raw)
+    assert isinstance(head, Head)
+    assert (head.eta, head.expires, head.timelimit) == ("2030-01-01T00:00:00+00:00", "1893456000.5", [30, 2.5])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"task": 5},
+        {"id": [1]},
+        {"eta": 5},
+        {"timelimit": "soon"},
+        {"timelimit": ["soon"]},
+        {"stamps": "x"},
+        {"expires": []},
+    ],
+)
+def test_a_head_of_wrong_types_is_malformed(tools: Any, headers: dict[str, Any]) -> None:
+    payload = tools.payload("q")
+    payload.headers.update(headers)
+    head, _, _ = message.scan(record(payload))
+    assert isinstance(head, Malformed)
+    assert next(iter(headers)) in head.reason
+
+
+def test_a_message_without_headers_is_of_protocol_1(tools: Any) -> None:
+    payload = tools.payload("q")
+    payload.headers.clear()
+    assert message.scan(record(payload))[0] == Head("", "")
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_break_the_reading(data: bytes) -> None:
+    message.scan(data)
+    try:
+        message.unpack(data)
+    except ValueError:
+        pass  # what it promises
+
+
+@given(st.data())
+def test_a_damaged_message_is_read_or_refused(draw: st.DataObject) -> None:
+    payload = Payload(b"body", "application/json", "utf-8", {"task": "t", "id": "i"}, {"priority": 3}, None)  # type: ignore[arg-type]
+    raw = bytearray(record(payload))
+    for _ in range(draw.draw(st.integers(1, 4))):
+        raw[draw.draw(st.integers(0, len(raw) - 1))] = draw.draw(st.integers(0, 255))
+    message.scan(bytes(raw))
+    try:
+        message.unpack(bytes(raw))
+        message.split_record(bytes(raw))
+    except ValueError:
+        pass  # what they promise
+
+
+def test_our_headers_are_added_and_every_other_byte_stays(tools: Any) -> None:
+    payload = tools.payload("q", odd=-1, deep={"a": [None, 1.5]})
+    _, _, header, body = message.split_record(record(payload))
+    changed = message.with_headers(header, {"x-celeriac-reason": "crash"})
+    assert message.write_table(payload.headers)[4:] in changed
+    again = message.unpack(b"\0\1q" + changed[4:] + body)
+    assert again.headers == {**payload.headers, "x-celeriac-reason": "crash"}
+    assert again.properties == payload.properties
+    twice = message.unpack(b"\0\1q" + message.with_headers(changed, {"x-celeriac-reason": "other"})[4:] + body)
+    assert twice.headers["x-celeriac-reason"] == "other"
+
+
+def test_the_brokers_count_of_returns_does_not_travel(tools: Any) -> None:
+    payload = tools.payload("q")
+    payload.headers["x-delivery-count"] = 2
+    assert message.scan(record(payload))[1] == 2
+    _, _, header, body = message.split_record(record(payload))
+    moved = b"\0\1q" + message.with_headers(header, {message.LOST_HEADER: 2})[4:] + body
+    assert message.scan(moved)[1:] == (0, 2)
+
+
+def test_a_header_amqp_cannot_carry_is_refused_by_name(tools: Any) -> None:
+    with pytest.raises(PublishRejected, match="my-header"):
+        message.pack_header(tools.payload("q", **{"my-header": object()}))
+    with pytest.raises(PublishRejected, match="255"):
+        message.pack_header(tools.payload("q", properties={"correlation_id": "x" * 256}))
+
+
+def test_waits_are_rounded_up_unless_the_message_knows_its_time() -> None:
+    now = time.time()
+    assert message.whole_seconds(now + 4.2, {}, now) == 5
+    assert message.whole_seconds(now + 4.2, {"eta": "2030-01-01T00:00:00"}, now) == 4
+    assert message.whole_seconds(now - 4.2, {}, now) == 0
+    assert message.whole_seconds(now + 1e12, {}, now) == message.MAX_DELAY_S
+
+
+def test_the_key_of_a_wait_is_kombus() -> None:
+    from kombu.transport.native_delayed_delivery import calculate_routing_key
+
+    for delay_s in (1, 5, 86400, message.MAX_DELAY_S):
+        assert message.delay_key(delay_s, "my.queue") == calculate_routing_key(delay_s, "my.queue")
