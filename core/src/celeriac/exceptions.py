@@ -21,7 +21,8 @@
     │   ├── PublishUncertain   └── PublishRejected
     ├── BackendError
     │   ├── BackendGetMetaError   ├── BackendStoreError
-    │   └── BackendLost   └── BackendUnreachable
+    │   ├── BackendLost   ├── BackendUnreachable
+    │   └── BackendMismatch
     └── PoolBroken
     SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError, Terminated   (Exception)
     WorkerShutdown, WorkerTerminate                                         (SystemExit)
@@ -295,6 +296,10 @@ class BackendUnreachable(BackendError):
         self.url = mask_url(url)
         self.hint = hint
         super().__init__(f"{message} {hint}".strip())
+
+
+class BackendMismatch(BackendError):
+    """A worker ran the task, but keeps its results elsewhere than this client looks for them."""
 
 
 class PoolBroken(CeleriacError):

@@ -25,6 +25,7 @@ from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, Im
 from celeriac.execution.execute import run_eagerly
 from celeriac.kernel.kernel import Kernel
 from celeriac.messaging.codec import Codec
+from celeriac.messaging.notices import NoticeBox
 from celeriac.messaging.producer import Producer
 from celeriac.messaging.routes import Router
 from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
@@ -122,6 +123,7 @@ class Celery:
         self._producer: Producer | None = None
         self._store: ResultStore | None = None
         self._fingerprint: str | None = None
+        self._notices: NoticeBox | None = None
 
     def on_init(self) -> None:
         """Called at the end of the constructor; for subclasses."""
@@ -429,6 +431,7 @@ class Celery:
                         self._make_backend(),
                         self.codec.serializer(conf["result_serializer"]),
                         extended=bool(conf["result_extended"]),
+                        missing_hint=self._why_no_result,
                     )
                 store = self._store
         return store
@@ -439,6 +442,14 @@ class Celery:
         if not plugin and (not url or url in ("disabled", "disabled://")):
             return None
         return self.kernel.make_backend(url, plugin, Host(self))
+
+    def _why_no_result(self, task_id: str) -> BaseException | None:
+        plugin = self.backend.plugin
+        if plugin is None or "replies" in plugin.abilities:
+            return None  # such a backend hears of it by itself
+        if self._notices is None:
+            self._notices = NoticeBox(lambda: self.transport, lambda: self.thread_oid, lambda: self.codec)
+        return self._notices.look(task_id)
 
     @property
     def results_fingerprint(self) -> str:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celeriac import _state, signals
+from celeriac.messaging.notices import RESULTS_HEADER
 from celeriac.messaging.protocol import Message, make_payload
 from celeriac.spec.data import Payload
 from celeriac.utils.times import UTC, after, as_moment, as_seconds
@@ -115,7 +116,7 @@ def build_payload(
     payload = make_payload(message, app.codec, route)
     fingerprint = app.results_fingerprint
     if fingerprint and message.ignore_result is not True:
-        payload.headers["x-celeriac-results"] = fingerprint
+        payload.headers[RESULTS_HEADER] = fingerprint
     return payload
 
 

@@ -24,6 +24,7 @@ from celeriac.exceptions import (
 from celeriac.execution import followup
 from celeriac.execution.request import Context
 from celeriac.messaging.failures import format_traceback
+from celeriac.messaging.notices import RESULTS_HEADER, make_notice
 from celeriac.messaging.protocol import EncodeError, read_call
 from celeriac.result import EagerResult
 from celeriac.spec.data import Job, JobReport, Payload, StoredResult
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from celeriac.resultstore import ResultStore
 
 MAX_RESULT_BYTES: Final = 16 * 1024 * 1024  # R6
+MAX_NOTICES: Final = 100  # to one client, of results that are kept elsewhere
+MAX_CLIENTS: Final = 1000
 Emit = Callable[[JobReport], None]
 
 _log = logging.getLogger("celeriac.task")
@@ -100,6 +103,8 @@ class TaskProgram:
         self._detail = detail
         self._ready: dict[str, ReadyTask] = {}
         self._store: ResultStore = app.backend
+        self._fingerprint: str = app.results_fingerprint
+        self._told: dict[str, int] = {}
         self._parent_pid = os.getpid()
         self._pid = self._parent_pid
 
@@ -141,6 +146,9 @@ class TaskProgram:
             ignored = ready.ignore_result
         if job.announce:
             emit(JobReport(job.token, "accepted", pid=self._pid))
+        wanted = headers.get(RESULTS_HEADER)
+        if wanted and wanted != self._fingerprint and not ignored and request.reply_to:
+            self._send_notice(request, wanted)
         token = _state.push_running(ready.task, request)
         try:
             try:
@@ -161,6 +169,25 @@ class TaskProgram:
             _state.pop_running(token)
 
     # -- steps ----------------------------------------------------------------------------------------------
+
+    def _send_notice(self, request: Context, wanted: str) -> None:
+        """Let the client know that its result will not be where it looks; a few times, not for every call."""
+        told = self._told.get(request.reply_to or "", 0)
+        if told >= MAX_NOTICES:
+            return
+        if len(self._told) > MAX_CLIENTS:
+            self._told.clear()
+        self._told[request.reply_to or ""] = told + 1
+        notice = make_notice(
+            self._app.codec,
+            request.id,
+            request.reply_to or "",
+            worker=self._node,
+            keeps=self._fingerprint,
+            wanted=wanted,
+        )
+        assert request._effects is not None
+        request._effects.append(notice)
 
     def _prepare(self, name: str) -> ReadyTask:
         task = self._app.tasks[name]

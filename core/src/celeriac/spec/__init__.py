@@ -15,6 +15,7 @@ from celeriac.spec.data import (
     Route,
     Settlement,
     StoredResult,
+    reply_queue_spec,
 )
 from celeriac.spec.hooks import hookimpl, hookspec
 from celeriac.spec.pool import Pool, PoolOptions, SlotProgram
@@ -48,4 +49,5 @@ __all__ = [
     "Watch",
     "hookimpl",
     "hookspec",
+    "reply_queue_spec",
 ]

@@ -36,6 +36,18 @@ class QueueSpec(Struct, frozen=True):
     arguments: dict[str, Any] = {}
 
 
+#: How long a client's reply queue lives unused: Celery's own figure, since its clients declare it too.
+REPLY_QUEUE_EXPIRES_MS: Final = 86_400_000
+
+
+def reply_queue_spec(name: str) -> QueueSpec:
+    """The queue on which a client hears of its calls: of the `rpc` backend, and of workers that cannot answer.
+
+    Whoever declares it first, client or worker, must declare the same.
+    """
+    return QueueSpec(name, auto_delete=True, arguments={"x-expires": REPLY_QUEUE_EXPIRES_MS})
+
+
 class Route(Struct, frozen=True, array_like=True):
     """Where a message goes. Shared by all messages of one queue, so compare it by identity first.
 

@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac.exceptions import OperationalError
+from celeriac.messaging.notices import NOTICE
 from celeriac.messaging.routes import Router
 from celeriac.spec.backend import ResultBackend
-from celeriac.spec.data import Delivery, Payload, QueueSpec, Settlement, StoredResult
+from celeriac.spec.data import Delivery, Payload, QueueSpec, Settlement, StoredResult, reply_queue_spec
 from celeriac.worker.settle import Settler
 
 if TYPE_CHECKING:
@@ -238,7 +239,9 @@ class Link:
         for payload in payloads:
             queue = payload.route.queue
             if queue and queue not in self._declared:
-                self._try(self._transport.declare, [self._router.spec(queue)])
+                notice = payload.headers.get("task") == NOTICE
+                spec = reply_queue_spec(queue) if notice else self._router.spec(queue)
+                self._try(self._transport.declare, [spec])
                 self._declared.add(queue)
 
     def _try(self, verb: Callable[..., Any], *args: Any) -> None:
