@@ -132,6 +132,8 @@ class PreforkPool:
 
     def collect(self) -> list[JobReport]:
         reports, self._done = self._done, []
+        if self._news is None:
+            return reports  # not started, or stopped
         self._gather(reports)
         now = time.monotonic()
         if now >= self._look_at:

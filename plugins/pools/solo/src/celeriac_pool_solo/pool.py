@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from celeriac.exceptions import PoolBroken
 from celeriac.spec import Job, JobReport, SlotProgram
 
 #: One `collect` runs brief jobs for about so long, then the worker gets its turn.
@@ -37,8 +38,11 @@ class SoloPool:
         return [os.getpid()]
 
     def start(self) -> None:
+        try:
+            self._program.begin()
+        except Exception as exc:
+            raise PoolBroken(f"pool solo: the slot could not begin: {exc!r}") from exc
         self._pid = os.getpid()
-        self._program.begin()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         if self._pid:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from celeriac.exceptions import PoolBroken
 from celeriac.spec import Job, JobReport, PoolOptions, SlotProgram
 
 #: Brief jobs wake one thread for about so much work, since more threads would only fight for the interpreter.
@@ -41,7 +42,7 @@ class ThreadsPool:
         self._idle: deque[threading.Lock] = deque()
         self._leave: deque[None] = deque()  # a ticket for each thread that is too many
         self._threads: list[threading.Thread] = []
-        self._running: dict[int, Job] = {}  # by token; who takes a job out of it answers for the job
+        self._running: dict[int, threading.Thread] = {}  # by token; who takes a token out answers for the job
         self._done: list[JobReport] = []
         self._help_at = math.inf
         self._woken = False
@@ -58,8 +59,11 @@ class ThreadsPool:
     # -- life ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        try:
+            self._program.begin()
+        except Exception as exc:
+            raise PoolBroken(f"pool threads: the slots could not begin: {exc!r}") from exc
         self._pid = os.getpid()
-        self._program.begin()
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._read_fd, False)
         os.set_blocking(self._write_fd, False)
@@ -86,18 +90,27 @@ class ThreadsPool:
         patience = time.monotonic() + grace_s
         for thread in self._threads:
             thread.join(max(0.0, patience - time.monotonic()))
-        text = f"still running {grace_s:g} s after the pool was told to stop; a thread cannot be ended"
-        for token in list(self._running):
-            if self._running.pop(token, None) is not None:
-                self._done.append(JobReport(token, "lost", detail=text, pid=self._pid))
+        busy = self._give_up(f"still running {grace_s:g} s after the pool was told to stop; a thread cannot be ended")
         reports = self.collect()
         self._pid = 0
         self._poller.unwatch(self._read_fd)
-        if not any(thread.is_alive() for thread in self._threads):  # else one may yet write to the pipe
+        if not busy:  # else they may yet write to the pipe
             os.close(self._read_fd)
             os.close(self._write_fd)
         self._program.end()
         return reports
+
+    def _give_up(self, reason: str) -> bool:
+        """Report the jobs that still run as lost, and see the other threads end; whether any job still runs."""
+        busy: set[threading.Thread] = set()
+        while ending := [thread for thread in self._threads if thread.is_alive() and thread not in busy]:
+            for token in list(self._running):
+                runner = self._running.pop(token, None)
+                if runner is not None:
+                    busy.add(runner)
+                    self._done.append(JobReport(token, "lost", detail=reason, pid=self._pid))
+            ending[0].join(0.01)  # no longer: it may have taken a job in the last moment, and begin it now
+        return bool(busy)
 
     # -- jobs ---------------------------------------------------------------------------------------------
 
@@ -113,7 +126,7 @@ class ThreadsPool:
                 self._help_at = min(self._help_at, time.monotonic() + HELP_S)
 
     def collect(self) -> list[JobReport]:
-        if self._woken or not self._reports:
+        if self._pid and (self._woken or not self._reports):
             self._hush()
         reports, self._done = self._done, []
         arrived = self._reports
@@ -190,6 +203,7 @@ class ThreadsPool:
                 self._sleep(bed)
             else:
                 self._run(job)
+                del job  # while this thread sleeps it must not keep the last message alive
 
     def _takes_ticket(self) -> bool:
         try:
@@ -211,7 +225,7 @@ class ThreadsPool:
 
     def _run(self, job: Job) -> None:
         token, running = job.token, self._running
-        running[token] = job
+        running[token] = threading.current_thread()
 
         def emit(report: JobReport) -> None:
             if token in running:

@@ -1,0 +1,12 @@
+"""The prefork pool keeps the contract of pools."""
+
+from __future__ import annotations
+
+from celeriac.spec import Pool, PoolOptions, SlotProgram
+from celeriac.testing.pool_suite import PoolConformance
+from celeriac_pool_prefork.pool import PreforkPool
+
+
+class TestPrefork(PoolConformance):
+    def make_pool(self, program: SlotProgram, options: PoolOptions) -> Pool:
+        return PreforkPool(program, options)
