@@ -1,0 +1,621 @@
+"""The conformance suite of brokers: clauses B1 to B31 of `docs/plugins/delivery-contract.md`, as tests.
+
+For a plugin's own tests::
+
+    class TestMyBroker(BrokerConformance):
+        plugin = "celeriac_broker_mine"
+        abilities = MyTransport.abilities
+
+        @pytest.fixture
+        def url(self):
+            return "mine://..."  # a place where nobody else's messages are
+
+A test's name begins with its clause. Tests of abilities that the transport does not declare are left out
+(`left_out` names them); one test makes sure that the declaration is the transport's own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from celeriac.exceptions import PublishRejected
+from celeriac.spec import Consumer, Head, Malformed, Payload, QueueSpec, Route, Settlement, Transport
+from celeriac.testing.kit import PATIENCE_S, AbilityAware, Bench, eventually, make_transport, needs
+
+__all__ = ["BrokerConformance", "make_payload"]
+
+OpenConsumer = Callable[..., Consumer]
+
+#: Takes a delivery and is killed with it. Arguments: plugin, url, settings (a repr), queue.
+_VICTIM = """
+import sys, time
+from celeriac.spec import QueueSpec
+from celeriac.testing.kit import Bench, make_transport
+plugin, url, settings, queue = sys.argv[1:]
+bench, transport = Bench(), make_transport(plugin, url, eval(settings))
+consumer = transport.consumer([QueueSpec(queue)], owner="victim", poller=bench, window=8)
+taken = bench.take(consumer, 1)
+print("taken", len(taken), flush=True)
+time.sleep(600)
+"""
+
+MALFORMED = [
+    b"",
+    b"\x00",
+    b"null",
+    b"[]",
+    b"{}",
+    b'{"headers": 1}',
+    b'{"headers": {"id": 5, "task": []}}',
+    b'{"headers": {}, "properties": [], "body": 1}',
+    b'{"body": "!!!", "headers": {}, "properties": {"body_encoding": "base64"}}',
+    b'{"body": "", "headers": {}, "properties": {"body_encoding": ["x"]}}',
+    b"[" * 100_000,
+    b"\xff\xfe" * 100,
+]
+
+
+def make_payload(queue: str = "", body: bytes = b"[[], {}, {}]", **fields: Any) -> Payload:
+    """A call to a task `kit.task` in Celery's protocol 2; `headers`, `properties`, `route`, `due` may be given."""
+    task_id = str(uuid.uuid4())
+    headers = {"lang": "py", "task": "kit.task", "id": task_id, "eta": None, "expires": None, "retries": 0}
+    return Payload(
+        body,
+        fields.get("content_type", "application/json"),
+        fields.get("content_encoding", "utf-8"),
+        {**headers, **fields.get("headers", {})},
+        {"correlation_id": task_id, "delivery_mode": 2, "priority": 0, **fields.get("properties", {})},
+        fields.get("route") or Route(queue, queue=queue),
+        fields.get("due"),
+    )
+
+
+class BrokerConformance(AbilityAware):
+    """Subclass it in a plugin's tests.
+
+    Attributes:
+        settings: For the plugin's hook.
+        urgent_first: Priorities in the order in which the broker serves them.
+        keeps_place: A message given back comes before those behind it (B20).
+        recovery_s: How soon a killed worker's messages come back (B11).
+    """
+
+    settings: Mapping[str, Any] = MappingProxyType({})
+    urgent_first: tuple[int, int] = (9, 0)
+    keeps_place: bool = True
+    recovery_s: float = 5.0
+
+    # -- fixtures -----------------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def url(self) -> str:
+        raise NotImplementedError("say where the broker under test is: a fixture `url`")
+
+    @pytest.fixture
+    def transport(self, url: str) -> Iterator[Transport]:
+        transport = make_transport(self.plugin, url, self.settings)
+        yield transport
+        transport.close()
+
+    @pytest.fixture
+    def queue(self, transport: Transport) -> Iterator[str]:
+        name = f"kit-{uuid.uuid4().hex[:12]}"
+        transport.declare([QueueSpec(name)])
+        yield name
+        transport.delete(name)
+
+    @pytest.fixture
+    def bench(self) -> Bench:
+        return Bench()
+
+    @pytest.fixture
+    def open_consumer(self, transport: Transport, bench: Bench) -> Iterator[OpenConsumer]:
+        """Opens consumers: `open_consumer(queue, …, poller=bench, window=64)`; they are closed after the test."""
+        opened: list[Consumer] = []
+
+        def open_one(*queues: str, poller: Bench = bench, window: int = 64) -> Consumer:
+            owner = f"kit-{len(opened)}@here-{uuid.uuid4().hex[:8]}"
+            specs = [QueueSpec(name) for name in queues]
+            opened.append(transport.consumer(specs, owner=owner, poller=poller, window=window))
+            return opened[-1]
+
+        yield open_one
+        for consumer in opened:
+            consumer.close()
+
+    # -- publishing ---------------------------------------------------------------------------------------
+
+    def test_it_has_the_abilities_it_was_said_to_have(self, transport: Transport) -> None:
+        assert transport.abilities == self.abilities
+
+    def test_S3_what_was_sent_is_received_byte_for_byte(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        sent = make_payload(
+            queue,
+            bytes(range(256)),
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+            headers={"note": "grün \N{SNOWMAN} \x00 \"'", "nested": {"a": [1, 2.5, None, True]}},
+            properties={"reply_to": "me"},
+        )
+        transport.send([sent])
+        (delivery,) = bench.take(open_consumer(queue), 1)
+        head = delivery.head
+        assert isinstance(head, Head)
+        assert (head.id, head.task) == (sent.headers["id"], "kit.task")
+        assert delivery.queue == queue
+        assert (delivery.attempt, delivery.redelivered) == (1, False)
+        got = transport.unpack(delivery.raw)
+        assert (got.body, got.content_type, got.content_encoding) == (sent.body, sent.content_type, "binary")
+        assert {key: got.headers.get(key) for key in sent.headers} == sent.headers
+        assert {key: got.properties.get(key) for key in sent.properties} == sent.properties
+
+    def test_S3_a_message_of_five_megabytes_arrives_whole(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        body = os.urandom(5 * 1024 * 1024)
+        transport.send([make_payload(queue, body)])
+        (delivery,) = bench.take(open_consumer(queue), 1)
+        assert transport.unpack(delivery.raw).body == body
+
+    @needs("depth")
+    def test_B01_what_send_returned_for_is_in_the_broker(self, transport: Transport, queue: str) -> None:
+        transport.send([make_payload(queue) for _ in range(300)])
+        assert transport.depth(queue) == 300
+
+    @needs("shared")
+    def test_B01_another_transport_has_it_after_the_sender_closed(
+        self, url: str, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        sender = make_transport(self.plugin, url, self.settings)
+        sender.send([make_payload(queue)])
+        sender.close()
+        assert len(bench.take(open_consumer(queue), 1)) == 1
+
+    def test_B03_a_message_that_no_queue_is_bound_for_is_refused(self, transport: Transport, queue: str) -> None:
+        exchange = f"kit-{uuid.uuid4().hex[:8]}"
+        transport.declare([QueueSpec(queue, exchange, "direct", "bound")])
+        lost = make_payload(route=Route("unbound", exchange, "direct"))
+        with pytest.raises(PublishRejected):
+            transport.send([lost])
+
+    def test_B05_senders_in_many_threads_lose_nothing(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        def send() -> None:
+            for _ in range(10):
+                transport.send([make_payload(queue) for _ in range(5)])
+
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        taken = bench.take(open_consumer(queue, window=256), 200)
+        assert len({_id(delivery) for delivery in taken}) == 200
+
+    def test_messages_of_one_sender_keep_their_order(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        sent = [make_payload(queue) for _ in range(40)]
+        transport.send(sent[:30])
+        for payload in sent[30:]:
+            transport.send([payload])
+        consumer = open_consumer(queue, window=1)
+        got: list[str] = []
+        while len(got) < 40:
+            deliveries = bench.take(consumer, 1)
+            got += [_id(delivery) for delivery in deliveries]
+            consumer.settle([Settlement(delivery.tag) for delivery in deliveries])
+        assert got == [payload.headers["id"] for payload in sent]
+
+    def test_a_topic_exchange_feeds_the_queues_whose_patterns_match(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        exchange, other = f"kit-{uuid.uuid4().hex[:8]}", f"{queue}-b"
+        transport.declare(
+            [QueueSpec(queue, exchange, "topic", "sport.#"), QueueSpec(other, exchange, "topic", "*.news")]
+        )
+        try:
+            for key in ("sport.news", "sport.live.ski", "city.news"):
+                transport.send([make_payload(body=key.encode(), route=Route(key, exchange, "topic"))])
+            sport = bench.take(open_consumer(queue), 2)
+            news = bench.take(open_consumer(other), 2)
+            assert {transport.unpack(one.raw).body for one in sport} == {b"sport.news", b"sport.live.ski"}
+            assert {transport.unpack(one.raw).body for one in news} == {b"sport.news", b"city.news"}
+        finally:
+            transport.delete(other)
+
+    # -- acquiring ----------------------------------------------------------------------------------------
+
+    def test_B07_what_one_consumer_has_no_other_gets(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        first = open_consumer(queue)
+        assert len(bench.take(first, 1)) == 1
+        other = Bench()
+        other.take_none(open_consumer(queue, poller=other))
+
+    def test_B08_two_consumers_share_a_queue_without_overlap(
+        self, transport: Transport, queue: str, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(60)])
+        benches = Bench(), Bench()
+        consumers = [open_consumer(queue, poller=bench, window=4) for bench in benches]
+        seen: list[str] = []
+        deadline = time.monotonic() + PATIENCE_S
+        while len(seen) < 60 and time.monotonic() < deadline:
+            for bench, consumer in zip(benches, consumers, strict=True):
+                taken = bench.take(consumer, 4, 0.02)
+                seen += [_id(delivery) for delivery in taken]
+                consumer.settle([Settlement(delivery.tag) for delivery in taken])
+        assert len(seen) == len(set(seen)) == 60
+
+    def test_B15_receive_gives_no_more_than_was_asked_for(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(20)])
+        consumer = open_consumer(queue)
+        assert consumer.receive(0) == []
+        assert len(bench.take(consumer, 3)) == 3
+        consumer.resize(128)
+        assert len(bench.take(consumer, 17)) == 17
+        assert consumer.receive(0) == []
+
+    def test_B16_a_full_queue_does_not_starve_another(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        other = f"{queue}-b"
+        transport.declare([QueueSpec(other)])
+        try:
+            transport.send([make_payload(queue) for _ in range(200)])
+            transport.send([make_payload(other)])
+            consumer = open_consumer(queue, other, window=5)
+            for _ in range(30):
+                taken = bench.take(consumer, 5)
+                if any(delivery.queue == other for delivery in taken):
+                    return
+                consumer.settle([Settlement(delivery.tag) for delivery in taken])
+            pytest.fail("150 messages of the full queue came, and the other queue's one did not")
+        finally:
+            transport.delete(other)
+
+    @needs("priority")
+    def test_B16_the_urgent_come_first(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        queue = f"{queue}-p"
+        transport.declare([QueueSpec(queue, arguments={"x-max-priority": 9})])
+        try:
+            urgent, patient = self.urgent_first
+            for priority in (patient, urgent, patient, urgent):
+                transport.send([make_payload(queue, properties={"priority": priority})])
+            spec = QueueSpec(queue, arguments={"x-max-priority": 9})
+            consumer = transport.consumer([spec], owner="kit-p@here", poller=bench, window=4)
+            got = [transport.unpack(one.raw).properties["priority"] for one in bench.take(consumer, 4)]
+            consumer.close()
+            assert got == [urgent, urgent, patient, patient]
+        finally:
+            transport.delete(queue)
+
+    def test_B17_a_message_wakes_an_idle_consumer(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        consumer = open_consumer(queue)
+        bench.take_none(consumer)
+        for _ in range(5):
+            threading.Timer(0.1, transport.send, ([make_payload(queue)],)).start()
+            started = time.monotonic()
+            (delivery,) = bench.take(consumer, 1)
+            consumer.settle([Settlement(delivery.tag)])
+            assert time.monotonic() - started < 1.5
+
+    def test_queues_may_be_added_and_dropped_while_consuming(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        other = f"{queue}-b"
+        consumer = open_consumer(queue)
+        try:
+            consumer.subscribe(QueueSpec(other))
+            transport.send([make_payload(other)])
+            (delivery,) = bench.take(consumer, 1)
+            assert delivery.queue == other
+            consumer.unsubscribe(other)
+            consumer.settle([Settlement(delivery.tag)])
+            transport.send([make_payload(other)])
+            bench.take_none(consumer)
+            transport.send([make_payload(queue)])
+            assert [one.queue for one in bench.take(consumer, 1)] == [queue]
+        finally:
+            transport.delete(other)
+
+    # -- leases -------------------------------------------------------------------------------------------
+
+    @needs("lease", "shared")
+    def test_B11_B13_a_killed_worker_s_message_comes_back_flagged(
+        self, url: str, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        consumer = open_consumer(queue, window=1)
+        consumer.stop()  # the victim is to have it, but somebody is there who can see it die
+        consumer.close()
+        arguments = [sys.executable, "-c", _VICTIM, self.plugin, url, repr(dict(self.settings)), queue]
+        victim = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        try:
+            assert victim.stdout is not None
+            assert victim.stdout.readline() == "taken 1\n"
+            consumer = open_consumer(queue)
+            bench.take_none(consumer)
+            killed = time.monotonic()
+            victim.send_signal(signal.SIGKILL)
+            (delivery,) = bench.take(consumer, 1, self.recovery_s + 5)
+            assert time.monotonic() - killed < self.recovery_s
+        finally:
+            victim.kill()
+            victim.communicate()
+        assert delivery.redelivered
+        if "attempts" in self.abilities:
+            assert delivery.attempt == 2
+
+    def test_B12_a_living_worker_keeps_what_it_has(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        holder = open_consumer(queue)
+        (delivery,) = bench.take(holder, 1)
+        other = Bench()
+        rival = open_consumer(queue, poller=other)
+        for _ in range(4):
+            assert holder.renew() == []
+            other.take_none(rival, 0.3)
+        holder.settle([Settlement(delivery.tag)])
+        holder.flush(5)
+        other.take_none(rival)
+
+    @needs("attempts")
+    def test_B13_a_message_lost_after_its_start_is_counted_and_flagged(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        consumer = open_consumer(queue)
+        for attempt in (1, 2, 3):
+            (delivery,) = bench.take(consumer, 1)
+            assert (delivery.attempt, delivery.redelivered) == (attempt, attempt > 1)
+            consumer.settle([Settlement(delivery.tag, "requeue", started=True)])
+
+    def test_B13_a_clean_return_is_neither_counted_nor_flagged(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        consumer = open_consumer(queue)
+        for _ in range(3):
+            (delivery,) = bench.take(consumer, 1)
+            if "attempts" in self.abilities:
+                assert (delivery.attempt, delivery.redelivered) == (1, False)
+            consumer.settle([Settlement(delivery.tag, "requeue")])
+
+    # -- finishing ----------------------------------------------------------------------------------------
+
+    def test_B18_an_acknowledged_message_never_comes_back(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(3)])
+        consumer = open_consumer(queue)
+        taken = bench.take(consumer, 3)
+        consumer.settle([Settlement(delivery.tag) for delivery in taken])
+        consumer.flush(5)
+        consumer.close()
+        bench.take_none(open_consumer(queue))
+
+    def test_B18_acknowledging_twice_or_what_one_never_had_changes_nothing(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue), make_payload(queue)])
+        consumer = open_consumer(queue, window=1)
+        (first,) = bench.take(consumer, 1)
+        consumer.settle([Settlement(first.tag)])
+        consumer.settle([Settlement(first.tag), Settlement(first.tag, "requeue", started=True)])
+        consumer.flush(5)
+        (second,) = bench.take(consumer, 1)
+        assert _id(second) != _id(first)
+        consumer.settle([Settlement(second.tag)])
+        bench.take_none(consumer)
+
+    def test_B20_a_message_given_back_comes_before_those_behind_it(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(3)])
+        consumer = open_consumer(queue, window=1)
+        (first,) = bench.take(consumer, 1)
+        consumer.settle([Settlement(first.tag, "requeue")])
+        order = []
+        for _ in range(3):
+            (delivery,) = bench.take(consumer, 1)
+            order.append(_id(delivery))
+            consumer.settle([Settlement(delivery.tag)])
+        assert _id(first) in order
+        assert not self.keeps_place or order[0] == _id(first)
+
+    @needs("dead_letter")
+    def test_B21_a_dead_message_is_never_delivered_again(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue), make_payload(queue)])
+        consumer = open_consumer(queue, window=1)
+        (dead,) = bench.take(consumer, 1)
+        consumer.settle([Settlement(dead.tag, "dead", reason="malformed", error="x" * 20_000)])
+        (alive,) = bench.take(consumer, 1)
+        assert _id(alive) != _id(dead)
+        consumer.settle([Settlement(alive.tag)])
+        consumer.flush(5)
+        consumer.close()
+        bench.take_none(open_consumer(queue))
+
+    def test_R12_what_follows_is_sent_with_the_settlement(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        consumer = open_consumer(queue)
+        seen = []
+        for step in range(5):
+            (delivery,) = bench.take(consumer, 1)
+            seen.append(_id(delivery))
+            follow = [make_payload(queue)] if step < 4 else []
+            consumer.settle([Settlement(delivery.tag)], publish=follow)
+        consumer.flush(5)
+        bench.take_none(consumer)
+        assert len(set(seen)) == 5
+
+    def test_B29_stop_takes_no_more_and_settle_still_works(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(10)])
+        consumer = open_consumer(queue, window=4)
+        (held,) = bench.take(consumer, 1)
+        consumer.stop()
+        bench.take_none(consumer)
+        consumer.settle([Settlement(held.tag)])
+        consumer.flush(5)
+        other = Bench()
+        taken = other.take(open_consumer(queue, poller=other), 9)
+        assert len(taken) == 9
+        assert all((delivery.attempt, delivery.redelivered) == (1, False) for delivery in taken)
+
+    def test_B29_close_gives_back_and_may_be_called_twice(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(5)])
+        consumer = open_consumer(queue)
+        assert len(bench.take(consumer, 5)) == 5
+        started = time.monotonic()
+        consumer.close()
+        consumer.close()
+        assert time.monotonic() - started < 5
+        other = Bench()
+        assert len(other.take(open_consumer(queue, poller=other), 5)) == 5
+
+    # -- delay --------------------------------------------------------------------------------------------
+
+    @needs("delay")
+    def test_B24_a_delayed_message_comes_on_time_and_never_early(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        consumer = open_consumer(queue)
+        bench.take_none(consumer)
+        due = time.time() + 1.2
+        transport.send([make_payload(queue, due=due)])
+        (delivery,) = bench.take(consumer, 1)
+        now = time.time()
+        assert due - 0.001 <= now <= due + 1.5
+        assert (delivery.attempt, delivery.redelivered) == (1, False)
+        consumer.settle([Settlement(delivery.tag)])
+
+    @needs("delay", "depth")
+    def test_B23_what_waits_for_its_time_is_not_counted_and_can_be_purged(
+        self, transport: Transport, queue: str
+    ) -> None:
+        transport.send([make_payload(queue), make_payload(queue, due=time.time() + 3600)])
+        eventually(lambda: transport.depth(queue) == 1)
+
+    @needs("delay")
+    def test_B23_what_was_due_already_comes_at_once(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue, due=time.time() - 60)])
+        assert len(bench.take(open_consumer(queue), 1, 2.0)) == 1
+
+    @needs("delay")
+    def test_B24_a_message_returned_until_later_comes_later(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        consumer = open_consumer(queue)
+        (delivery,) = bench.take(consumer, 1)
+        due = time.time() + 1.1
+        consumer.settle([Settlement(delivery.tag, "requeue", due=due)])
+        (delivery,) = bench.take(consumer, 1)
+        assert due - 0.001 <= time.time() <= due + 1.5
+        if "attempts" in self.abilities:
+            assert (delivery.attempt, delivery.redelivered) == (1, False)
+
+    # -- faults -------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("raw", MALFORMED, ids=lambda raw: repr(raw[:24]))
+    def test_B26_any_bytes_give_a_value_and_no_surprise(self, transport: Transport, raw: bytes) -> None:
+        head = transport.read_head(raw)
+        assert isinstance(head, (Head, Malformed))
+        try:
+            payload = transport.unpack(raw)
+        except ValueError:
+            return
+        assert isinstance(payload, Payload)
+
+    @needs("shared")
+    def test_B28_a_forked_child_speaks_for_itself(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        consumer = open_consumer(queue)
+        transport.send([make_payload(queue)])
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - runs in the child
+            code = 1
+            try:
+                transport.after_fork()
+                transport.send([make_payload(queue) for _ in range(3)])
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        transport.send([make_payload(queue)])
+        taken = bench.take(consumer, 5)
+        assert len({_id(delivery) for delivery in taken}) == 5
+        assert consumer.renew() == []
+
+    # -- queues -------------------------------------------------------------------------------------------
+
+    @needs("purge")
+    def test_purge_drops_what_waits_and_says_how_much(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(25)])
+        assert transport.purge(queue) == 25
+        assert transport.purge(queue) == 0
+        assert transport.purge(f"{queue}-unknown") == 0
+        transport.send([make_payload(queue)])
+        assert len(bench.take(open_consumer(queue), 1)) == 1
+
+    def test_delete_removes_the_messages_and_is_harmless_for_unknown_queues(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(3)])
+        transport.delete(queue)
+        transport.delete(queue)
+        bench.take_none(open_consumer(queue))
+
+    def test_ping_names_the_broker(self, transport: Transport) -> None:
+        assert transport.ping(5.0)
+
+    def test_a_transport_may_be_closed_twice(self, url: str) -> None:
+        transport = make_transport(self.plugin, url, self.settings)
+        transport.close()
+        transport.ping(5.0)
+        transport.close()
+        transport.close()
+
+
+def _id(delivery: Any) -> str:
+    assert isinstance(delivery.head, Head), delivery.head
+    return delivery.head.id

@@ -1,0 +1,20 @@
+"""The sqlite broker keeps the contract of brokers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from celeriac.testing.broker_suite import BrokerConformance
+from celeriac_broker_sqlite.transport import SqliteTransport
+
+
+class TestSqliteBroker(BrokerConformance):
+    plugin = "celeriac_broker_sqlite"
+    abilities = SqliteTransport.abilities
+    recovery_s = 1.5
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/broker.db"
