@@ -83,6 +83,7 @@ def main() -> int:
             )
             with running_worker(Path(folder), environment, options) as worker:
                 kinds = make_kinds()
+                wait_for_worker(worker, Path(folder), console)
                 send_all(kinds, console)
                 watch(kinds, worker, Path(folder), console)
             ended = worker.returncode
@@ -105,7 +106,7 @@ def read_options() -> argparse.Namespace:
 
 
 def broker_name(options: argparse.Namespace) -> str:
-    return "broker given" if options.broker else "no server: queue and results are a SQLite file"
+    return "the broker you named" if options.broker else "no server: queue and results are one file"
 
 
 def choose_broker(folder: Path, options: argparse.Namespace) -> dict[str, str]:
@@ -158,6 +159,32 @@ def make_kinds() -> list[Kind]:
     ]
 
 
+def wait_for_worker(worker: subprocess.Popen[bytes], folder: Path, console: Console) -> None:
+    """Wait until the worker has run a first call.
+
+    Raises:
+        DemoFailed: It ended instead, or there is no result in time.
+    """
+    import tasks
+
+    began = time.monotonic()
+    first = tasks.add.delay(2, 2)
+    with console.status("waiting for the worker"):
+        while not first.ready():
+            check_worker(worker, folder)
+            if time.monotonic() - began > DEADLINE_S:
+                raise DemoFailed(
+                    f"After {DEADLINE_S:.0f} s the worker has not run the first call.\n{last_words(folder)}"
+                )
+            time.sleep(POLL_INTERVAL_S)
+    console.print(f"the worker ran its first call after {time.monotonic() - began:.1f} s")
+
+
+def check_worker(worker: subprocess.Popen[bytes], folder: Path) -> None:
+    if worker.poll() is not None:
+        raise DemoFailed(f"The worker ended with exit code {worker.returncode}:\n{last_words(folder)}")
+
+
 def send_all(kinds: list[Kind], console: Console) -> None:
     """Send every call."""
     began = time.monotonic()
@@ -182,8 +209,7 @@ def watch(kinds: list[Kind], worker: subprocess.Popen[bytes], folder: Path, cons
                     kind.look()
                     kind.finished_s = time.monotonic() - began
                 show(kind)
-            if worker.poll() is not None:
-                raise DemoFailed(f"The worker ended with exit code {worker.returncode}:\n{last_words(folder)}")
+            check_worker(worker, folder)
             if time.monotonic() - began > DEADLINE_S:
                 missing = ", ".join(f"{len(kind.open)} {kind.title}" for kind in kinds if kind.open)
                 raise DemoFailed(f"After {DEADLINE_S:.0f} s there is no result of: {missing}.\n{last_words(folder)}")
