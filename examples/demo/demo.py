@@ -45,6 +45,7 @@ class Kind:
     open: dict[int, Any] = field(default_factory=dict)
     done: int = 0
     wrong: list[str] = field(default_factory=list)
+    began: float = 0.0
     finished_s: float = 0.0
 
     def look(self) -> None:
@@ -189,6 +190,7 @@ def send_all(kinds: list[Kind], console: Console) -> None:
     """Send every call."""
     began = time.monotonic()
     for kind in kinds:
+        kind.began = time.monotonic()
         kind.open = {index: kind.send(index) for index in range(kind.count)}
     took_s = time.monotonic() - began
     count = sum(kind.count for kind in kinds)
@@ -207,7 +209,7 @@ def watch(kinds: list[Kind], worker: subprocess.Popen[bytes], folder: Path, cons
             for kind in kinds:
                 if kind.open:
                     kind.look()
-                    kind.finished_s = time.monotonic() - began
+                    kind.finished_s = time.monotonic() - kind.began
                 show(kind)
             check_worker(worker, folder)
             if time.monotonic() - began > DEADLINE_S:
@@ -259,8 +261,8 @@ def judge(kinds: list[Kind], ended: int, took_s: float, console: Console) -> int
         console.print(f"[red]unexpected:[/red] {text}", soft_wrap=True)
     sums = kinds[0]
     console.print(
-        f"{sum(kind.done for kind in kinds)} tasks ended, {sums.count / max(sums.finished_s, 0.001):,.0f} quick ones a "
-        f"second beside the others; {took_s:.1f} s from start to end.",
+        f"{sum(kind.done for kind in kinds)} tasks ended in {took_s:.1f} s, from start to end. The {sums.count} quick sums "
+        f"took {sums.finished_s:.2f} s with sending, one by one, and reading: {sums.count / sums.finished_s:,.0f} a second.",
         soft_wrap=True,
     )
     if ended != 0:
