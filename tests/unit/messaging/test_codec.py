@@ -1,0 +1,54 @@
+"""Which bodies are decoded, and within which limits."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+
+from celeriac import Celery
+from celeriac.exceptions import ImproperlyConfigured, SecurityError
+from celeriac.messaging.codec import compress, decompress
+
+
+def test_pickle_needs_to_be_allowed_aloud() -> None:
+    app = Celery("t", broker="memory://", accept_content=["json", "pickle"], set_as_current=False)
+    with pytest.raises(SecurityError, match="allow_unsafe_serializers"):
+        app.codec.check_accept()
+    body = app.codec.serializer("pickle").dumps({"a": 1})
+    with pytest.raises(SecurityError, match="pickle"):
+        app.codec.decode(body, "application/x-python-serialize")
+
+
+def test_pickle_works_once_it_is_allowed() -> None:
+    app = Celery(
+        "t", broker="memory://", accept_content=["json", "pickle"], allow_unsafe_serializers=True, set_as_current=False
+    )
+    app.codec.check_accept()
+    body = app.codec.serializer("pickle").dumps({1: {2}})
+    assert app.codec.decode(body, "application/x-python-serialize") == {1: {2}}
+
+
+def test_a_content_type_may_be_accepted_by_its_mime_name() -> None:
+    app = Celery("t", broker="memory://", accept_content=["application/x-msgpack"], set_as_current=False)
+    body = app.codec.serializer("msgpack").dumps([1, 2])
+    assert app.codec.decode(body, "application/x-msgpack") == [1, 2]
+
+
+def test_a_bomb_is_refused_before_it_is_large() -> None:
+    bomb = zlib.compress(b"\0" * 100_000_000)
+    with pytest.raises(ValueError, match="grow past"):
+        decompress(bomb, "application/x-gzip")
+
+
+@pytest.mark.parametrize("mime", ["application/x-gzip", "application/x-bz2", "application/x-lzma"])
+def test_broken_compression_is_a_value_error(mime: str) -> None:
+    with pytest.raises(ValueError, match=mime):
+        decompress(b"not compressed at all", mime)
+
+
+def test_unknown_methods_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown compression"):
+        decompress(b"", "application/x-nothing")
+    with pytest.raises(ImproperlyConfigured, match=r"'middle-out'; there are .*gzip"):
+        compress(b"", "middle-out")

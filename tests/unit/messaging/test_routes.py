@@ -1,0 +1,107 @@
+"""Task name to queue, in every form that Celery's users know."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from kombu import Exchange, Queue
+
+from celeriac import Celery
+from celeriac.exceptions import ImproperlyConfigured, QueueNotFound
+from celeriac.messaging.routes import Router
+from celeriac.spec.data import Route
+
+
+def router(**settings: Any) -> Router:
+    return Celery("t", broker="memory://", set_as_current=False, **settings).router
+
+
+def queue_of(router: Router, name: str, **options: Any) -> str:
+    return router.route(name, (), {}, options)[0].queue
+
+
+class ClassRouter:
+    def route_for_task(self, task: str, args: Any = None, kwargs: Any = None) -> Any:
+        return {"queue": "classy"} if task == "proj.classy" else None
+
+
+def function_router(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **kw: Any) -> Any:
+    return "by_function" if name.startswith("fun") else None
+
+
+def test_without_routes_all_goes_to_the_default_queue_by_its_name() -> None:
+    assert router().route("any", (), {}, {})[0] == Route("celery", "", "direct", "celery")
+    assert queue_of(router(task_default_queue="mine"), "any") == "mine"
+
+
+def test_a_call_chooses_its_queue_and_a_missing_one_is_made() -> None:
+    table = router()
+    assert queue_of(table, "any", queue="new") == "new"
+    assert table.queues["new"].routing_key == "new"
+
+
+def test_missing_queues_are_refused_when_the_app_says_so() -> None:
+    with pytest.raises(QueueNotFound, match="typo"):
+        queue_of(router(task_create_missing_queues=False), "any", queue="typo")
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"proj.feed.*": {"queue": "feeds"}, "proj.classy": "classy"},
+        [("proj.feed.*", {"queue": "feeds"}), (re.compile(r"proj\.cla.*"), "classy")],
+        [{"proj.feed.import": "feeds"}, ClassRouter()],
+        ({"proj.feed.import": {"queue": "feeds"}}, "test_routes_paths.ClassRouter"),
+    ],
+)
+def test_routes_in_all_forms(routes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    module = types.ModuleType("test_routes_paths")
+    module.ClassRouter = ClassRouter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "test_routes_paths", module)
+    table = router(task_routes=routes)
+    assert queue_of(table, "proj.feed.import") == "feeds"
+    assert queue_of(table, "proj.classy") == "classy"
+    assert queue_of(table, "else") == "celery"
+
+
+def test_a_function_routes_and_the_calls_own_queue_wins() -> None:
+    table = router(task_routes=(function_router, {"*": "rest"}))
+    assert queue_of(table, "fun.x") == "by_function"
+    assert queue_of(table, "other") == "rest"
+    assert queue_of(table, "fun.x", queue="own") == "own"
+
+
+def test_other_options_of_a_route_are_defaults_of_the_call() -> None:
+    _, extra = router(task_routes={"a": {"queue": "q", "priority": 7}}).route("a", (), {}, {})
+    assert extra == {"priority": 7}
+
+
+def test_kombu_queues_with_exchanges() -> None:
+    media = Exchange("media", type="topic")
+    queues = [Queue("videos", media, routing_key="media.video.#", max_priority=5), Queue("plain")]
+    table = router(task_queues=queues, task_default_queue="plain")
+    assert table.route("t", (), {}, {"queue": "videos"})[0] == Route("media.video.#", "media", "topic", "videos")
+    own_key = table.route("t", (), {}, {"queue": "videos", "routing_key": "media.video.hd"})[0]
+    assert own_key.routing_key == "media.video.hd"
+    by_exchange = table.route("t", (), {}, {"exchange": "media", "routing_key": "media.x"})[0]
+    assert by_exchange == Route("media.x", "media", "topic", "")
+    assert table.queues["videos"].arguments == {"x-max-priority": 5}
+    assert queue_of(table, "t") == "plain"
+
+
+def test_queues_as_a_dict_and_the_quorum_type() -> None:
+    table = router(task_queues={"a": {"exchange": "ex", "binding_key": "k"}}, task_default_queue="a")
+    assert (table.queues["a"].exchange, table.queues["a"].routing_key) == ("ex", "k")
+    assert router(task_default_queue_type="quorum").queues["celery"].arguments == {"x-queue-type": "quorum"}
+
+
+def test_a_route_that_is_nothing_of_the_kind_is_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="task_routes"):
+        router(task_routes=[object()])
+    with pytest.raises(ImproperlyConfigured, match=r"no\.such\.thing"):
+        router(task_routes=["no.such.thing"])
