@@ -260,9 +260,10 @@ def judge(kinds: list[Kind], ended: int, took_s: float, console: Console) -> int
     for text in wrong[:10]:
         console.print(f"[red]unexpected:[/red] {text}", soft_wrap=True)
     sums = kinds[0]
+    count = sum(kind.done for kind in kinds)
     console.print(
-        f"{sum(kind.done for kind in kinds)} tasks ended in {took_s:.1f} s, from start to end. The {sums.count} quick sums "
-        f"took {sums.finished_s:.2f} s with sending, one by one, and reading: {sums.count / sums.finished_s:,.0f} a second.",
+        f"{count} tasks ended in {took_s:.1f} s, from start to end. The {sums.count} quick sums, sent one by one, "
+        f"run and read: {sums.finished_s:.2f} s, or {sums.count / sums.finished_s:,.0f} a second.",
         soft_wrap=True,
     )
     if ended != 0:
