@@ -463,7 +463,7 @@ def make_task_class(
         "__doc__": fun.__doc__,
         "__module__": fun.__module__,
         "__annotations__": getattr(fun, "__annotations__", {}),
-        "__wrapped__": fun,
+        "__wrapped__": staticmethod(fun),
         **options,
     }
     check = make_check(fun, bind)

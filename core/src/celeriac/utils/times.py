@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
@@ -40,7 +41,10 @@ def to_unix(text: str) -> float:
     try:
         return parse_iso(text).timestamp()
     except ValueError:
-        return float(text)
+        seconds = float(text)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text!r} is no time")
+    return seconds
 
 
 def as_moment(value: Any, zone: tzinfo) -> datetime:

@@ -1,0 +1,319 @@
+"""Making tasks and calling them here."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+
+import celeriac
+from celeriac import Celery, Task, shared_task
+from celeriac.app.task import backoff
+from celeriac.exceptions import (
+    DuplicateTaskNameWarning,
+    Ignore,
+    MaxRetriesExceededError,
+    NotRegistered,
+    Retry,
+)
+
+
+@pytest.fixture
+def app() -> Celery:
+    return Celery("proj", broker="memory://tasks", backend="memory://tasks")
+
+
+def add_plainly(x: int, y: int = 1, *, z: int = 0) -> int:
+    """Add."""
+    return x + y + z
+
+
+def test_a_task_is_named_after_its_module_and_still_a_function(app: Celery) -> None:
+    task = app.task(add_plainly)
+    assert task.name == f"{__name__}.add_plainly"
+    assert task(1, 2) == 3
+    assert task.__doc__ == "Add."
+    assert task.__wrapped__ is add_plainly
+    assert app.tasks[task.name] is task
+    assert task.app is app
+
+
+def test_main_names_the_tasks_of_a_script(app: Celery) -> None:
+    assert app.gen_task_name("add", "__main__") == "proj.add"
+
+
+def test_options_are_attributes_and_others_come_from_the_settings(app: Celery) -> None:
+    app.conf.task_track_started = True
+    task = app.task(name="t", max_retries=7, rate_limit="10/m", acks_late=False)(add_plainly)
+    app.finalize()
+    assert (task.max_retries, task.rate_limit, task.acks_late) == (7, "10/m", False)
+    assert task.track_started is True
+    assert task.serializer == "json"
+
+
+def test_a_bound_task_gets_itself(app: Celery) -> None:
+    @app.task(bind=True)
+    def who(self: Any, n: int) -> Any:
+        return self.name, self.request.called_directly, n
+
+    assert who(5) == (who.name, True, 5)
+    assert who.apply((5,)).get() == [who.name, False, 5] or who.apply((5,)).get() == (who.name, False, 5)
+
+
+def test_a_base_class_of_the_users(app: Celery) -> None:
+    class Counting(Task[..., Any]):
+        calls = 0
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            type(self).calls += 1
+            return super().__call__(*args, **kwargs)
+
+    task = app.task(base=Counting, name="counted")(add_plainly)
+    assert task(1) == 2
+    assert task.apply((1,)).get() == 2
+    assert type(task).calls == 2
+
+
+def test_a_class_is_a_task(app: Celery) -> None:
+    class Double(Task[[int], int]):
+        def run(self, n: int) -> int:
+            return n * 2
+
+    task = app.register_task(Double())
+    assert task.name == f"{__name__}.Double"
+    assert task.apply((4,)).get() == 8
+    with pytest.raises(TypeError, match="Double"):
+        task.delay()
+
+
+def test_wrong_arguments_are_refused_at_the_call(app: Celery) -> None:
+    task = app.task(add_plainly)
+    for args, kwargs in (((), {}), ((1, 2, 3), {}), ((1,), {"q": 1})):
+        with pytest.raises(TypeError, match="add_plainly"):
+            task.apply_async(args, kwargs)
+    loose = app.task(name="loose", typing=False, ignore_result=True)(add_plainly)
+    loose.delay(1, 2, 3, 4)
+
+
+def test_args_that_are_no_list_are_refused_with_a_hint(app: Celery) -> None:
+    task = app.task(typing=False, name="x")(add_plainly)
+    with pytest.raises(TypeError, match="forget a comma"):
+        task.apply_async("ab")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="kwargs of x"):
+        task.apply_async((), [1])  # type: ignore[arg-type]
+
+
+def test_impossible_options_are_refused_by_name(app: Celery) -> None:
+    task = app.task(add_plainly)
+    with pytest.raises(ValueError, match="countdown"):
+        task.apply_async((1,), countdown="soon")
+    with pytest.raises(ValueError, match="expires"):
+        task.apply_async((1,), expires=object())
+    with pytest.raises(ValueError, match="soft_time_limit"):
+        task.apply_async((1,), time_limit=1, soft_time_limit=2)
+
+
+def test_an_unknown_task_says_its_name(app: Celery) -> None:
+    with pytest.raises(NotRegistered, match=r"proj\.nothing"):
+        app.tasks["proj.nothing"]
+
+
+def test_a_second_function_of_one_name_is_warned_about_and_the_first_keeps_it(app: Celery) -> None:
+    first = app.task(name="same")(add_plainly)
+
+    def other() -> None: ...
+
+    with pytest.warns(DuplicateTaskNameWarning, match="same"):
+        second = app.task(name="same")(other)
+    assert second is first
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert app.task(name="same")(add_plainly) is first
+
+
+def test_a_task_pickles_as_its_name(app: Celery) -> None:
+    task = app.task(add_plainly)
+    assert pickle.loads(pickle.dumps(task)) is task
+
+
+def test_a_shared_task_belongs_to_every_app() -> None:
+    @shared_task(name="shared.one")
+    def one() -> int:
+        return 1
+
+    first = Celery("a", broker="memory://")
+    assert one.app is first
+    assert first.tasks["shared.one"].apply().get() == 1
+    second = Celery("b", broker="memory://")
+    assert one.app is second
+    with pytest.raises(TypeError, match="decorate the function once"):
+        shared_task(one)
+
+
+# -- eager runs ---------------------------------------------------------------------------------------------
+
+
+def test_eager_arguments_take_the_way_through_the_serializer(app: Celery) -> None:
+    @app.task
+    def kind(value: Any) -> str:
+        return type(value).__name__
+
+    assert kind.apply(((1, 2),)).get() == "list"
+
+
+def test_always_eager_runs_at_once_and_errors_stay_in_the_result(app: Celery) -> None:
+    app.conf.task_always_eager = True
+
+    @app.task
+    def divide(a: int, b: int) -> float:
+        return a / b
+
+    assert divide.delay(4, 2).get() == 2
+    result = divide.delay(1, 0)
+    assert (result.state, result.failed(), result.ready()) == ("FAILURE", True, True)
+    assert "ZeroDivisionError" in (result.traceback or "")
+    with pytest.raises(ZeroDivisionError):
+        result.get()
+    assert isinstance(result.get(propagate=False), ZeroDivisionError)
+    app.conf.task_eager_propagates = True
+    with pytest.raises(ZeroDivisionError):
+        divide.delay(1, 0)
+
+
+def test_eager_retries_run_until_they_are_used_up(app: Celery) -> None:
+    seen: list[int] = []
+
+    @app.task(bind=True, max_retries=2, default_retry_delay=0)
+    def flaky(self: Any) -> None:
+        seen.append(self.request.retries)
+        self.retry(exc=KeyError("no"))
+
+    with pytest.raises(KeyError):
+        flaky.apply().get()
+    assert seen == [0, 1, 2]
+
+
+def test_retries_used_up_without_a_cause_say_so(app: Celery) -> None:
+    @app.task(bind=True, max_retries=0)
+    def never(self: Any) -> None:
+        self.retry()
+
+    with pytest.raises(MaxRetriesExceededError, match=r"Can't retry .*never"):
+        never.apply().get()
+
+
+def test_autoretry_with_its_exceptions(app: Celery) -> None:
+    seen: list[int] = []
+
+    @app.task(bind=True, autoretry_for=(OSError,), dont_autoretry_for=(FileNotFoundError,), max_retries=3, retry_backoff=True)
+    def fetch(self: Any, missing: bool) -> str:
+        seen.append(self.request.retries)
+        if missing:
+            raise FileNotFoundError
+        if self.request.retries < 2:
+            raise ConnectionError
+        return "done"
+
+    assert fetch.apply((False,)).get() == "done"
+    assert seen == [0, 1, 2]
+    with pytest.raises(FileNotFoundError):
+        fetch.apply((True,)).get()
+
+
+def test_a_retry_outside_a_run_raises_its_cause(app: Celery) -> None:
+    @app.task(bind=True)
+    def t(self: Any) -> None:
+        self.retry(exc=ValueError("x"))
+
+    with pytest.raises(ValueError, match="x"):
+        t()
+
+    @app.task(bind=True)
+    def u(self: Any) -> None:
+        self.retry()
+
+    with pytest.raises(Retry):
+        u()
+
+
+@pytest.mark.parametrize(("retries", "most"), [(0, 1), (3, 8), (20, 600)])
+def test_backoff_doubles_up_to_its_bound_and_jitter_stays_below(retries: int, most: int) -> None:
+    assert backoff(1, retries, 600, jitter=False) == most
+    assert all(0 <= backoff(1, retries, 600, jitter=True) <= most + 1 for _ in range(50))
+
+
+def test_hooks_run_in_order(app: Celery) -> None:
+    seen: list[Any] = []
+
+    class Hooked(Task[..., Any]):
+        def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+            seen.append("before_start")
+
+        def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+            seen.append(("on_success", retval))
+
+        def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+            seen.append(("on_failure", type(exc), "boom" in einfo.traceback))
+
+        def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+            seen.append(("after_return", status))
+
+    @app.task(base=Hooked, name="hooked")
+    def hooked(fail: bool) -> int:
+        if fail:
+            raise ValueError("boom")
+        return 3
+
+    hooked.apply((False,))
+    hooked.apply((True,))
+    assert seen == [
+        "before_start",
+        ("on_success", 3),
+        ("after_return", "SUCCESS"),
+        "before_start",
+        ("on_failure", ValueError, True),
+        ("after_return", "FAILURE"),
+    ]
+
+
+def test_ignore_leaves_its_state(app: Celery) -> None:
+    @app.task
+    def skip() -> None:
+        raise Ignore
+
+    assert skip.apply().state == "IGNORED"
+
+
+# -- signatures and the front door ---------------------------------------------------------------------------
+
+
+def test_a_signature_carries_a_call(app: Celery) -> None:
+    task = app.task(add_plainly)
+    partial = task.s(2)
+    assert partial(1) == 1 + 2
+    assert task.si(2, 3).clone((9,)).args == (2, 3)
+    assert repr(task.s(1, y=2)) == f"{task.name}(1, y=2)"
+    frozen = task.s(1, 2)
+    result = frozen.freeze()
+    assert frozen.options["task_id"] == result.id
+    assert dict(celeriac.signature(dict(partial))) == dict(partial)
+
+
+def test_the_current_app_is_the_last_one_made(app: Celery) -> None:
+    assert celeriac.current_app.main == "proj"
+    assert celeriac.current_task == None  # noqa: E711 - a proxy is never the object itself
+
+
+def test_finalizing_is_required_when_the_app_says_so() -> None:
+    app = Celery("f", broker="memory://", autofinalize=False, set_as_current=False)
+    with pytest.raises(RuntimeError, match="autofinalize"):
+        _ = app.tasks
+
+
+def test_annotations_change_tasks(app: Celery) -> None:
+    app.conf.task_annotations = {"*": {"max_retries": 9}, "ann": {"rate_limit": "3/s"}}
+    task = app.task(name="ann")(add_plainly)
+    app.finalize()
+    assert (task.max_retries, task.rate_limit) == (9, "3/s")

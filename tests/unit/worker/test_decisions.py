@@ -1,0 +1,147 @@
+"""What the worker decides by itself: the window, costs, admission, rates."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from celeriac import Celery
+from celeriac.spec.data import UNKNOWN_COST_S, Delivery, Head
+from celeriac.utils.times import after
+from celeriac.worker.admission import RUN, Admission, Bucket, Waiting, parse_rate
+from celeriac.worker.plans import TaskPlan
+from celeriac.worker.window import CAP, Window
+
+
+def plan(**options: Any) -> TaskPlan:
+    app = Celery("w", broker="memory://", set_as_current=False)
+    task = app.task(name="t", **options)(lambda: None)
+    app.finalize()
+    return TaskPlan(task, None, None, announce=False)
+
+
+def test_the_window_starts_at_one_a_slot_grows_for_brief_tasks_and_shrinks_at_once() -> None:
+    window = Window(2, None)
+    assert window.size == 2
+    window.learn(0.00005, 10)
+    assert window.size == 200
+    window.learn(0.00001, 1000)
+    assert window.size == CAP
+    window.learn(1.0, 1)
+    assert window.size == 2
+
+
+def test_a_multiplier_is_obeyed() -> None:
+    window = Window(3, 4)
+    assert window.size == 12
+    window.learn(0.00001, 1000)
+    window.shrink()
+    assert window.size == 12
+    assert Window(3, 0).size == 65535
+
+
+def test_a_cost_is_unknown_until_a_few_runs_were_seen_and_a_long_run_is_believed_at_once() -> None:
+    one = plan()
+    assert one.cost_s == UNKNOWN_COST_S
+    for _ in range(3):
+        one.learn(0.0001)
+    assert one.cost_s == pytest.approx(0.00013)
+    one.learn(2.0)
+    assert one.cost_s > 1.9
+    for _ in range(400):
+        one.learn(0.0001)
+    assert one.cost_s < 0.001
+
+
+def test_acknowledging_early_or_late_is_the_tasks_own() -> None:
+    assert not plan().early
+    early = plan(acks_late=False)
+    assert early.early
+    assert early.announce
+    assert not early.requeue_lost
+    assert not plan(acks_on_failure=False).ack_on_failure
+    assert not plan(acks_on_failure_or_timeout=False).ack_on_timeout
+
+
+def head(**fields: Any) -> Head:
+    return Head("id", "t", **fields)
+
+
+@pytest.fixture
+def admission() -> Admission:
+    return Admission(can_delay=True, patience_s=10, rates=True)
+
+
+def test_most_messages_run(admission: Admission) -> None:
+    assert admission.judge(head(), plan(), 0) is RUN
+
+
+def test_revoked_and_expired_ones_do_not(admission: Admission) -> None:
+    admission.revoked["id"] = 0
+    assert admission.judge(head(), plan(), 0).what == "revoked"
+    admission.revoked.clear()
+    assert admission.judge(head(expires=after(-1).isoformat()), plan(), 0).what == "expired"
+    assert admission.judge(head(expires=after(5).isoformat()), plan(), 0) is RUN
+
+
+def test_a_far_eta_goes_back_to_a_broker_that_can_hold_it() -> None:
+    far, near = head(eta=after(60).isoformat()), head(eta=after(1).isoformat())
+    can = Admission(can_delay=True, patience_s=10, rates=True)
+    assert can.judge(far, plan(), 0).what == "defer"
+    assert can.judge(near, plan(), 0).what == "wait"
+    assert can.judge(head(eta=after(-1).isoformat()), plan(), 0) is RUN
+    cannot = Admission(can_delay=False, patience_s=10, rates=True)
+    assert cannot.judge(far, plan(), 0).what == "wait"
+    assert cannot.judge(far, plan(), 1000).what == "defer"
+
+
+@pytest.mark.parametrize("fields", [{"eta": "yesterday"}, {"expires": "2026-99-99"}, {"eta": "1e999"}])
+def test_a_time_that_is_none_sets_the_message_aside(admission: Admission, fields: Any) -> None:
+    verdict = admission.judge(head(**fields), plan(), 0)
+    assert verdict.what == "dead"
+    assert "malformed" in verdict.reason
+
+
+def test_an_unknown_task_is_offered_to_others_for_a_while(admission: Admission) -> None:
+    assert admission.judge(head(), None, 0).what == "unknown"
+    hasty = Admission(can_delay=True, patience_s=0, rates=True)
+    verdict = hasty.judge(head(), None, 0)
+    assert verdict.what == "dead"
+    assert "'t'" in verdict.reason
+
+
+def test_a_rate_spaces_starts_out(admission: Admission) -> None:
+    limited = plan(rate_limit="10/s")
+    assert admission.judge(head(), limited, 0) is RUN
+    verdict = admission.judge(head(), limited, 0)
+    assert verdict.what == "wait"
+    assert 0.05 < verdict.when - time.time() <= 0.1
+    assert Admission(can_delay=True, patience_s=1, rates=False).judge(head(), limited, 0) is RUN
+
+
+@pytest.mark.parametrize(("text", "per_second"), [("10/s", 10), ("30/m", 0.5), ("36/h", 0.01), (5, 5), ("2", 2)])
+def test_rates_in_celerys_words(text: Any, per_second: float) -> None:
+    assert parse_rate(text) == pytest.approx(per_second)
+
+
+@pytest.mark.parametrize("text", ["fast", "10/x", "/s", ""])
+def test_other_rates_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="rate limit"):
+        parse_rate(text)
+
+
+def test_a_bucket_promises_later_times_in_order() -> None:
+    bucket = Bucket("2/s")
+    assert [bucket.take(100.0) for _ in range(3)] == [100.0, 100.5, 101.0]
+
+
+def test_waiting_gives_what_is_due_earliest_first() -> None:
+    waiting = Waiting()
+    for when in (30.0, 10.0, 20.0):
+        waiting.add(when, Delivery(when, b"", head(), "q"))
+    assert [delivery.tag for delivery in waiting.due(20.0)] == [10.0, 20.0]
+    assert waiting.next_in(20.0) == 10.0
+    assert len(waiting.clear()) == 1
+    assert waiting.next_in(0) is None
