@@ -163,12 +163,16 @@ def test_a_missing_module_is_an_error_unless_silent() -> None:
     assert conf_from("no_such_module", silent=True).timezone is None
 
 
-def test_an_error_inside_the_module_comes_through() -> None:
-    write("broken", "1 / 0")
-    with pytest.raises(ZeroDivisionError):
+def test_an_error_inside_the_module_is_told_with_its_place() -> None:
+    write("broken", "\n1 / 0")
+    with pytest.raises(ImproperlyConfigured, match=r"'broken'.*ZeroDivisionError.*broken\.py, line 2") as caught:
         conf_from("broken", force=True)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    write("garbled", "a =")
+    with pytest.raises(ImproperlyConfigured, match=r"SyntaxError.*garbled\.py, line 1"):
+        conf_from("garbled", force=True)
     write("needs", "import a_module_nobody_has")
-    with pytest.raises(ModuleNotFoundError, match="a_module_nobody_has"):
+    with pytest.raises(ImproperlyConfigured, match=r"a_module_nobody_has.*needs\.py, line 1"):
         conf_from("needs", force=True, silent=True)
 
 

@@ -13,13 +13,14 @@ import json
 import os
 import re
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from celeriac.app.settings_table import TABLE, Setting
-from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured, SettingError
+from celeriac.exceptions import CeleriacError, CeleriacWarning, ImproperlyConfigured, SettingError
 
 #: Setting → the environment variables that beat everything else, the better one first.
 ENVIRONMENT: Final = {
@@ -146,7 +147,7 @@ def read_source(source: Any, namespace: str | None, silent: bool) -> dict[str, A
         namespace: Only names that start with it count, and are read without it: `CELERY_BROKER_URL`.
         silent: A module that is missing gives no settings instead of an error.
     Raises:
-        ImproperlyConfigured: The module is missing, or its names are in part old and in part new.
+        ImproperlyConfigured: The module is missing, or raises an error, or its names are in part old and in part new.
         SettingError: A name is a slip of a known one.
     """
     where = f"in {source!r}" if isinstance(source, str) else f"in {_describe(source)}"
@@ -156,10 +157,15 @@ def read_source(source: Any, namespace: str | None, silent: bool) -> dict[str, A
         except ModuleNotFoundError as exc:
             wanted_module = source.partition(":")[0]
             if exc.name is None or not f"{wanted_module}.".startswith(f"{exc.name}."):
-                raise  # it is there, but something that it imports is not
+                # it is there, but something that it imports is not
+                raise ImproperlyConfigured(_failed_module(source, exc)) from exc
             if silent:
                 return {}
             raise ImproperlyConfigured(_missing_module(source, exc)) from exc
+        except CeleriacError:
+            raise
+        except Exception as exc:
+            raise ImproperlyConfigured(_failed_module(source, exc)) from exc
     mapping = source if isinstance(source, Mapping) else None
     names = [name for name in (mapping if mapping is not None else dir(source)) if isinstance(name, str)]
     if mapping is None:
@@ -175,7 +181,7 @@ def import_source(path: str) -> Any:
     """Import what `module`, `module:attr` or `module.attr` names; the current folder counts as on the path.
 
     Raises:
-        ModuleNotFoundError: There is no such module. Errors inside of it come through unchanged.
+        ModuleNotFoundError: There is no such module. Other errors come from inside of it.
     """
     module_name, _, attribute = path.partition(":")
     with _CurrentFolderOnPath():
@@ -219,6 +225,17 @@ def _missing_module(path: str, exc: ModuleNotFoundError) -> str:
     if path.endswith(".py"):
         return f"{text} Give its name without «.py»: {path[:-3]!r}."
     return f"{text} It is looked for in the current folder and on Python's path."
+
+
+def _failed_module(path: str, exc: Exception) -> str:
+    """With the last line of the module's own, or of whatever it imported, that Python was at."""
+    if isinstance(exc, SyntaxError):
+        place = f"{exc.filename}, line {exc.lineno}"
+    else:
+        last = traceback.extract_tb(exc.__traceback__)[-1]
+        place = f"{last.filename}, line {last.lineno}"
+    reason = exc.msg if isinstance(exc, SyntaxError) else str(exc)
+    return f"The module of settings {path!r} cannot be imported: {type(exc).__name__}: {reason} ({place})."
 
 
 def _describe(source: Any) -> str:
