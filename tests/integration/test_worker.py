@@ -1,0 +1,293 @@
+"""A real worker on each broker: what its users see of results, errors, retries, states, times and deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from typing import Any
+
+import pytest
+from tests.integration.conftest import CELERIAC, House, wait_until
+
+from celeriac.exceptions import TaskRevokedError, TimeoutError, TimeLimitExceeded, WorkerLostError
+from celeriac.result import ResultSet
+
+pytestmark = pytest.mark.services
+
+
+def test_calls_come_back_with_values_and_errors(house: House) -> None:
+    house.worker()
+    assert house.send("add", 2, 3).get(timeout=10) == 5
+    assert house.send("echo", "ä", None, [1.5, {"k": "v"}]).get(timeout=10) == [["ä", None, [1.5, {"k": "v"}]], {}]
+    result = house.send("fail", 7)
+    with pytest.raises(Exception, match="bad") as caught:
+        result.get(timeout=10)
+    assert type(caught.value).__name__ == "OddError"
+    assert caught.value.args == ("bad", 7)
+    assert (result.state, result.failed(), result.successful(), result.ready()) == ("FAILURE", True, False, True)
+    assert 'raise OddError("bad", code)' in (result.traceback or "")
+    assert "celeriac/execution" not in (result.traceback or "")
+    assert isinstance(result.get(propagate=False), Exception)
+    assert result.date_done is not None
+    odd = house.send("unserializable")
+    with pytest.raises(Exception, match="unserializable returned what cannot be stored"):
+        odd.get(timeout=10)
+
+
+def test_a_thousand_calls_all_come_back(house: House) -> None:
+    house.worker()
+    results = [house.send("add", n, n) for n in range(1000)]
+    assert ResultSet(results).get(timeout=60) == [2 * n for n in range(1000)]
+
+
+def test_retries_run_again_under_the_same_id(house: House) -> None:
+    house.worker()
+    result = house.send("succeed_on_try", 2)
+    assert result.get(timeout=15) == 2
+    assert house.ran() == [f"try {result.id} {n}" for n in range(3)]
+    exhausted = house.send("succeed_on_try", 9, 0.01)
+    with pytest.raises(ValueError, match="not yet"):
+        exhausted.get(timeout=15)
+    auto = house.send("autoretried")
+    with pytest.raises(OSError, match="still down"):
+        auto.get(timeout=15)
+    assert house.ran().count("autoretried") == 2
+
+
+def test_states_on_the_way_are_seen(house: House) -> None:
+    house.worker()
+    seen: list[Any] = []
+    result = house.send("progress", 3)
+    assert result.get(timeout=15, on_message=lambda document: seen.append(document["status"])) == "all"
+    assert "PROGRESS" in seen
+    assert seen[-1] == "SUCCESS"
+    if "replies" not in house.app.backend.plugin.abilities:  # type: ignore[union-attr]
+        tracked = house.send("tracked", 0.8)
+        wait_until(lambda: tracked.state == "STARTED", what="STARTED")
+        assert set(tracked.info) == {"pid", "hostname"}
+        assert tracked.exists()
+        assert not house.app.AsyncResult("no-such-id").exists()
+        assert tracked.get(timeout=10) is None
+
+
+def test_a_run_knows_all_about_itself(house: House) -> None:
+    house.worker("-n", "w7@%h")
+    result = house.send("about_me", 1, kwargs={"k": 2}, headers={"tenant": "acme"}, time_limit=60, priority=3)
+    me = result.get(timeout=10)
+    assert me["id"] == me["root_id"] == me["correlation_id"] == result.id
+    assert (me["args"], me["kwargs"], me["argsrepr"]) == ([1], {"k": 2}, "(1,)")
+    assert me["headers"]["tenant"] == "acme"
+    assert me["timelimit"] == [60, None]
+    assert me["hostname"].startswith("w7@")
+    assert (me["retries"], me["attempt"], me["is_eager"], me["called_directly"]) == (0, 1, False, False)
+    assert me["delivery_info"]["routing_key"] == "celery"
+    assert me["delivery_info"]["priority"] == 3
+    assert me["delivery_info"]["redelivered"] is False
+    assert me["reply_to"] == house.app.thread_oid
+
+
+def test_countdown_and_eta_are_not_early_and_not_late(house: House) -> None:
+    house.worker()
+    house.send("add", 1, 1).get(timeout=10)
+    for seconds in (0.5, 3.0):
+        begun = time.time()
+        assert house.send("add", 1, 1, countdown=seconds).get(timeout=15) == 2
+        assert seconds <= time.time() - begun < seconds + 2.5
+
+
+def test_an_expired_call_is_revoked(house: House) -> None:
+    result = house.send("silent", "too late", expires=0.2, ignore_result=False)
+    time.sleep(0.4)
+    house.worker()
+    if house.backend.startswith("rpc"):  # RabbitMQ drops it by itself, and nobody hears
+        assert house.send("add", 1, 1).get(timeout=10) == 2
+    else:
+        with pytest.raises(TaskRevokedError, match="expired"):
+            result.get(timeout=10)
+    assert "silent too late" not in house.ran()
+
+
+def test_time_limits_end_tasks_and_their_siblings_live_on(house: House) -> None:
+    house.worker()
+    soft = house.send("swallow_soft_limit", 20, soft_time_limit=0.5)
+    hard = house.send("sleep", 20, time_limit=1)
+    assert soft.get(timeout=15) == "cleaned up"
+    with pytest.raises(TimeLimitExceeded):
+        hard.get(timeout=15)
+    assert house.send("add", 1, 1).get(timeout=10) == 2
+
+
+@pytest.mark.parametrize("how", ["kill", "exit", "segfault"])
+def test_a_task_that_kills_its_process_each_time_is_set_aside_with_its_reason(sqlite_house: House, how: str) -> None:
+    worker = sqlite_house.worker()
+    result = sqlite_house.send("die", how, "x")
+    with pytest.raises(WorkerLostError, match="signal|exit"):
+        result.get(timeout=30)
+    assert sqlite_house.ran().count("die x") == 3
+    assert sqlite_house.send("add", 1, 1).get(timeout=10) == 2
+    assert "is run again" in worker.log
+
+
+def test_a_process_death_costs_only_its_own_task(house: House) -> None:
+    house.worker("-c", "2")
+    slow = [house.send("sleep", 0.5, f"s{n}") for n in range(3)]
+    dying = house.send("die_once", "a")
+    assert dying.get(timeout=30) == "survived"
+    assert [result.get(timeout=20) for result in slow] == ["s0", "s1", "s2"]
+
+
+def test_system_exit_in_a_task_is_a_failure_like_others(sqlite_house: House) -> None:
+    sqlite_house.worker()
+    result = sqlite_house.send("die", "system_exit")
+    with pytest.raises(SystemExit):
+        result.get(timeout=10)
+    assert sqlite_house.send("add", 1, 1).get(timeout=10) == 2
+
+
+def test_ignored_and_rejected_runs(house: House) -> None:
+    house.worker()
+    ignored = house.send("ignore_me")
+    rejected = house.send("reject_me")
+    with pytest.raises(Exception, match="no good"):
+        rejected.get(timeout=10)
+    with pytest.raises(TimeoutError, match="no result of"):
+        ignored.get(timeout=0.5)
+    silent = house.send("silent", "s", ignore_result=True)
+    assert silent.get(timeout=5) is None
+    wait_until(lambda: "silent s" in house.ran(), what="the silent task")
+
+
+def test_a_task_can_call_another_but_not_wait_for_it(house: House) -> None:
+    house.worker()
+    inner = house.send("call_another", 4).get(timeout=10)
+    if not house.backend.startswith("rpc"):  # whose results are for the caller alone: that was the task's process
+        assert house.app.AsyncResult(inner).get(timeout=10) == 5
+    with pytest.raises(RuntimeError, match=r"Never call result\.get\(\) within a task"):
+        house.send("wait_in_task", 4).get(timeout=10)
+
+
+def test_an_unknown_task_is_explained_and_set_aside(sqlite_house: House) -> None:
+    worker = sqlite_house.worker(SUITE_PATIENCE="0")
+    result = sqlite_house.app.send_task("nobody.knows")
+    with pytest.raises(Exception, match=r"nobody\.knows"):
+        result.get(timeout=10)
+    assert "no worker registered it" in worker.log
+    assert sqlite_house.send("add", 1, 1).get(timeout=10) == 2
+
+
+def test_an_unknown_task_waits_for_a_worker_that_knows_it(house: House) -> None:
+    """A rolling deploy: the old worker meets a call that only the new one knows."""
+    (house.place / "old_app.py").write_text(
+        f"from celeriac import Celery\napp = Celery('old', broker={house.broker!r}, backend={house.backend!r})\n"
+    )
+    process = subprocess.Popen(
+        [CELERIAC, "-A", "old_app", "worker", "-l", "info", "-c", "1"],
+        cwd=house.place,
+        env={**os.environ, "HOME": str(house.place)},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        result = house.send("add", 20, 22)
+        time.sleep(2)
+        house.worker()
+        assert result.get(timeout=30) == 42
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+# -- endings ------------------------------------------------------------------------------------------------
+
+
+def test_term_finishes_what_runs_and_gives_the_rest_back(house: House) -> None:
+    worker = house.worker("-c", "1")
+    results = [house.send("sleep", 0.6, f"n{n}") for n in range(6)]
+    wait_until(lambda: house.ran(), what="the first task")
+    assert worker.stop() == 0
+    begun = [line.split()[1] for line in house.ran() if line.startswith("start")]
+    ended = [line.split()[1] for line in house.ran() if line.startswith("end")]
+    assert begun == ended, "a task was cut off by a warm stop"
+    assert len(ended) < 6
+    house.worker("-c", "2")
+    assert [result.get(timeout=20) for result in results] == [f"n{n}" for n in range(6)]
+    starts = [line.split()[1] for line in house.ran() if line.startswith("start")]
+    assert sorted(starts) == [f"n{n}" for n in range(6)], "a task ran twice"
+
+
+def test_ctrl_c_once_is_warm_and_twice_is_cold(house: House) -> None:
+    worker = house.worker("-c", "1")
+    result = house.send("sleep", 30, "long")
+    wait_until(lambda: house.ran(), what="the task's start")
+    worker.send(signal.SIGINT)
+    worker.wait_for("finishing running tasks")
+    begun = time.monotonic()
+    assert worker.stop(signal.SIGINT) == 1
+    assert time.monotonic() - begun < 6
+    other = house.worker("-c", "1")
+    wait_until(lambda: sum(line.startswith("start long") for line in house.ran()) == 2, 25, "the second run")
+    other.send(signal.SIGQUIT)
+    assert other.stop(signal.SIGQUIT) == 1
+    assert not result.ready() if "rpc" not in house.backend else True
+
+
+def test_a_worker_killed_outright_loses_nothing(house: House) -> None:
+    first = house.worker("-c", "2")
+    results = [house.send("sleep", 0.2, f"n{n}") for n in range(10)]
+    wait_until(lambda: len(house.ran()) >= 3, what="some tasks")
+    first.kill_group()
+    house.worker("-c", "2")
+    assert [result.get(timeout=60) for result in results] == [f"n{n}" for n in range(10)]
+
+
+def test_a_task_acknowledged_early_is_not_run_again(house: House) -> None:
+    first = house.worker("-c", "1")
+    house.send("early", 30, "once")
+    wait_until(lambda: "early once" in house.ran(), what="the early task")
+    time.sleep(0.5)
+    first.kill_group()
+    house.worker("-c", "1")
+    assert house.send("add", 1, 1).get(timeout=30) == 2
+    assert house.ran().count("early once") == 1
+
+
+def test_children_are_replaced_after_so_many_tasks(sqlite_house: House) -> None:
+    sqlite_house.worker("-c", "1", "--max-tasks-per-child", "3")
+    pids = [sqlite_house.send("pid").get(timeout=10) for _ in range(9)]
+    assert len(set(pids)) == 3
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_the_other_pools_run_tasks_too(house: House, pool: str) -> None:
+    worker = house.worker("-P", pool)
+    assert house.send("add", 1, 2).get(timeout=10) == 3
+    with pytest.raises(Exception, match="bad"):
+        house.send("fail").get(timeout=10)
+    assert house.send("succeed_on_try", 1).get(timeout=10) == 1
+    assert house.send("pid").get(timeout=10) == worker.pid
+    assert worker.stop() == 0
+
+
+def test_a_rate_limit_holds_and_does_not_hold_up_others(sqlite_house: House) -> None:
+    sqlite_house.worker()
+    for n in range(6):
+        sqlite_house.send("limited", str(n), ignore_result=True)
+    begun = time.monotonic()
+    assert sqlite_house.send("add", 1, 1).get(timeout=5) == 2
+    assert time.monotonic() - begun < 1
+    wait_until(lambda: len(sqlite_house.ran()) == 6, what="all limited tasks")
+    times = sorted(float(line.split()[2]) for line in sqlite_house.ran())
+    assert times[-1] - times[0] >= 0.9
+
+
+def test_a_long_task_does_not_hold_up_short_ones(house: House) -> None:
+    house.worker("-c", "2")
+    for _ in range(5):
+        house.send("add", 1, 1).get(timeout=10)
+    long = house.send("sleep", 4, "long")
+    begun = time.monotonic()
+    assert ResultSet([house.send("add", n, n) for n in range(20)]).get(timeout=10) == [2 * n for n in range(20)]
+    assert time.monotonic() - begun < 3
+    assert long.get(timeout=10) == "long"
