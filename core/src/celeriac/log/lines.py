@@ -163,8 +163,11 @@ def json_line(now: float, level: int, event: str, fields: Mapping[str, Any]) -> 
     """One event as one JSON object: `timestamp` (UTC), `level`, `event`, then the fields; unknown types as repr."""
     record = {"timestamp": _utc.read(now) + "Z", "level": LEVEL_NAMES.get(level, level), "event": event, **fields}
     text = _to_json(record)
-    # Masked value by value, for across the quotes of the finished text a pattern would tear the JSON.
-    return _to_json({key: _mask(value) for key, value in record.items()}) if "://" in text else text
+    if "://" in text:
+        # Masked value by value, for across the quotes of the finished text a pattern would tear the JSON.
+        text = _to_json({key: _mask(value) for key, value in record.items()})
+    # msgspec escapes what JSON must have escaped; a terminal also minds the others, which only stand in strings.
+    return text if text.isprintable() else _CONTROL.sub(_escape_for_json, text)
 
 
 def _to_json(record: Mapping[str, Any]) -> str:
@@ -198,3 +201,7 @@ def _indent(text: str) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()
+
+
+def _escape_for_json(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
