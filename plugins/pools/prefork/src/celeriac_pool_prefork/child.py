@@ -129,12 +129,12 @@ class _Slot:
     def _read(self) -> bool:
         """Wait for the next packet and put its jobs into the batch; False at the end."""
         view, fd = self._inbox.receive(self._jobs)
-        if len(view) <= 1:
-            if fd is None:
-                return False  # told to stop, or the parent is gone
+        if fd is not None:
             self._file = fd
             self._batch.extend(frames.read_jobs(fd))
             return True
+        if len(view) <= 1:
+            return False  # told to stop, or the parent is gone
         self._batch.extend(frames.decode_jobs(view))
         if len(self._batch) > 1:
             if self._watcher is None:

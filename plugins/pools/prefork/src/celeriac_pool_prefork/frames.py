@@ -29,7 +29,7 @@ PACKET_BYTES: Final = 64 * 1024
 
 #: Down: end in an orderly way. Up: the child is ready for jobs. (An empty array.)
 STOP = READY = b"\x90"
-#: The packet's content is in the anonymous file that came with it. (nil)
+#: The packet's content is in the anonymous file that came with it; the job's token follows. (nil)
 FILED: Final = b"\xc0"
 #: Up: the child takes no more jobs and is about to end. (false)
 LEAVING: Final = b"\xc2"
@@ -85,7 +85,7 @@ class Inbox:
         size, ancillary, _, _ = sock.recvmsg_into((self._buffer,), _ONE_DESCRIPTOR, flags)
         if not ancillary:
             return self._view[:size], None
-        return self._view[:size], int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+        return self._view[:size], descriptor(ancillary)
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -101,9 +101,20 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return pair
 
 
-def send_file(sock: socket.socket, fd: int, flags: int = 0) -> None:
-    """Send a one-byte packet that carries `fd`."""
-    sock.sendmsg([FILED], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))], flags)
+def send_file(sock: socket.socket, fd: int, token: int = 0) -> None:
+    """Send a short packet that carries `fd`, and says whose job is in the file."""
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))
+    sock.sendmsg([FILED, token.to_bytes(8, sys.byteorder)], [rights])
+
+
+def token_of_file(packet: bytes) -> int:
+    """The token in a packet that carries a file."""
+    return int.from_bytes(packet[1:], sys.byteorder)
+
+
+def descriptor(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """The descriptor that came beside a packet; the receiver's to close."""
+    return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
 
 
 def make_file(data: bytes) -> int:

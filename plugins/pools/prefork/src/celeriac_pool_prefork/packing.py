@@ -78,7 +78,7 @@ def _serve(slot: Slot, backlog: deque[Job], level: float, now: float) -> float:
     while backlog and len(parcel) < room:
         job = backlog[0]
         cost = job.cost_s
-        size += len(job.raw)
+        size += slot.size_of(job)
         if parcel and (cost > BRIEF_S or size > PACKET_PAYLOAD_BYTES):
             break
         parcel.append(backlog.popleft())

@@ -63,7 +63,8 @@ class PreforkPool:
         self._look_at = math.inf
         self._refill_at = math.inf
         self._deaths: deque[float] = deque(maxlen=STORM_DEATHS)
-        self._back_off_s = 0.0
+        self._back_off_s = BACK_OFF_S[0]
+        self._storm_until = 0.0
         self._start_timeout_s = options.start_timeout_s
         self._fresh_kib: int | None = None
         self._why = ""
@@ -425,7 +426,9 @@ class PreforkPool:
             log.error("pool.child_died", pid=slot.pid, cause=slot.cause(), reason=self._why or None)
             self._deaths.append(now)
         if len(self._deaths) == STORM_DEATHS and now - self._deaths[0] < STORM_S:
-            self._back_off_s = min(max(2 * self._back_off_s, BACK_OFF_S[0]), BACK_OFF_S[1])
+            recently = now < self._storm_until
+            self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1]) if recently else BACK_OFF_S[0]
+            self._storm_until = now + self._back_off_s + STORM_S
             self._deaths.clear()
             self._refill_at = now + self._back_off_s
             log.error("pool.refill_delayed", delay_s=self._back_off_s, reason=self._why or slot.cause())

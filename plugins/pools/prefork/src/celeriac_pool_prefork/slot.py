@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -91,7 +90,7 @@ class Slot:
         """Give the child these jobs in one packet; False if there is no room for it now."""
         try:
             if len(jobs) == 1 and (fd := self._file_of(jobs)) is not None:
-                frames.send_file(self.jobs, fd)
+                frames.send_file(self.jobs, fd, jobs[0].token)
             else:
                 self.jobs.send(frames.encode(jobs))
         except OSError as exc:
@@ -107,26 +106,36 @@ class Slot:
         """Whether it may be given more jobs, as far as it is known."""
         return self.ready and not (self.leaving or self.full or self.stuck) and self.budget > 0
 
+    def size_of(self, job: Job) -> int:
+        """Bytes of the job's message; those of a job that lies in a file already are no longer in it."""
+        return frames.PACKET_BYTES if self._files and job.token in self._files else len(job.raw)
+
     def recall(self) -> list[Job]:
-        """Take back the jobs that the child has not read, in order."""
-        count = 0
+        """Take back the jobs that the child has not read, in order.
+
+        The child may be reading at the same time, and get a packet from between two that we get. So it is what
+        the packets say that counts, not how many there are.
+        """
+        tokens: set[int] = set()
+        told_to_stop = False
         while True:
             try:
                 data, ancillary, _, _ = self.jobs_end.recvmsg(frames.PACKET_BYTES, 64, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             if ancillary:
-                os.close(int.from_bytes(ancillary[0][2][:4], sys.byteorder))  # `files` holds it too
-                count += 1
-            elif data and data != frames.STOP:
-                count += len(frames.decode_jobs(data))
-            elif not data:
+                os.close(frames.descriptor(ancillary))  # `files` has it still
+                tokens.add(frames.token_of_file(data))
+            elif data == frames.STOP:
+                told_to_stop = True
+            elif data:
+                tokens.update(job.token for job in frames.decode_jobs(data))
+            else:
                 break
+        if told_to_stop:
+            self.jobs.send(frames.STOP)
         self.full = False
-        unread = [self.given.pop() for _ in range(count)]
-        unread.reverse()
-        self._ungive(unread)
-        return unread
+        return self.take_back(tokens) if tokens else []
 
     def take_back(self, tokens: set[int]) -> list[Job]:
         """Forget that the child was given these jobs; returns them in order."""
