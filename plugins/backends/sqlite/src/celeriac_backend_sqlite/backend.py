@@ -76,7 +76,7 @@ class SqliteBackend:
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
         """`(statements, topics)`: pairs of SQL and rows for a transaction on this file, and whom to wake after it."""
-        if not self._has_tables:
+        if not self._has_tables or self._database.is_replaced():
             with self._errors(), self._database.connection():
                 self._has_tables = True  # connecting makes them
         return [(STORE, self._rows(batch))], _topics(batch)

@@ -27,8 +27,8 @@ MIN_SQLITE: Final = (3, 35, 0)
 LOCK_TIMEOUT_S: Final = 30.0
 #: How long to sleep before asking for the write lock again. SQLite's own pauses begin at a millisecond and grow
 #: to a hundred; a transaction of ours holds the lock for a fraction of one.
-FIRST_PAUSE_S: Final = 0.000_2
-LONGEST_PAUSE_S: Final = 0.01
+FIRST_PAUSE_S: Final = 0.000_1
+LONGEST_PAUSE_S: Final = 0.002
 DURABILITIES: Final = {"process": "NORMAL", "host": "FULL"}
 
 Trouble = Literal["unreachable", "locked", "full", "lost"]
@@ -201,10 +201,9 @@ class Database:
         conn.execute(f"PRAGMA synchronous={self._synchronous}")
         conn.execute("PRAGMA temp_store=MEMORY")
         with self._lock:
-            identity = _identity(self.path)
-            if identity != self._identity:
-                self._make_tables(conn)
-                self._identity = identity
+            # At every connection: a file may have been replaced by a fresh one that got the same inode.
+            self._make_tables(conn)
+            self._identity = _identity(self.path)
 
     def _make_tables(self, conn: sqlite3.Connection) -> None:
         version = _read_version(conn, self._part)

@@ -1,0 +1,198 @@
+"""What the sqlite backend promises beyond the contract: expiry, indices, waiting, errors that help."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError
+from celeriac.spec import StoredResult
+from celeriac.testing.kit import KitHost
+from celeriac_backend_sqlite import backend as module
+from celeriac_backend_sqlite import celeriac_make_backend
+from celeriac_backend_sqlite.backend import FETCH, STORE, SqliteBackend
+from celeriac_backend_sqlite.wake import folder_of
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.db"
+
+
+def make(path: Path, **settings: Any) -> SqliteBackend:
+    return SqliteBackend(f"sqlite:///{path}", settings, KitHost())
+
+
+@pytest.fixture
+def backend(path: Path) -> Iterator[SqliteBackend]:
+    backend = make(path)
+    yield backend
+    backend.close()
+
+
+def peek(path: Path, sql: str, parameters: Any = ()) -> list[Any]:
+    conn = sqlite3.connect(path, isolation_level=None)
+    try:
+        return conn.execute(sql, parameters).fetchall()
+    finally:
+        conn.close()
+
+
+def test_other_schemes_are_left_to_others() -> None:
+    assert celeriac_make_backend("redis://localhost", {}, KitHost()) is None
+
+
+@pytest.mark.parametrize(
+    ("expires", "seconds"), [(60, 60), (timedelta(minutes=2), 120), (1.5, 1.5), (0, None), (None, None)]
+)
+def test_result_expires_is_seconds_or_a_timedelta(path: Path, expires: Any, seconds: float | None) -> None:
+    make(path, result_expires=expires).store([StoredResult("t", "SUCCESS", b"x")])
+    ((kept_until,),) = peek(path, "SELECT expires FROM celeriac_results")
+    if seconds is None:
+        assert kept_until is None
+    else:
+        assert abs(kept_until - time.time() - seconds) < 5
+
+
+def test_another_kind_of_result_expires_is_refused_by_name(path: Path) -> None:
+    with pytest.raises(SettingError, match=r"result_expires is 'soon'"):
+        make(path, result_expires="soon")
+
+
+def test_R3_an_expired_result_does_not_stand_in_the_way(path: Path) -> None:
+    brief = make(path, result_expires=0.05)
+    brief.store([StoredResult("t", "SUCCESS", b"old")])
+    time.sleep(0.06)
+    brief.store([StoredResult("t", "STARTED", b"new")])
+    assert peek(path, "SELECT state, data FROM celeriac_results") == [("STARTED", b"new")]
+
+
+def test_R7_cleaning_up_is_bounded_and_uses_its_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EXPIRED_PER_CLEANUP", 10)
+    brief = make(path, result_expires=0.01)
+    brief.store([StoredResult(f"t{n}", "SUCCESS", b"x") for n in range(25)])
+    time.sleep(0.02)
+    assert [brief.cleanup() for _ in range(4)] == [10, 10, 5, 0]
+    plan = peek(path, "EXPLAIN QUERY PLAN SELECT id FROM celeriac_results WHERE expires <= 1.0 LIMIT 1")
+    assert "celeriac_results_expires" in plan[0][3]
+
+
+def test_reading_and_writing_use_the_index(path: Path, backend: SqliteBackend) -> None:
+    backend.ping(1)
+    plan = " ".join(row[3] for row in peek(path, f"EXPLAIN QUERY PLAN {FETCH}", ('["a"]', 1.0)))
+    assert "SCAN celeriac_results" not in plan
+    row = ("t", "SUCCESS", 1, b"x", None, 1.0)
+    plan = " ".join(str(line[3]) for line in peek(path, f"EXPLAIN QUERY PLAN {STORE}", row))
+    assert "SCAN celeriac_results" not in plan
+
+
+def test_commands_make_the_tables_they_need(path: Path, backend: SqliteBackend) -> None:
+    (((sql, rows),), topics) = backend.commands([StoredResult("t", "SUCCESS", b"x")])
+    conn = sqlite3.connect(path, isolation_level=None)
+    conn.executemany(sql, rows)
+    conn.close()
+    assert backend.fetch(["t"]) == {"t": b"x"}
+    assert len(topics) == 1
+
+
+def test_a_broker_and_a_backend_are_joint_when_their_urls_name_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.db").symlink_to(tmp_path / "results.db")
+    names = {
+        SqliteBackend(url, {}, KitHost()).joint
+        for url in (
+            f"sqlite:///{tmp_path}/results.db",
+            "sqlite:///results.db",
+            "sqlite:///./results.db",
+            "sqlite:///link.db",
+        )
+    }
+    assert len(names) == 1
+    assert SqliteBackend("sqlite:///other.db", {}, KitHost()).joint not in names
+
+
+def test_R8_thousands_of_results_are_waited_for_without_hot_looking(path: Path, backend: SqliteBackend) -> None:
+    worker = make(path)
+    ids = [f"task-{n}" for n in range(3000)]
+    watch = backend.watch(ids)
+
+    def work() -> None:
+        for start in range(0, 3000, 30):
+            worker.store([StoredResult(task_id, "SUCCESS", b"x") for task_id in ids[start : start + 30]])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    told: set[str] = set()
+    looks = 0
+    deadline = time.monotonic() + 30
+    while len(told) < 3000 and time.monotonic() < deadline:
+        news = [task_id for task_id, _ in watch.wait(1.0)]
+        watch.discard(news)
+        told.update(news)
+        looks += 1
+    thread.join()
+    assert told == set(ids)
+    assert looks < 300
+    watch.close()
+    worker.close()
+
+
+def test_a_closed_wait_leaves_its_ear_to_the_next(path: Path, backend: SqliteBackend) -> None:
+    for n in range(10):
+        backend.watch([f"t{n}"]).close()
+    assert len(os.listdir(folder_of(str(path)))) == 2
+    watches = [backend.watch(["t"]) for _ in range(8)]
+    for watch in watches:
+        watch.close()
+    assert len(os.listdir(folder_of(str(path)))) == 2 * module.SPARE_EARS
+    backend.close()
+    assert os.listdir(folder_of(str(path))) == []
+
+
+def test_a_wait_survives_a_lost_wake_up(path: Path, backend: SqliteBackend) -> None:
+    watch = backend.watch(["t"])
+    assert watch.wait(0.01) == []
+    timer = threading.Timer(
+        0.1,
+        peek,
+        (path, "INSERT INTO celeriac_results (task_id, state, ready, data) VALUES ('t', 'SUCCESS', 1, x'01')"),
+    )
+    timer.start()
+    assert watch.wait(3.0) == [("t", b"\x01")]
+    timer.join()
+    watch.close()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    backend = make(tmp_path / "no" / "results.db")
+    for verb in (
+        lambda: backend.store([StoredResult("t", "SUCCESS", b"x")]),
+        lambda: backend.fetch(["t"]),
+        lambda: backend.commands([StoredResult("t", "SUCCESS", b"x")]),
+        lambda: backend.ping(1),
+    ):
+        with pytest.raises(BackendUnreachable, match=rf"folder {tmp_path}/no does not exist"):
+            verb()
+
+
+def test_a_lock_that_stays_is_backend_lost(path: Path, backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend.ping(1)
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(type(backend._database).transaction.__wrapped__, "__defaults__", (0.2,))
+    with pytest.raises(BackendLost, match="was locked by another process"):
+        backend.store([StoredResult("t", "SUCCESS", b"x")])
+    writer.execute("ROLLBACK")
+    writer.close()
+    backend.store([StoredResult("t", "SUCCESS", b"x")])
+    assert backend.fetch(["t"]) == {"t": b"x"}

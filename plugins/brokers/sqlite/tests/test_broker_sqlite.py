@@ -1,0 +1,569 @@
+"""What the sqlite broker promises beyond the contract: transactions, leases by flock, wake-ups, errors that help."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celeriac.exceptions import (
+    ImproperlyConfigured,
+    PublishRejected,
+    TransportLost,
+    TransportUnreachable,
+)
+from celeriac.spec import Malformed, QueueSpec, Route, Settlement, StoredResult
+from celeriac.testing.broker_suite import make_payload
+from celeriac.testing.kit import Bench, KitHost, eventually
+from celeriac_backend_sqlite.backend import SqliteBackend
+from celeriac_broker_sqlite import celeriac_make_transport, store
+from celeriac_broker_sqlite import consumer as consumer_module
+from celeriac_broker_sqlite.consumer import SqliteConsumer
+from celeriac_broker_sqlite.file import DEFAULT_FILE, Location, trouble
+from celeriac_broker_sqlite.transport import SqliteTransport
+from celeriac_broker_sqlite.wake import folder_of
+
+Open = Callable[..., SqliteConsumer]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+@pytest.fixture
+def transport(path: Path) -> Iterator[SqliteTransport]:
+    transport = SqliteTransport(f"sqlite:///{path}", {})
+    yield transport
+    transport.close()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture
+def open_consumer(transport: SqliteTransport, bench: Bench) -> Iterator[Open]:
+    opened: list[SqliteConsumer] = []
+
+    def open_one(*queues: str, poller: Bench = bench) -> SqliteConsumer:
+        specs = [QueueSpec(name) for name in queues or ("q",)]
+        opened.append(transport.consumer(specs, owner=f"w{len(opened)}@here", poller=poller, window=64))
+        return opened[-1]
+
+    yield open_one
+    for consumer in opened:
+        consumer.close()
+
+
+def peek(path: Path, sql: str) -> list[Any]:
+    conn = sqlite3.connect(path, isolation_level=None)
+    try:
+        return conn.execute(sql).fetchall()
+    finally:
+        conn.close()
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+# -- transactions -----------------------------------------------------------------------------------------
+
+
+def test_one_pass_of_the_worker_is_one_transaction(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    backend = SqliteBackend(f"sqlite:///{path}", {}, KitHost())
+    transport.send([make_payload("q") for _ in range(4)])
+    consumer = open_consumer()
+    taken = consumer.receive(2)
+    statements: list[str] = []
+    consumer._conn.set_trace_callback(statements.append)
+    joined = backend.commands([StoredResult(f"t{n}", "SUCCESS", b"{}") for n in range(2)])
+    consumer.settle([Settlement(taken[0].tag)], joined=joined)
+    consumer.settle([Settlement(taken[1].tag)], publish=[make_payload("next")])
+    assert statements == []
+    assert len(consumer.receive(2)) == 2
+    assert statements.count("COMMIT") == statements.count("BEGIN IMMEDIATE") == 1
+    assert set(backend.fetch(["t0", "t1"])) == {"t0", "t1"}
+    assert transport.depth("next") == 1
+    backend.close()
+
+
+def test_result_follow_up_and_ack_are_there_together_or_not_at_all(
+    transport: SqliteTransport, path: Path, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = SqliteBackend(f"sqlite:///{path}", {}, KitHost())
+    transport.send([make_payload("q")])
+    consumer = open_consumer()
+    (delivery,) = consumer.receive(1)
+
+    def fail(*_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(store, "ack", fail)
+    joined = backend.commands([StoredResult("t", "SUCCESS", b"{}")])
+    consumer.settle([Settlement(delivery.tag)], publish=[make_payload("next")], joined=joined)
+    with pytest.raises(TransportLost, match="disk I/O"):
+        consumer.receive(1)
+    assert backend.fetch(["t"]) == {}
+    assert transport.depth("next") == 0
+    monkeypatch.undo()
+    consumer.flush(5)
+    assert set(backend.fetch(["t"])) == {"t"}
+    assert transport.depth("next") == 1
+    assert peek(path, "SELECT count(*) FROM celeriac_held") == [(0,)]
+    backend.close()
+
+
+def test_a_settlement_wakes_the_worker_that_made_it_so_that_it_is_written_at_once(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    transport.send([make_payload("q")])
+    consumer = open_consumer()
+    (delivery,) = consumer.receive(1)
+    consumer.settle([Settlement(delivery.tag)])
+    started = time.monotonic()
+    bench.sleep(consumer, 0.4)
+    assert time.monotonic() - started < 0.2
+    assert consumer.receive(0) == []
+    assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
+
+
+def test_send_takes_all_messages_or_none(transport: SqliteTransport) -> None:
+    transport.declare([QueueSpec("q", "shop", "direct", "known")])
+    with pytest.raises(PublishRejected, match=r"'shop'.*'unknown'"):
+        transport.send([make_payload("q"), make_payload(route=Route("unknown", "shop"))])
+    assert transport.depth("q") == 0
+
+
+def test_an_unroutable_follow_up_is_refused_while_the_delivery_is_still_held(
+    transport: SqliteTransport, open_consumer: Open
+) -> None:
+    transport.send([make_payload("q")])
+    consumer = open_consumer()
+    (delivery,) = consumer.receive(1)
+    with pytest.raises(PublishRejected):
+        consumer.settle([Settlement(delivery.tag)], publish=[make_payload(route=Route("x", "nowhere"))])
+    consumer.settle([Settlement(delivery.tag, "requeue")])
+    assert len(consumer.receive(1)) == 1
+
+
+def test_an_idle_consumer_does_not_wait_for_writers(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    consumer = open_consumer()
+    bench.take_none(consumer, 0.1)
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    assert consumer.receive(5) == []
+    assert time.monotonic() - started < 0.2
+    writer.execute("ROLLBACK")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT r.id FROM celeriac_ready AS r CROSS JOIN celeriac_messages AS m ON m.id = r.id WHERE r.queue = 'q'"
+        " ORDER BY r.rank, r.id LIMIT 5",
+        "DELETE FROM celeriac_ready WHERE queue = 'q' AND (rank, id) <= (0, 5)",
+        "SELECT due FROM celeriac_delayed ORDER BY due LIMIT 1",
+        "DELETE FROM celeriac_delayed WHERE (due, id) <= (1.0, 5)",
+        "DELETE FROM celeriac_held WHERE owner = 1 AND id BETWEEN 1 AND 5",
+        "DELETE FROM celeriac_messages WHERE id BETWEEN 1 AND 5",
+    ],
+)
+def test_a_long_backlog_costs_nothing(transport: SqliteTransport, path: Path, sql: str) -> None:
+    transport.ping(1)
+    plan = " ".join(row[3] for row in peek(path, f"EXPLAIN QUERY PLAN {sql}"))
+    assert "TEMP B-TREE" not in plan
+    assert "SEARCH" in plan or ("SCAN celeriac_delayed" in plan and "LIMIT 1" in sql)
+
+
+def test_thousands_of_messages_that_come_due_at_once_all_arrive(
+    transport: SqliteTransport, bench: Bench, open_consumer: Open
+) -> None:
+    due = time.time() + 0.4
+    transport.send([make_payload("q", due=due) for _ in range(2 * store.RIPE_PER_STEP + 10)])
+    consumer = open_consumer()
+    assert len(bench.take(consumer, 2 * store.RIPE_PER_STEP + 10)) == 2 * store.RIPE_PER_STEP + 10
+
+
+def test_purge_goes_in_steps(transport: SqliteTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PURGED_PER_STEP", 7)
+    transport.send([make_payload("q") for _ in range(20)])
+    transport.send([make_payload("q", due=time.time() + 60) for _ in range(10)])
+    transport.send([make_payload("other")])
+    assert transport.purge("q") == 30
+    assert transport.depth("other") == 1
+
+
+# -- dead letters -----------------------------------------------------------------------------------------
+
+
+def test_a_dead_letter_keeps_its_bytes_and_its_story(transport: SqliteTransport, open_consumer: Open) -> None:
+    transport.send([make_payload("q", b"original")])
+    consumer = open_consumer()
+    (delivery,) = consumer.receive(1)
+    consumer.settle([Settlement(delivery.tag, "dead", reason="malformed", error="E" * 20_000)])
+    consumer.flush(1)
+    (letter,) = transport.dead_letters("q")
+    assert letter.raw == delivery.raw
+    assert (letter.queue, letter.attempt, letter.reason, letter.node) == ("q", 1, "malformed", "w0@here")
+    assert letter.error == "E" * 8192
+    assert abs(letter.at - time.time()) < 10
+
+
+def test_the_oldest_dead_letters_make_room(
+    transport: SqliteTransport, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "DEAD_KEPT", 3)
+    transport.send([make_payload("q") for _ in range(5)])
+    consumer = open_consumer()
+    taken = consumer.receive(5)
+    consumer.settle([Settlement(one.tag, "dead", reason=str(n)) for n, one in enumerate(taken)])
+    consumer.flush(1)
+    assert [letter.reason for letter in transport.dead_letters("q")] == ["2", "3", "4"]
+
+
+def test_B26_garbage_in_the_table_is_delivered_as_malformed(
+    transport: SqliteTransport, path: Path, open_consumer: Open
+) -> None:
+    transport.declare([QueueSpec("q")])
+    transport.ping(1)
+    peek(path, "INSERT INTO celeriac_messages VALUES (1, x'ff00')")
+    peek(path, "INSERT INTO celeriac_ready VALUES ('q', 0, 1, 1, 0)")
+    consumer = open_consumer()
+    (delivery,) = consumer.receive(1)
+    assert isinstance(delivery.head, Malformed)
+    consumer.settle([Settlement(delivery.tag, "dead", reason="malformed")])
+    consumer.flush(1)
+    assert [letter.raw for letter in transport.dead_letters("q")] == [b"\xff\x00"]
+
+
+# -- leases -----------------------------------------------------------------------------------------------
+
+#: A worker that takes one message, forks a child which lives on, and waits to be killed.
+FORKING_VICTIM = """
+import os, sys, time
+from celeriac.spec import QueueSpec
+from celeriac.testing.kit import Bench, make_transport
+bench = Bench()
+transport = make_transport("celeriac_broker_sqlite", sys.argv[1])
+consumer = transport.consumer([QueueSpec("q")], owner="victim", poller=bench, window=8)
+assert len(bench.take(consumer, 1)) == 1
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_B11_children_that_outlive_a_killed_worker_do_not_keep_its_messages(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    transport.send([make_payload("q")])
+    victim = run_python(FORKING_VICTIM, f"sqlite:///{path}")
+    assert victim.stdout is not None
+    child = int(victim.stdout.readline())
+    try:
+        consumer = open_consumer()
+        bench.take_none(consumer)
+        victim.kill()
+        victim.wait()
+        (delivery,) = bench.take(consumer, 1, 1.5)
+        os.kill(child, 0)
+        assert (delivery.attempt, delivery.redelivered) == (2, True)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        victim.stdout.close()
+
+
+def test_B11_the_first_worker_after_an_outage_takes_over_at_once(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    transport.send([make_payload("q")])
+    victim = run_python(FORKING_VICTIM, f"sqlite:///{path}")
+    assert victim.stdout is not None
+    child = int(victim.stdout.readline())
+    victim.kill()
+    victim.wait()
+    os.kill(child, signal.SIGKILL)
+    victim.stdout.close()
+    assert [one.attempt for one in open_consumer().receive(1)] == [2]
+
+
+def test_B10_a_worker_that_gave_no_sign_of_life_loses_all_it_held(
+    transport: SqliteTransport, path: Path, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "LEASE_S", 0.3)
+    transport.send([make_payload("q"), make_payload("q")])
+    holder, other = open_consumer(), Bench()
+    first, second = holder.receive(2)
+    holder.settle([Settlement(first.tag)], publish=[make_payload("next")])
+    rival = open_consumer(poller=other)
+    time.sleep(0.35)
+    taken = other.take(rival, 2)
+    assert [one.attempt for one in taken] == [2, 2]
+    assert holder.renew() == [second.tag]
+    with pytest.raises(TransportLost, match="no sign of life"):
+        holder.flush(1)
+    assert transport.depth("next") == 0, "a stale settlement must change nothing"
+    holder.close()
+    rival.renew()
+    rival.settle([Settlement(one.tag) for one in taken])
+    rival.flush(1)
+    assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
+
+
+def test_B12_a_sign_of_life_is_enough_however_long_a_task_runs(
+    transport: SqliteTransport, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "LEASE_S", 0.4)
+    transport.send([make_payload("q")])
+    holder, other = open_consumer(), Bench()
+    assert len(holder.receive(1)) == 1
+    rival = open_consumer(poller=other)
+    for _ in range(8):
+        assert holder.renew() == []
+        other.take_none(rival, 0.2)
+
+
+def test_what_a_killed_process_left_in_the_wake_folder_is_swept(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    victim = run_python(FORKING_VICTIM, f"sqlite:///{path}")
+    transport.send([make_payload("q")])
+    assert victim.stdout is not None
+    os.kill(int(victim.stdout.readline()), signal.SIGKILL)
+    victim.kill()
+    victim.wait()
+    victim.stdout.close()
+    consumer = open_consumer()
+    eventually(lambda: (consumer.receive(0), len(os.listdir(folder_of(str(path)))) == 2)[1])
+
+
+# -- wake-ups ---------------------------------------------------------------------------------------------
+
+SENDER = """
+import sys, time
+from celeriac.testing.broker_suite import make_payload
+from celeriac.testing.kit import make_transport
+transport = make_transport("celeriac_broker_sqlite", sys.argv[1])
+transport.ping(5)
+for _ in range(30):
+    time.sleep(0.02)
+    transport.send([make_payload("q", repr(time.monotonic()).encode())])
+"""
+
+
+def test_B17_another_process_s_message_arrives_within_milliseconds(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    consumer = open_consumer()
+    sender = run_python(SENDER, f"sqlite:///{path}")
+    delays = []
+    for _ in range(30):
+        (delivery,) = bench.take(consumer, 1)
+        delays.append(time.monotonic() - float(transport.unpack(delivery.raw).body))
+        consumer.settle([Settlement(delivery.tag)])
+    assert sender.wait(10) == 0
+    sender.communicate()
+    assert sorted(delays)[15] < 0.05, f"polling would take half of {consumer_module.IDLE_S} s: {delays}"
+
+
+def test_a_busy_consumer_is_not_woken(transport: SqliteTransport, bench: Bench, open_consumer: Open) -> None:
+    transport.send([make_payload("q") for _ in range(3)])
+    consumer = open_consumer()
+    assert len(consumer.receive(2)) == 2  # as many as it asked for: it has no room until it asks again
+    transport.send([make_payload("q")])
+    started = time.monotonic()
+    bench.sleep(consumer, 0.3)
+    assert time.monotonic() - started > 0.25
+
+
+# -- the file ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:///sub/queue.db", "{cwd}/sub/queue.db"),
+        ("sqlite:////var/lib/queue.db", "/var/lib/queue.db"),
+        ("sqlite://", f"{{cwd}}/{DEFAULT_FILE}"),
+        ("sqlite:", f"{{cwd}}/{DEFAULT_FILE}"),
+        ("sqlite:///with%20space.db?durability=host", "{cwd}/with space.db"),
+    ],
+)
+def test_a_url_names_a_file(url: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Location(url).path == expected.format(cwd=os.path.realpath(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("sqlite://queue.db", "sqlite:///queue.db"),
+        ("sqlite://var/queue.db", "sqlite:////var/queue.db"),
+        ("sqlite:///:memory:", "memory://"),
+        ("sqlite:///q.db?durabilty=host", "durability"),
+        ("sqlite:///q.db?durability=FULL", "'process' or 'host'"),
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused_with_one_that_does(url: str, hint: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="(?s).*" + hint.replace("?", r"\?")):
+        Location(url)
+
+
+def test_other_schemes_are_left_to_others() -> None:
+    assert celeriac_make_transport("redis://localhost", {}) is None
+
+
+@pytest.mark.parametrize(("durability", "level"), [("process", 1), ("host", 2)])
+def test_durability_is_a_matter_of_the_url_or_the_options(path: Path, durability: str, level: int) -> None:
+    for transport in (
+        SqliteTransport(f"sqlite:///{path}?durability={durability}", {}),
+        SqliteTransport(f"sqlite:///{path}", {"durability": durability}),
+    ):
+        with transport.database.connection() as conn:
+            assert conn.execute("PRAGMA synchronous").fetchone() == (level,)
+            assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        transport.close()
+
+
+def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path, bench: Bench) -> None:
+    transport = SqliteTransport(f"sqlite:///{tmp_path}/no/queue.db", {})
+    message = rf"folder {tmp_path}/no does not exist.*mkdir -p {tmp_path}/no"
+    for verb in (
+        lambda: transport.send([make_payload("q")]),
+        lambda: transport.consumer([QueueSpec("q")], owner="w", poller=bench, window=1),
+        lambda: transport.ping(1),
+        lambda: transport.depth("q"),
+    ):
+        with pytest.raises(TransportUnreachable, match=message):
+            verb()
+
+
+def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
+    path.write_text("These are my notes, and they are long enough not to be taken for an empty file.\n" * 20)
+    before = path.read_bytes()
+    with pytest.raises(TransportUnreachable, match=r"queue.db is not a SQLite database"):
+        SqliteTransport(f"sqlite:///{path}", {}).send([make_payload("q")])
+    assert path.read_bytes() == before
+
+
+def test_a_folder_in_the_file_s_place_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TransportUnreachable, match="is a folder"):
+        SqliteTransport(f"sqlite:///{tmp_path}", {}).ping(1)
+
+
+def test_a_file_that_may_not_be_written_is_named_with_who_must(path: Path) -> None:
+    # The superuser may write whatever the mode says, so the error comes from SQLite opened as it would be.
+    SqliteTransport(f"sqlite:///{path}", {}).ping(1)
+    conn = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        conn.execute("CREATE TABLE x (y)")
+    conn.close()
+    found = trouble(caught.value, str(path))
+    assert found.kind == "unreachable"
+    assert f"{path} cannot be written" in str(found)
+    assert f"User {os.getuid()}" in found.hint
+
+
+def test_a_lock_that_stays_ends_in_an_error_within_the_timeout(
+    transport: SqliteTransport, path: Path, open_consumer: Open
+) -> None:
+    transport.send([make_payload("q")])
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    with pytest.raises(TransportLost, match=r"was locked by another process for 0\.3 seconds.*fuser"):
+        transport.send([make_payload("q")], timeout_s=0.3)
+    with pytest.raises(TransportUnreachable, match=r"was locked by another process for 0\.2 seconds"):
+        transport.ping(0.2)
+    assert time.monotonic() - started < 1.5
+    writer.execute("ROLLBACK")
+    writer.close()
+    transport.send([make_payload("q")])
+    assert transport.depth("q") == 2
+
+
+def test_B3_a_full_disk_refuses_the_message_and_keeps_what_there_is(
+    transport: SqliteTransport, open_consumer: Open, bench: Bench
+) -> None:
+    transport.send([make_payload("q")])
+    with transport.database.connection() as conn:  # the one that is used next, too
+        (pages,) = conn.execute("PRAGMA page_count").fetchone()
+        conn.execute(f"PRAGMA max_page_count = {pages + 3}")
+    with pytest.raises(PublishRejected, match="no room"):
+        transport.send([make_payload("q", os.urandom(100_000))])
+    assert len(bench.take(open_consumer(), 1)) == 1
+
+
+def test_B30_a_file_that_was_removed_is_noticed(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    transport.send([make_payload("q")])
+    consumer = open_consumer()
+    for suffix in ("", "-wal", "-shm"):
+        os.unlink(f"{path}{suffix}")
+    with pytest.raises(TransportLost, match="removed or replaced"):
+        bench.take(consumer, 2, 3.0)
+    consumer.close()
+    transport.send([make_payload("q")])
+    assert len(bench.take(open_consumer(), 1)) == 1
+
+
+def test_tables_of_a_newer_version_are_refused(transport: SqliteTransport, path: Path) -> None:
+    transport.ping(1)
+    transport.close()
+    peek(path, "UPDATE celeriac_parts SET version = 99")
+    with pytest.raises(TransportUnreachable, match="have version 99, this celeriac reads 1"):
+        SqliteTransport(f"sqlite:///{path}", {}).ping(1)
+
+
+OPENER = """
+import sys
+from celeriac.testing.broker_suite import make_payload
+from celeriac.testing.kit import make_transport
+make_transport("celeriac_broker_sqlite", sys.argv[1]).send([make_payload("q")])
+"""
+
+
+def test_many_processes_may_open_a_fresh_file_at_once(transport: SqliteTransport, path: Path) -> None:
+    openers = [run_python(OPENER, f"sqlite:///{path}") for _ in range(6)]
+    for opener in openers:
+        opener.communicate()
+        assert opener.returncode == 0
+    assert transport.depth("q") == 6
+
+
+def test_B28_no_descriptor_of_a_connection_is_used_after_a_fork(transport: SqliteTransport) -> None:
+    transport.send([make_payload("q")])
+    with transport.database.connection() as conn:
+        parents = id(conn)
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - runs in the child
+        # Even if nobody called after_fork.
+        with transport.database.connection() as conn:
+            os._exit(0 if id(conn) != parents else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_user_s_own_tables_may_stand_in_the_same_file(path: Path, transport: SqliteTransport) -> None:
+    peek(path, "CREATE TABLE orders (id INTEGER PRIMARY KEY)")
+    transport.send([make_payload("q")])
+    assert peek(path, "SELECT count(*) FROM orders") == [(0,)]
+    assert transport.depth("q") == 1
