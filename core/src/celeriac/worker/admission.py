@@ -50,6 +50,7 @@ class Admission:
         self._patience_s = patience_s
         self._rates = rates
         self._buckets: dict[str, Bucket] = {}
+        self._promised: set[str] = set()
         self._unknown_since: OrderedDict[str, float] = OrderedDict()
 
     def judge(self, head: Head, plan: TaskPlan | None, waiting: int) -> Verdict:
@@ -74,7 +75,7 @@ class Admission:
                 return Verdict("wait", eta)
             return Verdict("defer", eta)
         if self._rates and plan.task.rate_limit:
-            return self._judge_rate(plan, now)
+            return self._judge_rate(head, plan, now)
         return RUN
 
     def _judge_unknown(self, head: Head, now: float) -> Verdict:
@@ -89,12 +90,22 @@ class Admission:
             )
         return Verdict("unknown", now + min(max(1.0, waited), 30.0, self._patience_s - waited))
 
-    def _judge_rate(self, plan: TaskPlan, now: float) -> Verdict:
+    def forget_promises(self) -> None:
+        """What waited for its rate waits no more."""
+        self._promised.clear()
+
+    def _judge_rate(self, head: Head, plan: TaskPlan, now: float) -> Verdict:
+        if head.id in self._promised:  # its time has come
+            self._promised.discard(head.id)
+            return RUN
         bucket = self._buckets.get(plan.name)
         if bucket is None or bucket.limit != plan.task.rate_limit:
             bucket = self._buckets[plan.name] = Bucket(plan.task.rate_limit)
         when = bucket.take(now)
-        return RUN if when <= now else Verdict("wait", when)
+        if when <= now:
+            return RUN
+        self._promised.add(head.id)
+        return Verdict("wait", when)
 
 
 class Bucket:

@@ -144,6 +144,7 @@ class Loop:
         """The link was opened anew: what the old one had delivered comes again, so none of it is begun any more."""
         self._epoch = self._link.epoch
         self._waiting.clear()
+        self._admission.forget_promises()
         self._pool.withdraw()
 
     def _ground_lost(self) -> None:
