@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from celeriac.app.settings_source import ENVIRONMENT
-from celeriac.app.settings_table import SECTIONS, TABLE, Setting
+from celeriac.app.settings_table import NOT_YET, SECTIONS, TABLE, Setting
 from celeriac.app.settings_values import wanted
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "settings.md"
@@ -38,6 +38,7 @@ Give settings in any of these ways; where two disagree, the upper one wins.
 - **Old names work** everywhere, but one source cannot mix old and new ones. With `namespace='CELERY'` a source has
   the new names in capitals after `CELERY_`.
 - **None** means «not set», except where it is listed among the values.
+- A setting marked with ○ has no effect so far; giving it another value than its default warns.
 - A default that is not Celery's is marked with ◆; [Coming from Celery](../coming-from-celery.md) says why.
 """
 
@@ -58,7 +59,7 @@ def make_rows(settings: list[Setting]) -> Iterator[str]:
     for setting in settings:
         mark = f" ◆ (Celery: {setting.celery_default})" if setting.celery_default else ""
         cells = (
-            f'<a id="{setting.name}"></a>`{setting.name}`',
+            f'<a id="{setting.name}"></a>`{setting.name}`{" ○" if setting.name in NOT_YET else ""}',
             wanted(setting),
             f"`{setting.default!r}`{mark}",
             setting.meaning,

@@ -300,6 +300,17 @@ def test_a_plugin_declares_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) 
         declare_setting(Setting(name="nats_ack_wait", kind="int", default=1, meaning="Other."))
 
 
+def test_a_setting_that_nothing_heeds_yet_is_warned_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_source, "NOT_YET", frozenset({"worker_direct", "worker_agent"}))
+    with pytest.warns(CeleriacWarning, match="does not heed worker_agent and worker_direct") as seen:
+        conf(worker_direct=True, worker_agent="a:B")
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        conf(worker_direct=True)
+        conf(worker_direct=False, worker_agent=None)
+
+
 # -- wrong values -----------------------------------------------------------------------------------------
 
 

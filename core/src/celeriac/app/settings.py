@@ -35,6 +35,7 @@ from celeriac.app.settings_source import (
     read_arguments,
     read_environment,
     read_source,
+    warn_of_no_effect,
 )
 from celeriac.app.settings_table import TABLE, Setting
 from celeriac.app.settings_values import read_value
@@ -91,7 +92,14 @@ def fill_in(values: dict[str, Any], given: Mapping[str, Any]) -> None:
         values[name] = values[name] or values["task_default_queue"]
 
 
-_URL_PARTS: Final = tuple(f"broker_{part}" for part in ("transport", "host", "port", "user", "password", "vhost"))
+_URL_PARTS: Final = (
+    "broker_transport",
+    "broker_host",
+    "broker_port",
+    "broker_user",
+    "broker_password",
+    "broker_vhost",
+)
 
 
 def _url_of_parts(values: Mapping[str, Any]) -> str:
@@ -386,9 +394,8 @@ class Settings(MutableMapping[str, Any]):
     def _read(self, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Names and values as they will be kept."""
         named = {self._name(key): value for key, value in changes.items()}
-        known = declared()
-        check_unknown([name for name in named if name not in known], where)
-        return {name: read_value(known[name], value) if name in known else value for name, value in named.items()}
+        check_unknown([name for name in named if name not in declared()], where)
+        return _read_values(named)
 
     def _given(self) -> dict[str, Any]:
         """All layers above the defaults, as one."""
@@ -425,10 +432,7 @@ class Settings(MutableMapping[str, Any]):
             self._environment = self._read(read_environment(), "in the environment")
             if self._source_spec is not None:
                 found = read_source(self._source_spec, self._namespace, self._silent)
-                known = declared()
-                self._source = {
-                    name: read_value(known[name], value) if name in known else value for name, value in found.items()
-                }
+                self._source = _read_values(found)
             self._configured = True
         finally:
             self._configuring = False
@@ -466,6 +470,14 @@ class _View(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self._settings)
+
+
+def _read_values(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they will be kept; those of names that nobody declared as they are."""
+    known = declared()
+    values = {name: read_value(known[name], value) if name in known else value for name, value in named.items()}
+    warn_of_no_effect(values)
+    return values
 
 
 def _rebuild(changes: dict[str, Any], source: Any, namespace: str | None, silent: bool) -> Settings:

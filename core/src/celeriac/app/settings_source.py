@@ -19,8 +19,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from celeriac.app.settings_table import TABLE, Setting
-from celeriac.exceptions import CeleriacError, CeleriacWarning, ImproperlyConfigured, SettingError
+from celeriac.app.settings_table import NOT_YET, TABLE, Setting
+from celeriac.exceptions import CeleriacError, CeleriacWarning, ImproperlyConfigured, SettingError, join_words
 
 #: Setting → the environment variables that beat everything else, the better one first.
 ENVIRONMENT: Final = {
@@ -123,6 +123,18 @@ def check_unknown(names: Iterable[str], where: str) -> None:
             CeleriacWarning,
             stacklevel=4,
         )
+
+
+def warn_of_no_effect(values: Mapping[str, Any]) -> None:
+    """Warn, once for each, about settings that are Celery's but that nothing here reads so far."""
+    idle = [
+        name
+        for name, value in values.items()
+        if name in NOT_YET and name not in _warned and repr(value) != repr(_declared[name].default)
+    ]
+    if idle:
+        _warned.update(idle)
+        warnings.warn(f"So far this version does not heed {join_words(sorted(idle))}.", CeleriacWarning, stacklevel=5)
 
 
 def _is_anothers(name: str) -> bool:

@@ -464,6 +464,41 @@ OWN: Final = frozenset(
     | {"publish_timeout", "task_unknown_patience", "worker_shutdown_grace", "worker_log_style"}
 )
 
+#: Celery's settings that nothing here reads so far. Giving one of them warns, and the documentation marks it.
+#: `tests/house/test_settings_read.py` keeps this list true.
+NOT_YET: Final = frozenset(
+    {
+        "beat_cron_starting_deadline", "beat_enable_remote_control", "beat_executable", "beat_gid",
+        "beat_logfile", "beat_max_loop_interval", "beat_pidfile", "beat_remote_control_max_tick_age",
+        "beat_schedule_filename", "beat_scheduler", "beat_sync_every", "beat_uid", "beat_umask",
+        "broker_channel_error_retry", "broker_connection_retry", "broker_failover_strategy",
+        "broker_heartbeat_checkrate", "broker_pool_acquire_timeout", "control_exchange",
+        "control_queue_durable", "control_queue_exclusive", "control_queue_expires", "control_queue_ttl",
+        "event_exchange", "event_queue_durable", "event_queue_exclusive", "event_queue_expires",
+        "event_queue_prefix", "event_queue_ttl", "event_serializer", "events_executable", "events_gid",
+        "events_logfile", "events_pidfile", "events_uid", "events_umask", "override_backends",
+        "redis_backend_credential_provider", "redis_backend_health_check_interval", "redis_db", "redis_host",
+        "redis_max_connections", "redis_password", "redis_port", "redis_retry_on_timeout",
+        "redis_socket_keepalive", "redis_username", "result_accept_content", "result_backend_always_retry",
+        "result_backend_base_sleep_between_retries_ms", "result_backend_max_retries",
+        "result_backend_max_sleep_between_retries_ms", "result_backend_thread_safe", "result_cache_max",
+        "result_chord_expires", "result_chord_join_timeout", "result_chord_retry_interval", "result_persistent",
+        "security_cert_store", "security_certificate", "security_digest", "security_key",
+        "security_key_password", "task_allow_error_cb_on_chord_header", "task_protocol",
+        "task_remote_tracebacks", "task_repr_maxlevels", "task_retry_on_worker_lost", "task_send_sent_event",
+        "worker_agent", "worker_autoscaler", "worker_cancel_long_running_tasks_on_connection_loss",
+        "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",
+        "worker_direct", "worker_disable_prefetch", "worker_enable_prefetch_count_reduction",
+        "worker_enable_remote_control", "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
+        "worker_executable", "worker_gid", "worker_hijack_root_logger", "worker_log_datefmt",
+        "worker_log_format", "worker_logfile", "worker_pidfile", "worker_pool_restarts",
+        "worker_pool_start_method", "worker_redirect_stdouts", "worker_redirect_stdouts_level",
+        "worker_send_task_events", "worker_shutdown_grace", "worker_soft_shutdown_timeout", "worker_state_db",
+        "worker_task_log_datefmt", "worker_task_log_format", "worker_timer_precision", "worker_uid",
+        "worker_umask",
+    }
+)  # fmt: skip
+
 #: Celery's default in words, where ours is another.
 CELERY_DEFAULTS: Final = {
     "broker_url": "`amqp://`",
