@@ -19,6 +19,9 @@ from celeriac.app.settings import EMBEDDED_URL, TABLE, Setting, Settings, declar
 from celeriac.app.settings_values import KINDS, read_value
 from celeriac.exceptions import CeleriacWarning, SettingError
 
+#: Which settings nothing heeds so far is of no interest here.
+pytestmark = pytest.mark.filterwarnings("ignore:So far this version does not heed")
+
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
