@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celeriac_broker_amqp.consumer import AmqpConsumer
-from celeriac_broker_amqp.transport import AmqpTransport
 
 from celeriac.spec import Delivery, Payload, QueueSpec, Route
 from celeriac.testing.services import RabbitMQService
+from celeriac_broker_amqp.consumer import AmqpConsumer
+from celeriac_broker_amqp.transport import AmqpTransport
 
 BODY = b'[[2, 3], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 

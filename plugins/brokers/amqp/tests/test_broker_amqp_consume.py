@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celeriac_broker_amqp.transport import AmqpTransport
 
 from celeriac.exceptions import ImproperlyConfigured, TransportLost
 from celeriac.spec import Delivery, Head, Malformed, Payload, QueueSpec, Route, Settlement
 from celeriac.testing.services import RabbitMQService
+from celeriac_broker_amqp.transport import AmqpTransport
 
 KINDS = [pytest.param({}, id="classic"), pytest.param({"x_queue_type": "quorum"}, id="quorum")]
 

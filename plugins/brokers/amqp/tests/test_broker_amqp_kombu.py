@@ -6,14 +6,15 @@ import datetime
 from decimal import Decimal
 from typing import Any
 
-from celeriac_broker_amqp.transport import AmqpTransport
 from kombu import Connection, Exchange, Queue
 
 from celeriac.spec import Route, Settlement
+from celeriac_broker_amqp.transport import AmqpTransport
 
 HEADERS: dict[str, Any] = {
-    "task": "proj.add", "id": "an-id", "none": None, "yes": True, "no": False, "int": -5, "long": 2**40, "negative": -(2**40),
-    "float": 1.25, "text": "grüße ✓", "list": [1, "a", None, [2.5, {"x": False}]], "table": {"a": {"b": [None]}},
+    "task": "proj.add", "id": "an-id", "none": None, "yes": True, "no": False, "int": -5, "long": 2**40,
+    "low": -(2**40), "float": 1.25, "text": "grüße ✓", "list": [1, "a", None, [2.5, {"x": False}]],
+    "table": {"a": {"b": [None]}},
     "decimal": Decimal("-1.50"), "empty": {}, "nothing": [], "": "no name",
 }  # fmt: skip
 

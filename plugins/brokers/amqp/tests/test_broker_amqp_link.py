@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from struct import pack
 
 import pytest
-from celeriac_broker_amqp import methods
-from celeriac_broker_amqp.link import Link
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celeriac.exceptions import TransportLost
+from celeriac_broker_amqp import methods
+from celeriac_broker_amqp.link import Link
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:

@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 import pytest
-from celeriac_broker_amqp import message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celeriac.exceptions import PublishRejected
 from celeriac.spec import Head, Malformed, Payload
+from celeriac_broker_amqp import message
 
 
 def record(payload: Payload, exchange: str = "", routing_key: str = "q") -> bytes:

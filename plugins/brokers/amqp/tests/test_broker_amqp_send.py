@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celeriac_broker_amqp import celeriac_make_transport
-from celeriac_broker_amqp.transport import AmqpTransport
 
 from celeriac.exceptions import ImproperlyConfigured, PublishRejected, PublishUncertain, TransportUnreachable
 from celeriac.spec import QueueSpec, Route
 from celeriac.testing.services import RabbitMQService
+from celeriac_broker_amqp import celeriac_make_transport
+from celeriac_broker_amqp.transport import AmqpTransport
 
 
 def test_the_hook_makes_a_transport_for_its_own_urls_only() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from amqp.serialization import dumps, loads
-from celeriac_broker_amqp.table import MAX_DEPTH, BadTable, find_values, read_table, write_table
 from hypothesis import given
 from hypothesis import strategies as st
+
+from celeriac_broker_amqp.table import MAX_DEPTH, BadTable, find_values, read_table, write_table
 
 KEYS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
 MOMENTS = st.datetimes(

@@ -392,8 +392,7 @@ class AmqpConsumer:
         try:
             payload = message.unpack(delivery.raw)
             _, _, header, body = message.split_record(delivery.raw)
-            if lost:
-                header = message.with_headers(header, {message.LOST_HEADER: lost})
+            header = message.with_headers(header, {message.LOST_HEADER: lost} if lost else {}, message.DEATH_HEADERS)
             delay_s = max(message.whole_seconds(due, payload.headers), 1)
             methods.short_text(message.delay_key(delay_s, delivery.queue))
         except ValueError as exc:  # unreadable, or its queue has a name too long to be delayed: held here

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from struct import Struct, error
 from typing import Any, Final
 
@@ -27,6 +27,14 @@ LOST_HEADER: Final = "x-celeriac-attempts"
 #: Where delayed messages come out; the exchange on their last hop.
 DELIVERY_EXCHANGE: Final = "celery_delayed_delivery"
 DELAY_BITS: Final = 28
+
+#: What RabbitMQ adds: how often a message was returned, and where it expired before. By the latter it takes a
+#: message that is delayed a second time for one that goes in circles, and drops it.
+COUNT_HEADERS: Final = frozenset({"x-delivery-count"})
+DEATH_HEADERS: Final = COUNT_HEADERS | {
+    "x-death",
+    *(f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")),
+}
 
 _CONTENT_TYPE: Final = 0x8000
 _CONTENT_ENCODING: Final = 0x4000
@@ -258,10 +266,12 @@ def split_record(raw: bytes) -> tuple[str, str, bytes, bytes]:
     return exchange, routing_key, HEADER_PREFIX + raw[pos:start], raw[start:]
 
 
-def with_headers(header: bytes, extra: Mapping[str, Any]) -> bytes:
+def with_headers(header: bytes, extra: Mapping[str, Any], drop: Set[str] = COUNT_HEADERS) -> bytes:
     """A content header with some of our own entries in its table; all other bytes stay as they are (S3).
 
-    RabbitMQ's own count of returns is dropped, for it starts anew wherever the message goes.
+    Args:
+        drop: Entries that RabbitMQ itself added and that must not travel on; by default its count of returns,
+            which starts anew wherever the message goes.
 
     Raises:
         ValueError: The properties in `header` cannot be read.
@@ -277,7 +287,7 @@ def with_headers(header: bytes, extra: Mapping[str, Any]) -> bytes:
         raise ValueError(f"not a content header: {exc}") from exc
     if flags & _HEADERS:
         headers, end = read_table(header, pos)
-        entries = _without(header[pos + 4 : end], headers, {*extra, "x-delivery-count"})
+        entries = _without(header[pos + 4 : end], headers, drop | extra.keys())
     else:
         end, entries = pos, b""
     entries += write_table(extra)[4:]
@@ -285,7 +295,7 @@ def with_headers(header: bytes, extra: Mapping[str, Any]) -> bytes:
     return b"".join((header[:12], (flags | _HEADERS).to_bytes(2, "big"), header[14:pos], table, header[end:]))
 
 
-def _without(entries: bytes, headers: dict[str, Any], names: set[str]) -> bytes:
+def _without(entries: bytes, headers: dict[str, Any], names: Set[str]) -> bytes:
     """The entries of a table less some; the very bytes when it has none of them."""
     if not names & headers.keys():
         return entries

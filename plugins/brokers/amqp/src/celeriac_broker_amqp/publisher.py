@@ -25,7 +25,14 @@ from celeriac.exceptions import ImproperlyConfigured, PublishRejected, PublishUn
 from celeriac.spec import Payload, QueueSpec, Route
 from celeriac_broker_amqp import methods, topology
 from celeriac_broker_amqp.link import Channel, Link
-from celeriac_broker_amqp.message import delay_key, pack_header, split_record, whole_seconds
+from celeriac_broker_amqp.message import (
+    DEATH_HEADERS,
+    delay_key,
+    pack_header,
+    split_record,
+    whole_seconds,
+    with_headers,
+)
 from celeriac_broker_amqp.methods import BODY, FRAME_OVERHEAD_BYTES, HEADER, METHOD, frame
 
 CHANNEL: Final = 1
@@ -66,7 +73,10 @@ def make_item(payload: Payload) -> Item:
     delay_s = 0
     if payload.due is not None and not route.exchange and payload.due - time.time() >= MIN_DELAY_S:
         delay_s = whole_seconds(payload.due, payload.headers)
-    return Item(route, pack_header(payload), payload.body, mandatory, delay_s)
+    header = pack_header(payload)
+    if delay_s and "x-death" in payload.headers:  # a retry of one that was delayed before
+        header = with_headers(header, {}, DEATH_HEADERS)
+    return Item(route, header, payload.body, mandatory, delay_s)
 
 
 class Publisher:
