@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
 pytest_plugins = ["celeriac.testing.fixtures"]
 
 FORBID_SKIPS = "CELERIAC_FORBID_SKIPS"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Take the address out of ids like `test_it[<object object at 0x7f…>]`.
+
+    It differs from process to process, and pytest-xdist runs nothing at all unless every process has the same tests.
+    """
+    for item in items:
+        if ADDRESS.search(item.nodeid):
+            item._nodeid = ADDRESS.sub("", item.nodeid)
 
 
 @pytest.hookimpl(trylast=True)
