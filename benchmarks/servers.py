@@ -69,11 +69,14 @@ class Servers:
                 self._rabbitmq.delete_vhost(url.rpartition("/")[2])
         else:
             self._files += 1
-            path = self._folder / f"bench-{self._files}.db"
+            folder = self._folder / str(self._files)
+            folder.mkdir()
+            path = folder / "bench.db"
             url = f"sqlite:///{path}" if peer == OURS else str(path)
-            yield Place(broker, url, url, ())
-            for file in self._folder.glob(path.name + "*"):
-                file.unlink(missing_ok=True)
+            try:
+                yield Place(broker, url, url, ())
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)  # with what a broker keeps beside its file
 
 
 def _pids(pid: int | None) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from environment import BROKER_URL, QUEUE, RESULT_URL
 
 from celeriac import Celery
 from celeriac.result import ResultSet
+from celeriac.utils.ids import uuid
 
 app = Celery("bench", broker=BROKER_URL, backend=RESULT_URL or None)
 app.conf.update(task_default_queue=QUEUE, broker_connection_retry_on_startup=True)
@@ -40,6 +41,13 @@ def close_client() -> None:
 def enqueue(n: int) -> None:
     for _ in range(n):
         noop.delay()
+
+
+def fill(n: int) -> None:
+    """Untimed preparation of a drain, through the producer that `delay` uses: many payloads to a send."""
+    for first in range(0, n, 500):
+        size = min(500, n - first)
+        app.producer.send([app.make_payload(noop.name, (), {}, uuid(), {}) for _ in range(size)])
 
 
 def results(n: int) -> list[int]:
