@@ -179,6 +179,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         lambda: backend.store([StoredResult("t", "SUCCESS", b"x")]),
         lambda: backend.fetch(["t"]),
         lambda: backend.commands([StoredResult("t", "SUCCESS", b"x")]),
+        lambda: backend.watch(["t"]),
         lambda: backend.ping(1),
     ):
         with pytest.raises(BackendUnreachable, match=rf"folder {tmp_path}/no does not exist"):

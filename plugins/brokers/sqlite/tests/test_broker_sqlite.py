@@ -264,9 +264,8 @@ bench = Bench()
 transport = make_transport("celeriac_broker_sqlite", sys.argv[1])
 consumer = transport.consumer([QueueSpec("q")], owner="victim", poller=bench, window=8)
 assert len(bench.take(consumer, 1)) == 1
-child = os.fork()
-if child:
-    print(child, flush=True)
+if not os.fork():
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
@@ -480,6 +479,14 @@ def test_a_file_that_may_not_be_written_is_named_with_who_must(path: Path) -> No
     assert found.kind == "unreachable"
     assert f"{path} cannot be written" in str(found)
     assert f"User {os.getuid()}" in found.hint
+
+
+def test_a_wake_folder_that_cannot_be_used_is_named(path: Path, transport: SqliteTransport, bench: Bench) -> None:
+    transport.ping(1)
+    Path(folder_of(str(path))).write_text("in the way")
+    with pytest.raises(TransportUnreachable, match=r"listener's files cannot be made in .*queue\.db\.wake"):
+        transport.consumer([QueueSpec("q")], owner="w", poller=bench, window=1)
+    transport.send([make_payload("q")])
 
 
 def test_a_lock_that_stays_ends_in_an_error_within_the_timeout(

@@ -18,8 +18,8 @@ from typing import Any, Final
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError
 from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
 from celeriac.states import READY_STATES
-from celeriac_backend_sqlite.file import Database, Location, StoreTrouble
-from celeriac_backend_sqlite.wake import Bell, Ear, topic
+from celeriac_backend_sqlite.file import Database, Location, StoreTrouble, cannot_listen
+from celeriac_backend_sqlite.wake import Bell, Ear, folder_of, topic
 
 VERSION: Final = 1
 SCHEMA: Final = (
@@ -90,7 +90,7 @@ class SqliteBackend:
 
     def watch(self, task_ids: Sequence[str]) -> Watch:
         with self._errors():
-            watch = SqliteWatch(self, self._spare.pop() if self._spare else Ear(self._database.path))
+            watch = SqliteWatch(self, self._spare.pop() if self._spare else self._new_ear())
         watch.add(task_ids)
         return watch
 
@@ -131,6 +131,14 @@ class SqliteBackend:
             self._spare.append(ear)
         else:
             ear.close()
+
+    def _new_ear(self) -> Ear:
+        with self._database.connection():
+            pass  # what is wrong with the file itself is said first
+        try:
+            return Ear(self._database.path)
+        except OSError as exc:
+            raise cannot_listen(folder_of(self._database.path), exc) from exc
 
     def _rows(self, batch: Sequence[StoredResult]) -> list[tuple[str, str, bool, bytes, float | None, float]]:
         now = time.time()

@@ -159,21 +159,18 @@ class Bell:
         self._seen_ns = 0
 
     def ring(self, topics: Iterable[int]) -> None:
-        """Wake those who sleep and care about one of these topics."""
+        """Wake those who sleep and care about one of these topics. Never fails: what it announces is written."""
         if self._pid != os.getpid():
             self._forget()
         slots = list(topics)
         with self._lock:
-            for listener in self._present():
-                page = listener.page
-                if page[_ASLEEP] and any(page[slot] for slot in slots):
-                    page[_ASLEEP] = 0
-                    try:
-                        os.write(listener.fd, b"\0")
-                    except BlockingIOError:
-                        pass  # it has not read its earlier wake-ups yet
-                    except BrokenPipeError:
-                        self._seen_ns = 0  # it is gone: look at the folder again next time
+            try:
+                listeners = self._present()
+            except OSError:
+                return  # no such folder, no descriptors left …: the listeners look by themselves in a moment
+            for listener in listeners:
+                if listener.page[_ASLEEP] and any(listener.page[slot] for slot in slots):
+                    self._wake(listener)
 
     def close(self) -> None:
         with self._lock:
@@ -182,11 +179,17 @@ class Bell:
             self._listeners = {}
             self._seen_ns = 0
 
-    def _present(self) -> Iterable[_Listener]:
+    def _wake(self, listener: _Listener) -> None:
+        listener.page[_ASLEEP] = 0
         try:
-            changed_ns = os.stat(self._folder).st_mtime_ns
+            os.write(listener.fd, b"\0")
+        except BlockingIOError:
+            pass  # it has not read its earlier wake-ups yet
         except OSError:
-            return ()  # no folder: nobody has listened yet
+            self._seen_ns = 0  # it is gone: look at the folder again next time
+
+    def _present(self) -> Iterable[_Listener]:
+        changed_ns = os.stat(self._folder).st_mtime_ns
         if changed_ns != self._seen_ns:
             self._look()
             settled = time.time_ns() - changed_ns > _TICK_S * 1e9

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from celeriac.exceptions import TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Settlement, envelope
 from celeriac_broker_sqlite import store
-from celeriac_broker_sqlite.file import LOCK_TIMEOUT_S, StoreTrouble, begin, rollback, trouble
+from celeriac_broker_sqlite.file import LOCK_TIMEOUT_S, StoreTrouble, begin, cannot_listen, rollback, trouble
 from celeriac_broker_sqlite.store import Claimed, Packed
 from celeriac_broker_sqlite.wake import Ear, folder_of, is_alive, remove, topic
 
@@ -75,6 +75,9 @@ class SqliteConsumer:
         except sqlite3.Error as exc:
             self._conn.close()
             raise trouble(exc, self._path) from exc
+        except StoreTrouble:
+            self._conn.close()
+            raise
 
     # -- the contract -------------------------------------------------------------------------------------
 
@@ -235,7 +238,10 @@ class SqliteConsumer:
 
     def _enter(self, queues: Sequence[QueueSpec]) -> None:
         """Become an owner, and take over from those who died."""
-        self._ear = Ear(self._path)
+        try:
+            self._ear = Ear(self._path)
+        except OSError as exc:
+            raise cannot_listen(self._folder, exc) from exc
         try:
             begin(self._conn, self._path, LOCK_TIMEOUT_S)
             store.declare(self._conn, queues)

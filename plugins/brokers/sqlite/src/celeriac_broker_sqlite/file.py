@@ -268,6 +268,15 @@ def trouble(exc: sqlite3.Error, path: str) -> StoreTrouble:
     return StoreTrouble("lost", f"{path}: {text}.")
 
 
+def cannot_listen(folder: str, exc: OSError) -> StoreTrouble:
+    """The folder of wake-ups (see `wake`) cannot be used."""
+    return StoreTrouble(
+        "unreachable",
+        f"a listener's files cannot be made in {folder}: {exc.strerror}.",
+        f"User {os.getuid()} must be allowed to write there, and its file system must know FIFOs.",
+    )
+
+
 def _patiently(conn: sqlite3.Connection, statement: str, path: str, timeout_s: float = LOCK_TIMEOUT_S) -> None:
     pause_s = FIRST_PAUSE_S
     deadline: float | None = None
