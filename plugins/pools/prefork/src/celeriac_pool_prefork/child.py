@@ -12,6 +12,7 @@ and sent under a lock, so they leave in the order in which they were made.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -40,6 +41,7 @@ GATHER_NS: Final = 2_000_000
 WATCH_S: Final = 0.025
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
@@ -68,6 +70,7 @@ def main(program: SlotProgram, ends: Ends) -> None:
     try:
         _take_signals_over()
         _die_with(ends.parent_pid)
+        _take_name()
         _leave_standard_input()
         gc.freeze()  # what came from the parent is not garbage; looking at it would only copy its pages
         code = _Slot(program, ends).serve()
@@ -135,6 +138,8 @@ class _Slot:
             return True
         if len(view) <= 1:
             return False  # told to stop, or the parent is gone
+        if view[0] == frames.FILED[0]:
+            raise OSError(errno.EMFILE, "the job is in a file, and this process has no descriptor left to take it")
         self._batch.extend(frames.decode_jobs(view))
         if len(self._batch) > 1:
             if self._watcher is None:
@@ -348,11 +353,17 @@ def _take_signals_over() -> None:
 def _die_with(parent_pid: int) -> None:
     """End when the parent ends, even in the middle of a job."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     else:
         threading.Thread(target=_watch_parent, args=(parent_pid,), daemon=True).start()
     if os.getppid() != parent_pid:
         os._exit(0)  # it ended before we could ask
+
+
+def _take_name() -> None:
+    """Be told from the parent in `ps` and `top`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, b"celeriac-slot", 0, 0, 0)
 
 
 def _watch_parent(parent_pid: int) -> None:

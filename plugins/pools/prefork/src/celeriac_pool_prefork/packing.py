@@ -26,7 +26,7 @@ from celeriac_pool_prefork.slot import OVERHEAD_S, Slot
 PACKET_S: Final = 0.005
 AHEAD_S: Final = 0.010
 #: Less than this is not worth another packet and another wake: an idle slot gets so much before the next does.
-SHARE_S: Final = 0.000_2
+SHARE_S: Final = 0.000_3
 PACKET_JOBS: Final = 64
 PACKET_PAYLOAD_BYTES: Final = 32 * 1024
 
@@ -78,7 +78,7 @@ def _serve(slot: Slot, backlog: deque[Job], level: float, now: float) -> float:
     while backlog and len(parcel) < room:
         job = backlog[0]
         cost = job.cost_s
-        size += slot.size_of(job)
+        size += len(job.raw) or slot.size_of(job)
         if parcel and (cost > BRIEF_S or size > PACKET_PAYLOAD_BYTES):
             break
         parcel.append(backlog.popleft())

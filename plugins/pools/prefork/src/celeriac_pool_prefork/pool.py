@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import msgspec
 import structlog
 
 from celeriac.exceptions import PoolBroken
@@ -30,6 +31,8 @@ from celeriac_pool_prefork.slot import OVERHEAD_S, Slot
 
 #: After a TERM, a child has so long before it is killed.
 TERM_S: Final = 2.0
+#: After a KILL, the pool waits so long for the end, then stops without it.
+KILL_S: Final = 5.0
 #: Storm guard (P4): so many deaths in so long that no job explains, and new children are held back.
 STORM_DEATHS: Final = 5
 STORM_S: Final = 10.0
@@ -105,8 +108,13 @@ class PreforkPool:
             for slot in self._slots.values():
                 if slot.given or number == signals.SIGKILL:  # an idle one is on its way out by itself
                     slot.signal(number)
+        patience = time.monotonic() + KILL_S
         while self._slots:
-            self._gather(reports, timeout_s=0.5)
+            self._gather(reports, timeout_s=0.1)
+            if time.monotonic() > patience:  # stuck in the kernel, where not even KILL arrives
+                for slot in list(self._slots.values()):
+                    slot.give_up()
+                    self._bury(slot, reports)
         self._news.close()
         self._news = None
         reports += self._done
@@ -157,7 +165,7 @@ class PreforkPool:
     def withdraw(self) -> None:
         for slot in self._slots.values():
             self._give_back(slot.recall())
-            slot.withdrawn.update(job.token for job in slot.given)
+            slot.withdrawn = {job.token for job in slot.given}
         self._give_back(self._backlog)
         self._backlog.clear()
 
@@ -264,12 +272,15 @@ class PreforkPool:
             BlockingIOError: There is none.
         """
         view, fd = self._inbox.receive(slot.reports)
-        if fd is not None:
-            batch = frames.read_reports(fd)
-        elif len(view) > 1 and view[0] != frames.BROKEN[0]:
-            batch = frames.decode_reports(view)
-        else:
+        if fd is None and (len(view) < 2 or view[0] == frames.BROKEN[0]):
             return self._hear(slot, bytes(view))
+        try:
+            batch = frames.decode_reports(view) if fd is None else frames.read_reports(fd)
+        except (msgspec.MsgspecError, OSError) as exc:
+            # Not a packet of ours, or there was no descriptor left for a big one: what it said is lost with the child.
+            log.error("pool.reports_unreadable", pid=slot.pid, error=str(exc))
+            slot.signal(signals.SIGKILL)
+            return True
         self._account(slot, batch, reports)
         return True
 
@@ -278,14 +289,18 @@ class PreforkPool:
         given, files, load = slot.given, self._files, slot.load_s
         before = len(given)
         handed_back: set[int] = set()
+        made_up: set[int] = set()
         for report in batch:
             if report.outcome in _NOT_FINAL:
                 if report.outcome == HANDED_BACK:
                     handed_back.add(report.token)
                 continue
-            job = given.popleft()  # a child runs and reports in the order in which it was given
-            assert job.token == report.token, (job.token, report.token)
-            load -= job.cost_s + OVERHEAD_S
+            if not given or given[0].token != report.token:
+                # A child reports in the order in which it was given; only a program that makes things up gets here.
+                log.error("pool.report_ignored", pid=slot.pid, token=report.token, outcome=report.outcome)
+                made_up.add(id(report))
+                continue
+            load -= given.popleft().cost_s + OVERHEAD_S
             if files:
                 self._drop_file(report.token)
         slot.load_s = load if given else 0.0
@@ -299,6 +314,8 @@ class PreforkPool:
             slot.stuck = True
             self._requeue(slot, [*slot.take_back(handed_back), *slot.recall()])
             batch = [report for report in batch if report.outcome != HANDED_BACK]
+        if made_up:
+            batch = [report for report in batch if id(report) not in made_up]
         reports += batch
 
     def _hear(self, slot: Slot, word: bytes) -> bool:

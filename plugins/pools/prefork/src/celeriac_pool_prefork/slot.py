@@ -24,7 +24,7 @@ from celeriac_pool_prefork import frames
 from celeriac_pool_prefork.frames import ASKED, CANCELLED, CANCELLED_LIMIT, SINCE, SOFT, TOKEN
 
 #: What a job costs besides its run: frames, accounting. Keeps a packet of no-ops from being endless.
-OVERHEAD_S: Final = 0.000_02
+OVERHEAD_S: Final = 0.000_01
 #: How long to wait for a child to stop on SIGSTOP; only one deep in the kernel takes longer.
 _FREEZE_S: Final = 0.05
 
@@ -107,8 +107,8 @@ class Slot:
         return self.ready and not (self.leaving or self.full or self.stuck) and self.budget > 0
 
     def size_of(self, job: Job) -> int:
-        """Bytes of the job's message; those of a job that lies in a file already are no longer in it."""
-        return frames.PACKET_BYTES if self._files and job.token in self._files else len(job.raw)
+        """Bytes of the job's message, also of one that lies in a file already and has none left in itself."""
+        return frames.PACKET_BYTES if job.token in self._files else len(job.raw)
 
     def recall(self) -> list[Job]:
         """Take back the jobs that the child has not read, in order.
@@ -233,10 +233,14 @@ class Slot:
         """Whether the child is gone; reaps it."""
         return self.status is not None or self._wait(os.WNOHANG) is not None
 
+    def give_up(self) -> None:
+        """Take the child for dead although it cannot be reaped."""
+        self.status = _UNKNOWN
+
     def cause(self) -> str:
         """How the child ended, for people: `signal 9 (SIGKILL)`, `exit code 3`."""
         if self.status is None or self.status == _UNKNOWN:
-            return "for a reason that another reaper of child processes has taken"
+            return "an end that nobody saw"
         if os.WIFSIGNALED(self.status):
             number = os.WTERMSIG(self.status)
             try:
