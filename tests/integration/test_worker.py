@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.integration.conftest import CELERIAC, House, wait_until
 
-from celeriac.exceptions import TaskRevokedError, TimeoutError, TimeLimitExceeded, WorkerLostError
+from celeriac.exceptions import TaskRevokedError, TimeLimitExceeded, TimeoutError, WorkerLostError
 from celeriac.result import ResultSet
 
 pytestmark = pytest.mark.services
@@ -123,7 +123,7 @@ def test_time_limits_end_tasks_and_their_siblings_live_on(house: House) -> None:
 def test_a_task_that_kills_its_process_each_time_is_set_aside_with_its_reason(sqlite_house: House, how: str) -> None:
     worker = sqlite_house.worker()
     result = sqlite_house.send("die", how, "x")
-    with pytest.raises(WorkerLostError, match="signal|exit"):
+    with pytest.raises(WorkerLostError, match=r"signal|exit"):
         result.get(timeout=30)
     assert sqlite_house.ran().count("die x") == 3
     assert sqlite_house.send("add", 1, 1).get(timeout=10) == 2

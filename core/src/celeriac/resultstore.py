@@ -241,7 +241,7 @@ class ResultStore:
                     on_interval()
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
-                    raise TimeoutError(self._timeout_text(waiting, timeout))
+                    raise TimeoutError(self._timeout_text(plugin, waiting, timeout))
                 if self._missing_hint is not None and now >= hint_at:
                     hint_at = now + 2.0
                     for task_id in waiting:
@@ -294,10 +294,15 @@ class ResultStore:
         return self.plugin
 
     @staticmethod
-    def _timeout_text(waiting: dict[str, None], timeout: float | None) -> str:
+    def _timeout_text(plugin: ResultBackend, waiting: dict[str, None], timeout: float | None) -> str:
         first = next(iter(waiting))
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        return f"The operation timed out: no result of {first}{more} within {timeout} s."
+        text = f"The operation timed out: no result of {first}{more} within {timeout} s."
+        if "replies" in plugin.abilities or plugin.fetch([first]):
+            return text
+        return (
+            f"{text} Nothing is known of it yet: does a worker run that consumes its queue and has this result backend?"
+        )
 
 
 def pending(task_id: str) -> Document:

@@ -207,7 +207,13 @@ def test_retries_used_up_without_a_cause_say_so(app: Celery) -> None:
 def test_autoretry_with_its_exceptions(app: Celery) -> None:
     seen: list[int] = []
 
-    @app.task(bind=True, autoretry_for=(OSError,), dont_autoretry_for=(FileNotFoundError,), max_retries=3, retry_backoff=True)
+    @app.task(
+        bind=True,
+        autoretry_for=(OSError,),
+        dont_autoretry_for=(FileNotFoundError,),
+        max_retries=3,
+        retry_backoff=True,
+    )
     def fetch(self: Any, missing: bool) -> str:
         seen.append(self.request.retries)
         if missing:
