@@ -138,8 +138,8 @@ class Task(Generic[P, R]):
             link, link_error: Signatures to call when it has returned, or failed.
             shadow: The name to show in logs and monitors.
             options: `countdown` (seconds), `eta` (datetime), `expires` (seconds or datetime), `queue`, `exchange`,
-                `routing_key`, `priority` (0-9), `serializer`, `compression`, `headers`, `time_limit`, `soft_time_limit`,
-                `ignore_result`, `retry`, `retry_policy`, `reply_to`, `add_to_parent` and so on; others go to the broker.
+                `routing_key`, `priority` (0-9), `serializer`, `compression`, `headers`, `ignore_result`, `reply_to`,
+                `time_limit`, `soft_time_limit`, `retry`, `retry_policy`, `add_to_parent`; others go to the broker.
         Returns:
             The result to be, once the broker has taken the message.
         Raises:
