@@ -84,10 +84,31 @@ def progress(self: Any, steps: int) -> str:
 @app.task(bind=True)
 def about_me(self: Any, *args: Any, **kwargs: Any) -> Any:
     request = self.request
-    names = """
-        id task args kwargs retries eta expires is_eager called_directly hostname origin root_id parent_id group
-        correlation_id reply_to delivery_info headers timelimit utc argsrepr kwargsrepr attempt
-    """.split()
+    names = [
+        "id",
+        "task",
+        "args",
+        "kwargs",
+        "retries",
+        "eta",
+        "expires",
+        "is_eager",
+        "called_directly",
+        "hostname",
+        "origin",
+        "root_id",
+        "parent_id",
+        "group",
+        "correlation_id",
+        "reply_to",
+        "delivery_info",
+        "headers",
+        "timelimit",
+        "utc",
+        "argsrepr",
+        "kwargsrepr",
+        "attempt",
+    ]
     return {name: getattr(request, name) for name in names}
 
 

@@ -15,10 +15,27 @@ from celeriac.spec.data import Payload, Route
 
 ROUTE = Route("celery", "", "direct", "celery")
 # The headers of protocol 2, in the order in which Celery 5.7 writes them.
-HEADERS = """
-    lang task id shadow eta expires group group_index retries timelimit root_id parent_id argsrepr kwargsrepr origin
-    ignore_result replaced_task_nesting stamped_headers stamps
-""".split()
+HEADERS = [
+    "lang",
+    "task",
+    "id",
+    "shadow",
+    "eta",
+    "expires",
+    "group",
+    "group_index",
+    "retries",
+    "timelimit",
+    "root_id",
+    "parent_id",
+    "argsrepr",
+    "kwargsrepr",
+    "origin",
+    "ignore_result",
+    "replaced_task_nesting",
+    "stamped_headers",
+    "stamps",
+]
 
 
 @pytest.fixture

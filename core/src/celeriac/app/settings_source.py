@@ -377,7 +377,7 @@ def _read_typed(name: str, text: str) -> Any:
     kind, text = match.groups()
     try:
         if kind in _JSON_TYPES:
-            value = json.loads(text)
+            value: Any = json.loads(text)
             if not isinstance(value, _JSON_TYPES[kind]):
                 raise ValueError("it is another type")
             return tuple(value) if kind == "tuple" else value
