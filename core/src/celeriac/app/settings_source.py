@@ -17,7 +17,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, cast, Final
 
 from celeriac.app.settings_table import NOT_YET, TABLE, Setting
 from celeriac.exceptions import CeleriacError, CeleriacWarning, ImproperlyConfigured, SettingError, join_words
@@ -380,7 +380,7 @@ def _read_typed(name: str, text: str) -> Any:
             value: Any = json.loads(text)
             if not isinstance(value, _JSON_TYPES[kind]):
                 raise ValueError("it is another type")
-            return tuple(value) if kind == "tuple" else value
+            return tuple(cast("list[Any]", value)) if kind == "tuple" else value
         if kind == "int":
             return int(text)
         if kind == "float":

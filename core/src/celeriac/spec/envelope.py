@@ -22,7 +22,10 @@ from celeriac.spec.data import Head, Malformed, Payload, Route
 MAX_ENVELOPE_BYTES: Final = 256 * 1024 * 1024
 MAX_HEADERS: Final = 256
 #: kombu's names for how a body sits in the envelope.
-_BODY_DECODERS: Final[dict[Any, Callable[[str], bytes]]] = {"base64": binascii.a2b_base64, None: lambda text: text.encode("utf-8")}
+_BODY_DECODERS: Final[dict[Any, Callable[[str], bytes]]] = {
+    "base64": binascii.a2b_base64,
+    None: lambda text: text.encode("utf-8"),
+}
 
 
 class _HeadHeaders(Struct):
