@@ -46,6 +46,11 @@ def test_the_demo_runs_on_threads_too(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_demo_runs_on_a_broker_that_is_named(tmp_path: Path, redis_url: str) -> None:
+    done = run_demo(tmp_path, "--broker", redis_url, "--backend", redis_url)
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_worker_that_does_not_start_fails_the_demo_with_its_words(tmp_path: Path) -> None:
     done = run_demo(tmp_path, "--pool", "nonsense")
     assert done.returncode == 1, done.stdout
