@@ -17,7 +17,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, cast, Final
+from typing import Any, Final, cast
 
 from celeriac.app.settings_table import NOT_YET, TABLE, Setting
 from celeriac.exceptions import CeleriacError, CeleriacWarning, ImproperlyConfigured, SettingError, join_words
