@@ -32,24 +32,29 @@ AMQP_ON_PAGE = "amqp://guest:guest@localhost:5672//"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def walk_through(tmp_path: Path, broker: str, urls: dict[str, str]) -> None:
+def walk_through(tmp_path: Path, broker: str, urls: dict[str, str], page: Path = tutorial_steps.PAGE) -> int:
     walk = tutorial_steps.Walk(tmp_path, broker, urls)
     try:
-        assert walk.walk(tutorial_steps.read_steps()) > 15
+        taken: int = walk.walk(tutorial_steps.read_steps(page))
+        return taken
     finally:
         walk.close()
 
 
 def test_the_tutorial_works_with_no_server(tmp_path: Path) -> None:
-    walk_through(tmp_path, "none", {})
+    assert walk_through(tmp_path, "none", {}) > 15
 
 
 def test_the_tutorial_works_on_redis(tmp_path: Path, redis_url: str) -> None:
-    walk_through(tmp_path, "redis", {REDIS_ON_PAGE: redis_url})
+    assert walk_through(tmp_path, "redis", {REDIS_ON_PAGE: redis_url}) > 15
 
 
 def test_the_tutorial_works_on_rabbitmq(tmp_path: Path, amqp_url: str) -> None:
-    walk_through(tmp_path, "amqp", {AMQP_ON_PAGE: amqp_url})
+    assert walk_through(tmp_path, "amqp", {AMQP_ON_PAGE: amqp_url}) > 15
+
+
+def test_the_examples_of_the_readme_work(tmp_path: Path, redis_url: str) -> None:
+    assert walk_through(tmp_path, "redis", {REDIS_ON_PAGE: redis_url}, ROOT / "README.md") == 8
 
 
 def test_no_block_of_the_page_is_left_out() -> None:

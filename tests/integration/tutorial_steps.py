@@ -1,6 +1,6 @@
-"""Reads docs/tutorial.md as a list of steps, and walks through them as a newcomer would.
+"""Reads a page (docs/tutorial.md, README.md) as a list of steps, and walks through them as a newcomer would.
 
-A step is a comment and, below it, a block. The comment at the top of the page says what each word does.
+A step is a comment and, below it, a block. The comment at the top of docs/tutorial.md says what each word does.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ class Step:
     argument: str
     broker: str
     text: str
+    page: str
     line: int
 
     def __str__(self) -> str:
-        return f"docs/tutorial.md:{self.line} ({self.verb} {self.argument})"
+        return f"{self.page}:{self.line} ({self.verb} {self.argument})"
 
 
 def read_steps(page: Path = PAGE) -> list[Step]:
@@ -55,7 +56,7 @@ def read_steps(page: Path = PAGE) -> list[Step]:
     for match in _STEP.finditer(text):
         words, _, broker = match["words"].partition(" for ")
         verb, _, argument = words.partition(" ")
-        step = Step(verb, argument, broker, match["text"] or "", text.count("\n", 0, match.start()) + 1)
+        step = Step(verb, argument, broker, match["text"] or "", page.name, text.count("\n", 0, match.start()) + 1)
         if (verb, argument) == ("session", "more"):
             steps[-1] = replace(steps[-1], text=steps[-1].text + step.text)
         else:
