@@ -16,7 +16,7 @@ from celeriac.spec.data import StoredResult
 from celeriac.spec.serializer import Serializer
 from celeriac.states import FAILURE, READY_STATES, SUCCESS
 from celeriac_backend_redis.compression import compressor, decompress
-from celeriac_backend_redis.scripts import STORE, STORE_SHA
+from celeriac_backend_redis.scripts import STORE, STORE_ALONE, STORE_SHA
 from celeriac_backend_redis.watch import RedisWatch
 from celeriac_backend_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect, pack, parse_url
 
@@ -86,7 +86,7 @@ class RedisBackend:
             try:
                 self._ask([("EVALSHA", STORE_SHA, 0, *words)])
             except _NoScript:
-                self._ask([("EVAL", STORE, 0, *words)])
+                self._ask([("EVAL", STORE_ALONE, 0, *words)])
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
         """See `ResultBackend.commands`: Lua, and the words that it reads from ARGV."""
@@ -94,11 +94,14 @@ class RedisBackend:
 
     def _words(self, batch: Sequence[StoredResult]) -> list[Any]:
         words: list[Any] = []
+        state, count_at, prefix = "", 0, self._prefix
         for result in batch:
-            state = result.state
-            rank = "2" if state == SUCCESS else "1" if state in READY_STATES else "0"
-            ttl = self._failure_expires if state == FAILURE else self._expires
-            words += (self._key(result.task_id), rank, ttl, result.data)
+            if result.state != state:
+                state, count_at = result.state, len(words) + 2
+                rank = 2 if state == SUCCESS else 1 if state in READY_STATES else 0
+                words += (rank, self._failure_expires if state == FAILURE else self._expires, 0)
+            words[count_at] += 1
+            words += (prefix + result.task_id.encode(), result.data)
         return words
 
     def _key(self, task_id: str) -> bytes:

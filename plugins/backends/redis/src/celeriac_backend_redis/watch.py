@@ -40,9 +40,10 @@ class RedisWatch:
     def add(self, ids: Sequence[str]) -> None:
         """See `Watch.add`."""
         new = {self._prefix + task_id.encode(): task_id for task_id in ids}
+        connected = self._wire is not None
         self._keys.update(new)
         if new:
-            self._attempt(lambda: self._subscribe(list(new)))
+            self._attempt(lambda: self._subscribe(list(new)) if connected and self._wire is not None else None)
 
     def discard(self, ids: Sequence[str]) -> None:
         """See `Watch.discard`."""

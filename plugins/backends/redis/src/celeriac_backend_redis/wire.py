@@ -26,10 +26,6 @@ from celeriac.exceptions import ImproperlyConfigured, mask_url
 
 DEFAULT_PORT: Final = 6379
 READ_BYTES: Final = 128 * 1024
-#: What a server says while it cannot take commands or writes, in the first word of its error.
-UNABLE: Final = frozenset(
-    {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "UNBLOCKED", "MISCONF", "OOM", "BUSY"}
-)
 _ABSENT: Final = object()
 _CERT_REQS: Final = {
     "none": ssl.CERT_NONE,

@@ -45,14 +45,16 @@ def mark_lost(raw: bytes) -> bytes:
     """The message as it goes back after a delivery that was lost; unchanged if it is not an envelope."""
     try:
         message = json.loads(raw)
-        headers = message["headers"]
-        headers[ATTEMPT] = attempt_of(raw)[0] + 1
-        headers["redelivered"] = True
-        info = message["properties"]["delivery_info"]
-        if isinstance(info, dict):
-            info["redelivered"] = True
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         return raw
+    headers = message.get("headers") if isinstance(message, dict) else None
+    if not isinstance(headers, dict):
+        return raw
+    headers[ATTEMPT] = attempt_of(raw)[0] + 1
+    headers["redelivered"] = True
+    properties = message.get("properties")
+    if isinstance(properties, dict) and isinstance(info := properties.get("delivery_info"), dict):
+        info["redelivered"] = True
     return json.dumps(message).encode("utf-8")
 
 

@@ -1,61 +1,54 @@
 """The consumer: claims, waits, settles, over one connection for work and one for each list it waits on.
 
-Whatever leaves a list is recorded in the same step under a tag of this consumer (`scripts.CLAIM`), or, for a
-message that came while it waited, in its inbox, from which the next claim takes it up. Claims travel ahead: `receive`
-writes one and returns; when the answer is there, the worker is woken and calls again. A settlement is written at
-once, so it is on its way before the claim that follows it.
+Whatever leaves a list is recorded in the same step under a tag of this consumer (`scripts.CLAIM`), or, for a message
+that came while it waited, in its inbox, from which the next claim takes it up. Claims travel ahead: `receive` writes
+one and returns; when the answer is there, the worker is woken and calls again. A settlement is written at once, so it
+is on its way before the claim that follows it.
+
+A connection that breaks loses nothing, for all that was under way can be done again or looked up: a tag is settled
+once, however often that is asked, and what a claim took stands under the tags that it chose. So the consumer connects
+anew and goes on; only when that fails at once does it raise `TransportLost`.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import structlog
 from msgspec import Struct
 
-from celeriac.exceptions import TransportLost, TransportUnreachable
+from celeriac.exceptions import TransportLost
 from celeriac.spec.data import Delivery, Payload, QueueSpec, Settlement
 from celeriac.spec.envelope import read_head
 from celeriac.spec.transport import Poller
 from celeriac_broker_redis.attempts import MARK, attempt_of, mark_lost
-from celeriac_broker_redis.leases import Leases
+from celeriac_broker_redis.leases import Leases, origin
 from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Producer
 from celeriac_broker_redis.scripts import CLAIM, RETURN, Script, settle_script
-from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
+from celeriac_broker_redis.sources import Order, Source, turns
+from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, connect, pack
 
 MAX_CLAIM: Final = 1000
 MAX_CLAIM_BYTES: Final = 8 * 1024 * 1024
 MAX_ERROR_BYTES: Final = 8 * 1024
-#: How long an idle consumer lets a list wait on which it does not block (a higher priority step, a delayed message): at
-#: first, and at most.
+#: How soon an idle consumer looks where nothing wakes it (a further priority step, a delayed message): at first, and at
+#: the latest.
 IDLE_S: Final = (0.1, 1.0)
 CLOSE_S: Final = 5.0
-
-
-class Source:
-    """One list: of which queue, and how an entry of `unacked` ends for a message from it."""
-
-    __slots__ = ("key", "queue", "tail")
-
-    def __init__(self, queue: str, key: str) -> None:
-        self.queue = queue
-        self.key = key
-        self.tail = f', "", {json.dumps(queue)}]'
-
-
-class Order(Struct, frozen=True):
-    """The sources in the order in which one claim asks them, and that claim's words."""
-
-    sources: list[Source]
-    keys: list[str]
-    tails: list[str]
-    delayed_keys: list[str]
-    delayed_words: list[str]
+#: A second loss within so long is the worker's to deal with: it backs off, we do not.
+MEND_INTERVAL_S: Final = 1.0
+#: Errors with which a server refuses to write for the time being: the settlement is offered again after a pause.
+REFUSALS: Final = frozenset({"OOM", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN"})
+REFUSED_S: Final = (0.5, 5.0)
+#: Each consumer of a transport numbers its deliveries from another multiple of this, so that a tag of an old one means
+#: nothing to a new one. Lua writes whole numbers below 10**14 as they are.
+NUMBERS: Final = 10**11
+NUMBERINGS: Final = 900
 
 
 class Adoption(Struct, frozen=True):
@@ -79,7 +72,7 @@ class Waiting:
 
 
 class Claim(Struct, frozen=True):
-    """A claim on its way."""
+    """A claim on its way; its messages get consecutive numbers from `number` on."""
 
     number: int
     limit: int
@@ -95,10 +88,21 @@ class Settled(Struct, frozen=True):
 
 
 class RedisConsumer:
-    """See `celeriac.spec.Consumer`. Made by the transport, with its queues declared."""
+    """See `celeriac.spec.Consumer`. Made by the transport, with its queues declared.
+
+    Args:
+        serial: Tells this consumer from the transport's others.
+    """
 
     def __init__(
-        self, conf: Configuration, producer: Producer, queues: Sequence[QueueSpec], *, owner: str, poller: Poller
+        self,
+        conf: Configuration,
+        producer: Producer,
+        queues: Sequence[QueueSpec],
+        *,
+        owner: str,
+        poller: Poller,
+        serial: int,
     ) -> None:
         self._conf = conf
         self._keys = conf.keys
@@ -106,11 +110,11 @@ class RedisConsumer:
         self._owner = owner
         self._poller = poller
         self._queues = list(dict.fromkeys(queue.name for queue in queues))
-        self._orders: list[Order] = []
+        self._turns = turns(conf.keys, conf.options, self._queues)
         self._turn = 0
         self.token = secrets.token_hex(6)
         self._tag = (self.token + ":%d").encode()
-        self._number = 0
+        self._number = serial % NUMBERINGS * NUMBERS
         #: number → (source, raw) of what was handed out and is not settled
         self._held: dict[int, tuple[Source, bytes]] = {}
         self._odd: set[int] = set()
@@ -120,30 +124,39 @@ class RedisConsumer:
         self._pending: deque[Claim | Settled] = deque()
         self._claiming = False
         self._waits: list[Waiting] = []
+        #: The last claim found less than it asked for: wait rather than ask again.
         self._dry = False
-        self._wake_at = 0.0
         self._idle_s = IDLE_S[0]
         self._next_due: float | None = None
-        self._stopping = self._closed = False
+        self._refused: list[Settled] = []
+        self._refused_s = REFUSED_S[0]
+        self._offer_at = 0.0
+        self._mended_at = 0.0
+        self._stopping = False
+        self.closed = False
+        #: Whether `close` could tell the server.
+        self.clean = False
         self._settle_scripts: dict[str, Script] = {}
-        self._leases = Leases(conf, self.token, owner)
-        self._wire = self._open()
+        self._leases = Leases(conf, self.token)
+        self._leases.open()
+        self._wire = self._dial()
+        poller.watch(self._wire.fileno())
 
-    # the contract
+    # receiving
 
     @property
     def poll_interval_s(self) -> float | None:
         """Descriptors wake the worker; it also asks now and then, and so finds out when the server fell silent."""
-        return 5.0 if self._waits else IDLE_S[1]
+        return 5.0 if self._waits and not self._refused else IDLE_S[1]
 
     def receive(self, limit: int) -> list[Delivery]:
         """See `Consumer.receive`."""
         try:
             self._hear()
-            if limit > 0 or self._to_adopt:
-                self._ask(limit)
+            self._ask(limit)
         except WireLost as exc:
-            raise self._lost(exc) from exc
+            self._mend(exc)
+            self._attempt(lambda: self._ask(limit))
         ready = self._ready
         if not ready:
             return []
@@ -153,57 +166,6 @@ class RedisConsumer:
             del ready[limit:]
         return ready
 
-    def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
-        """See `Consumer.settle`."""
-        acks: list[bytes] = []
-        odd = False
-        others: list[Any] = []
-        held = self._held
-        tag = self._tag
-        for settlement in batch:
-            number = settlement.tag
-            if settlement.verb == "ack":
-                if held.pop(number, None) is not None:
-                    acks.append(tag % number)
-                    if number in self._odd:
-                        self._odd.discard(number)
-                        odd = True
-            elif number in held:
-                others += self._ending(settlement)
-        if publish or joined is not None:
-            self._post(1, self._settling(acks, others, batch, publish, joined))
-        elif acks:
-            self._post(*self._acknowledging(acks, odd))
-        if others:
-            self._post(
-                1, self._script(RETURN, [self._keys.index, self._keys.unacked, self._keys.odd], ["", "", "", *others])
-            )
-
-    def flush(self, timeout_s: float) -> None:
-        """See `Consumer.flush`."""
-        deadline = time.monotonic() + timeout_s
-        try:
-            while any(type(entry) is Settled for entry in self._pending):
-                if not self._wire.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    raise WireLost(f"{self._conf.address} did not answer within {timeout_s} s")
-                self._hear()
-        except WireLost as exc:
-            raise self._lost(exc) from exc
-
-    def renew(self) -> list[Any]:
-        """See `Consumer.renew`. Also looks after consumers that are gone. Called from a thread of its own."""
-        try:
-            held = [number for number in list(self._held) if number not in self._adopting]
-            lost = self._leases.renew([self._tag % number for number in held])
-            missing = [held[position] for position in lost if held[position] in self._held]
-            self._leases.sweep()
-        except (WireLost, ReplyError) as exc:
-            raise self._lost(exc) from exc
-        return missing
-
-    def resize(self, window: int) -> None:
-        """Nothing to do: each claim says how many."""
-
     def subscribe(self, queue: QueueSpec) -> None:
         """See `Consumer.subscribe`. The transport's `declare` writes the binding."""
         if queue.name not in self._queues:
@@ -212,83 +174,116 @@ class RedisConsumer:
 
     def unsubscribe(self, queue: str) -> None:
         """See `Consumer.unsubscribe`."""
-        if queue not in self._queues:
-            return
-        self._queues.remove(queue)
-        self._reorder()
-        try:
-            self._quiet([wait for wait in self._waits if wait.source.queue == queue])
-        except WireLost as exc:
-            raise self._lost(exc) from exc
+        if queue in self._queues:
+            self._queues.remove(queue)
+            self._reorder()
+            self._attempt(lambda: self._end_waits([wait for wait in self._waits if wait.source.queue == queue]))
 
-    def stop(self) -> None:
-        """See `Consumer.stop`."""
-        if self._stopping:
-            return
-        self._stopping = True
-        try:
-            self._quiet(self._waits)
-            deadline = time.monotonic() + self._conf.address.timeout_s
-            while self._claiming:
-                self._wire.wait(deadline - time.monotonic())
-                self._hear()
-            self._ask(0)
-            ready, self._ready = self._ready, []
-            self._give_back([delivery.tag for delivery in ready])
-        except WireLost as exc:
-            raise self._lost(exc) from exc
+    def _reorder(self) -> None:
+        self._turns = turns(self._keys, self._conf.options, self._queues)
+        self._turn = 0
+        self._dry = False
 
-    def close(self) -> None:
-        """See `Consumer.close`. What cannot be given back now comes back when the lease ends."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self.stop()
-            self._give_back(list(self._held), lost=True)
-            self.flush(CLOSE_S)
-            self._leases.end()
-        except (TransportLost, WireLost, ReplyError):
-            pass  # the server cannot be told; others find the messages when the lease ends
-        self._drop()
+    def resize(self, window: int) -> None:
+        """Nothing to do: each claim says how many."""
 
-    def abandon(self) -> None:
-        """In a forked child: forget the descriptors without a word to server or poller."""
-        self._closed = True
-        for wire in (self._wire, *(wait.wire for wait in self._waits)):
-            wire.close()
-        self._leases.abandon()
+    # settling
 
-    # connections
+    def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
+        """See `Consumer.settle`."""
+        acks: list[bytes] = []
+        odd = False
+        others: list[Settlement] = []
+        held, tag = self._held, self._tag
+        for settlement in batch:
+            number = settlement.tag
+            if settlement.verb != "ack":
+                if number in held:
+                    others.append(settlement)
+            elif held.pop(number, None) is not None:
+                acks.append(tag % number)
+                if number in self._odd:
+                    self._odd.discard(number)
+                    odd = True
+        if publish or joined is not None:
+            if acks or others or not batch:
+                self._post(1, self._settling(acks, odd, others, publish, joined))
+        elif acks:
+            self._post(*self._acknowledging(acks, odd))
+        if others:
+            self._post(1, self._ending(others))
 
-    def _dial(self) -> Wire:
-        return connect(self._conf.address, name=f"celeriac:{self.token}")
+    def flush(self, timeout_s: float) -> None:
+        """See `Consumer.flush`."""
+        deadline = time.monotonic() + timeout_s
+        while self._refused or any(type(entry) is Settled for entry in self._pending):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TransportLost(f"{self._conf.address} did not take the last settlements within {timeout_s} s.")
+            self._attempt(lambda left=left: self._listen(left))  # type: ignore[misc]
 
-    def _open(self) -> Wire:
-        try:
-            wire = self._dial()
-            self._leases.open()
-        except WireUnreachable as exc:
-            raise TransportUnreachable(str(exc), url=self._conf.url, hint=exc.hint) from exc
-        except (WireLost, ReplyError) as exc:
-            raise TransportLost(f"{exc}.") from exc
-        self._poller.watch(wire.fileno())
-        self._reorder()
-        return wire
+    def _listen(self, timeout_s: float) -> None:
+        self._offer_again()
+        self._wire.wait(min(timeout_s, REFUSED_S[0]))
+        self._hear()
 
-    def _drop(self) -> None:
-        for wire in (self._wire, *(wait.wire for wait in self._waits)):
-            if wire.fileno() >= 0:
-                self._poller.unwatch(wire.fileno())
-            wire.close()
-        self._waits.clear()
-        self._leases.abandon()
+    def _acknowledging(self, acks: list[bytes], odd: bool) -> tuple[int, bytes]:
+        """The commonest settlement, without a script."""
+        data = pack(("HDEL", self._keys.unacked, *acks)) + pack(("ZREM", self._keys.index, *acks))
+        return (3, data + pack(("HDEL", self._keys.odd, *acks))) if odd else (2, data)
 
-    def _lost(self, exc: Exception) -> TransportLost:
-        return TransportLost(f"{exc}.")
+    def _settling(
+        self, acks: list[bytes], odd: bool, others: list[Settlement], publish: Sequence[Payload], joined: Any
+    ) -> bytes:
+        """The script call that stores results, publishes and acknowledges; see `scripts.SETTLE`."""
+        text, joined_words = joined if joined is not None else ("", ())
+        script = self._settle_scripts.get(text)
+        if script is None:
+            script = self._settle_scripts[text] = settle_script(text)
+            self._leases.load(script)
+        tags = acks + [self._tag % settlement.tag for settlement in others]
+        words: list[Any] = []
+        if publish:
+            exchanges = self._producer.exchanges(publish)
+            for command in self._producer.commands(publish, self._leases.tables(exchanges) if exchanges else None):
+                words += (len(command), *command)
+        sizes = (len(tags), len(acks), len(words), int(odd))
+        return self._script(script, self._records, [*sizes, *tags, *words, *joined_words])
+
+    def _ending(self, settlements: Sequence[Settlement]) -> bytes:
+        """The script call that sends messages elsewhere; see `scripts.RETURN`."""
+        words: list[Any] = ["", "", ""]
+        for settlement in settlements:
+            source, raw = self._held.pop(settlement.tag)
+            self._odd.discard(settlement.tag)
+            words += (self._tag % settlement.tag, *self._end(settlement, source, raw))
+        return self._script(RETURN, self._records, words)
+
+    def _end(self, settlement: Settlement, source: Source, raw: bytes) -> tuple[Any, ...]:
+        """Verb, target, number of words, and words."""
+        if settlement.verb == "dead":
+            error = settlement.error.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
+            why = ("reason", settlement.reason, "error", error)
+            fields = ("raw", raw, *why, "attempt", attempt_of(raw)[0], "owner", self._owner)
+            return ("dead", self._keys.dead(source.queue), len(fields), *fields)
+        if settlement.started:
+            raw = mark_lost(raw)
+        if settlement.due is not None and settlement.due > time.time():
+            member = self._producer.delayed_member(source.step, raw)
+            return ("delay", self._keys.delayed(source.queue), 2, settlement.due, member)
+        return ("next", source.key, 1, raw)
+
+    def _give_back(self, numbers: Sequence[int], *, lost: bool = False) -> None:
+        """Return deliveries, the last one first, so that the first is served first."""
+        if numbers:
+            self.settle([Settlement(number, "requeue", started=lost) for number in reversed(numbers)])
+
+    @property
+    def _records(self) -> tuple[str, str, str]:
+        return (self._keys.index, self._keys.unacked, self._keys.odd)
 
     def _script(self, script: Script, keys: Sequence[Any], words: Sequence[Any]) -> bytes:
-        return bytes(pack(("EVALSHA", script.sha, len(keys), *keys, *words)))
+        return pack(("EVALSHA", script.sha, len(keys), *keys, *words))
 
     def _post(self, replies: int, data: bytes) -> None:
         """Write a settlement."""
@@ -296,7 +291,86 @@ class RedisConsumer:
         try:
             self._wire.write(data)
         except WireLost as exc:
+            self._mend(exc)  # which writes again all that is pending
+
+    def _not_settled(self, entry: Settled, error: ReplyError) -> None:
+        """Keep a settlement that the server refuses for now; see `_check` for other errors."""
+        if error.code not in REFUSALS:
+            self._check(error)
+        self._refused.append(entry)
+        self._offer_at = time.monotonic() + self._refused_s
+        self._refused_s = min(self._refused_s * 2, REFUSED_S[1])
+
+    def _offer_again(self) -> None:
+        """Write the refused settlements again, when it is time."""
+        if self._refused and time.monotonic() >= self._offer_at:
+            refused, self._refused = self._refused, []
+            self._pending.extend(refused)
+            self._wire.write(b"".join(entry.data for entry in refused))
+
+    # living and ending
+
+    def renew(self) -> list[Any]:
+        """See `Consumer.renew`. Also looks after consumers that are gone. Called from a thread of its own."""
+        try:
+            held = [number for number in list(self._held) if number not in self._adopting]
+            positions = self._leases.renew([self._tag % number for number in held])
+            lost = [held[position] for position in positions if held[position] in self._held]
+            self._leases.sweep()
+        except (WireLost, ReplyError) as exc:
             raise self._lost(exc) from exc
+        if self._pending and time.monotonic() - self._wire.last_heard > 2 * self._conf.address.timeout_s:
+            self._wire.shutdown()  # it fell silent: now the worker's descriptor says so
+        return lost
+
+    def inherit(self, old: RedisConsumer) -> None:
+        """Return at once what a consumer of this process held that could not say goodbye.
+
+        Raises:
+            WireLost, ReplyError: As they say.
+        """
+        self._leases.disown(old.token)
+        self._leases.sweep()
+
+    def stop(self) -> None:
+        """See `Consumer.stop`."""
+        if not self._stopping:
+            self._stopping = True
+            self._attempt(self._end_claims)
+            ready, self._ready = self._ready, []
+            self._give_back([delivery.tag for delivery in ready])
+
+    def close(self) -> None:
+        """See `Consumer.close`. What cannot be given back now comes back when the lease ends."""
+        if self.closed:
+            return
+        try:
+            self.stop()
+            self._give_back(list(self._held), lost=True)
+            self.flush(CLOSE_S)
+            self._leases.end()
+            self.clean = True
+        except (TransportLost, WireLost, ReplyError):
+            pass  # the server cannot be told; others find the messages when the lease ends
+        self.closed = True
+        self._hang_up()
+        self._leases.abandon()
+
+    def abandon(self) -> None:
+        """In a forked child: forget the descriptors without a word to server or poller."""
+        self.closed = self.clean = True
+        for wire in (self._wire, *(wait.wire for wait in self._waits)):
+            wire.close()
+        self._leases.abandon()
+
+    def _end_claims(self) -> None:
+        self._end_waits(self._waits)
+        deadline = time.monotonic() + self._conf.address.timeout_s
+        while self._claiming:
+            if not self._wire.wait(deadline - time.monotonic()):
+                raise WireLost(f"{self._conf.address} did not answer in time")
+            self._hear()
+        self._ask(0)  # what an inbox still holds
 
     # hearing
 
@@ -312,37 +386,41 @@ class RedisConsumer:
                     self._woken(wait, reply)
 
     def _answered(self, replies: list[Any]) -> None:
-        at = 0
+        pending, at = self._pending, 0
         while at < len(replies):
-            entry = self._pending[0]
+            entry = pending[0]
             if type(entry) is Claim:
-                self._pending.popleft()
+                pending.popleft()
                 self._claimed(entry, replies[at])
                 at += 1
                 continue
             assert type(entry) is Settled
             got = replies[at : at + entry.replies]
             at += len(got)
+            if len(got) == entry.replies:
+                pending.popleft()
+            else:
+                pending[0] = Settled(entry.replies - len(got), entry.data)
             for reply in got:
                 if isinstance(reply, ReplyError):
-                    raise WireLost(f"{self._conf.address} answered: {reply}") from reply
-            if len(got) == entry.replies:
-                self._pending.popleft()
+                    self._not_settled(entry, reply)
+                    break
             else:
-                self._pending[0] = Settled(entry.replies - len(got), entry.data)
+                self._refused_s = REFUSED_S[0]
 
     def _claimed(self, claim: Claim, reply: Any) -> None:
         self._claiming = False
         if isinstance(reply, ReplyError):
-            raise WireLost(f"{self._conf.address} answered: {reply}") from reply
+            self._pending.appendleft(claim)  # for `_catch_up`
+            self._check(reply)
         for adoption in claim.adoptions:
             self._adopting.pop(adoption.number, None)
-        now = time.monotonic()
-        self._next_due = now + reply[0] / 1000 if reply[0] >= 0 else None
+        self._next_due = time.monotonic() + reply[0] / 1000 if reply[0] >= 0 else None
+        if reply[1]:
+            structlog.get_logger(__name__).error("queue.unreadable", queues=self._queues, error=reply[1].decode())
         number, size = claim.number, 0
         for group in reply[2:]:
-            source = claim.order.sources[group[0] - 1]
-            size += self._deliver(source, group[1:], number)
+            size += self._deliver(claim.order.sources[group[0] - 1], group[1:], number)
             number += len(group) - 1
         got = number - claim.number
         self._dry = got < claim.limit and size < MAX_CLAIM_BYTES
@@ -371,35 +449,49 @@ class RedisConsumer:
         if isinstance(reply, ReplyError):
             if reply.code == "UNBLOCKED":
                 return
-            raise WireLost(f"{self._conf.address} answered: {reply}") from reply
+            self._check(reply)
         self._dry = False
         if reply is None:
             self._idle_s = min(self._idle_s * 2, IDLE_S[1])
-            return
-        self._idle_s = IDLE_S[0]
-        adoption = Adoption(self._number, wait.source, wait.inbox)
+        else:
+            self._idle_s = IDLE_S[0]
+            self._adopt(wait.source, wait.inbox, reply)
+
+    def _adopt(self, source: Source, inbox: str, raw: bytes) -> None:
+        """Deliver a message that lies in an inbox; the next claim takes it up from there."""
+        adoption = Adoption(self._number, source, inbox)
         self._number += 1
         self._adopting[adoption.number] = adoption
         self._to_adopt.append(adoption)
-        self._deliver(wait.source, [reply], adoption.number)
+        self._deliver(source, [raw], adoption.number)
+
+    def _check(self, error: ReplyError) -> None:
+        """An error that ends this connection.
+
+        Raises:
+            WireLost: The server has forgotten our scripts (it was restarted, or told to); mending tells it again.
+            TransportLost: Any other.
+        """
+        if error.code == "NOSCRIPT":
+            raise WireLost("the server has forgotten our scripts") from error
+        raise TransportLost(f"{self._conf.address} answered: {error}") from error
 
     # asking
 
     def _ask(self, limit: int) -> None:
         """Claim up to what is missing, or wait if the lists were empty a moment ago."""
+        self._offer_again()
         if self._claiming:
             return
+        room = 0 if self._stopping or self._refused else limit - len(self._ready) - self._armed()
         if self._dry and not self._to_adopt and (self._next_due is None or time.monotonic() < self._next_due):
-            self._arm(limit - len(self._ready))
-            return
-        room = 0 if self._stopping else min(limit - len(self._ready) - self._armed(), MAX_CLAIM)
-        if room <= 0 and not self._to_adopt:
-            return
-        self._claim(max(room, 0))
+            self._arm(room)
+        elif room > 0 or self._to_adopt:
+            self._claim(min(max(room, 0), MAX_CLAIM))
 
     def _claim(self, limit: int) -> None:
-        order = self._orders[self._turn]
-        self._turn = (self._turn + 1) % len(self._orders)
+        order = self._turns[self._turn]
+        self._turn = (self._turn + 1) % len(self._turns)
         adoptions, self._to_adopt = self._to_adopt, []
         keys = self._keys
         data = pack(
@@ -418,20 +510,19 @@ class RedisConsumer:
         self._claiming = True
         self._wire.write(data)
 
+    # waiting
+
     def _armed(self) -> int:
         return sum(wait.armed_until is not None for wait in self._waits)
 
     def _arm(self, room: int) -> None:
         """Block on as many lists as there is room for messages."""
-        if self._stopping:
+        if room <= 0:
             return
-        sources = self._orders[self._turn].sources[: len(self._queues)][: self._conf.options.max_waits]
+        order = self._turns[self._turn]
         armed = {wait.source.key for wait in self._waits if wait.armed_until is not None}
-        room -= len(armed)
-        for source in sources:
-            if room <= 0:
-                break
-            if source.key not in armed:
+        for source in order.sources[: min(order.first, self._conf.options.max_waits)]:
+            if room > 0 and source.key not in armed:
                 self._block(self._waiting(source))
                 room -= 1
 
@@ -448,14 +539,13 @@ class RedisConsumer:
             if wait.source.key == source.key:
                 return wait
         wire = self._dial()
-        inbox = self._keys.inbox(self.token, source.key)
         wire.call("SADD", self._keys.waits(self.token), source.key)
-        wait = Waiting(wire, source, inbox)
+        wait = Waiting(wire, source, self._keys.inbox(self.token, source.key))
         self._waits.append(wait)
         self._poller.watch(wire.fileno())
         return wait
 
-    def _quiet(self, waits: Iterable[Waiting]) -> None:
+    def _end_waits(self, waits: Iterable[Waiting]) -> None:
         """End these waits; what they brought at the last moment is among the ready ones."""
         for wait in list(waits):
             if wait.armed_until is not None:
@@ -466,73 +556,97 @@ class RedisConsumer:
             wait.wire.close()
             self._waits.remove(wait)
 
-    def _reorder(self) -> None:
-        """Work out the claims' words for each turn."""
-        queues, steps = self._queues, self._keys.steps
-        if self._conf.options.order == "sorted":
-            queues = sorted(queues)
-        turns = len(queues) if self._conf.options.order == "round_robin" else 1
-        sources = {(queue, step): Source(queue, self._keys.list_key(queue, step)) for queue in queues for step in steps}
-        self._orders = []
-        for turn in range(max(1, turns)):
-            turned = queues[turn:] + queues[:turn]
-            ordered = [sources[queue, step] for step in steps for queue in turned]
-            delayed = turned if self._conf.options.delay else []
-            self._orders.append(
-                Order(
-                    ordered,
-                    [source.key for source in ordered],
-                    [source.tail for source in ordered],
-                    [self._keys.delayed(queue) for queue in delayed],
-                    [word for queue in delayed for word in (self._keys.list_key(queue), self._keys.sep)],
-                )
-            )
-        self._turn = 0
-        self._dry = False
+    # connections, and mending them
 
-    # settling
+    def _dial(self) -> Wire:
+        return connect(self._conf.address, name=f"celeriac:{self.token}")
 
-    def _acknowledging(self, acks: list[bytes], odd: bool) -> tuple[int, bytes]:
-        data = pack(("HDEL", self._keys.unacked, *acks)) + pack(("ZREM", self._keys.index, *acks))
-        if odd:
-            return 3, data + pack(("HDEL", self._keys.odd, *acks))
-        return 2, data
+    def _hang_up(self) -> list[int]:
+        """Let go of all connections but the lease's; returns the server's numbers for them."""
+        wires = [self._wire, *(wait.wire for wait in self._waits)]
+        for wire in wires:
+            if wire.fileno() >= 0:
+                self._poller.unwatch(wire.fileno())
+            wire.close()
+        self._waits.clear()
+        return [wire.client_id for wire in wires]
 
-    def _settling(
-        self, acks: list[bytes], others: list[Any], batch: Sequence[Settlement], publish: Sequence[Payload], joined: Any
-    ) -> bytes:
-        """The script call that stores results, publishes and acknowledges; see `scripts.SETTLE`."""
-        text, joined_words = joined if joined is not None else ("", ())
-        script = self._settle_scripts.get(text)
-        if script is None:
-            script = self._settle_scripts[text] = settle_script(text)
-            self._leases.load(script)
-        tags = acks + [self._tag % settlement.tag for settlement in batch if settlement.verb != "ack"]
-        words: list[Any] = []
-        for command in self._producer.commands(publish, self._leases.tables(self._producer.exchanges(publish))):
-            words += (len(command), *command)
-        keys = [self._keys.index, self._keys.unacked, self._keys.odd]
-        return self._script(script, keys, [len(tags), len(acks), len(words), *tags, *words, *joined_words])
+    def _lost(self, exc: Exception) -> TransportLost:
+        return TransportLost(f"{exc}.")
 
-    def _ending(self, settlement: Settlement) -> list[Any]:
-        """The words by which `scripts.RETURN` ends one delivery that is not acknowledged."""
-        source, raw = self._held.pop(settlement.tag)
-        self._odd.discard(settlement.tag)
-        tag = self._tag % settlement.tag
-        if settlement.verb == "dead":
-            error = settlement.error.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
-            words: list[Any] = ["raw", raw, "reason", settlement.reason, "error", error]
-            words += ["attempt", attempt_of(raw)[0], "owner", self._owner]
-            return [tag, "dead", self._keys.dead(source.queue), len(words), *words]
-        if settlement.started:
-            raw = mark_lost(raw)
-        if settlement.due is not None and settlement.due > time.time():
-            step = next((s for s in self._keys.steps if self._keys.list_key(source.queue, s) == source.key), 0)
-            member = self._producer.delayed_member(step, raw)
-            return [tag, "delay", self._keys.delayed(source.queue), 2, settlement.due, member]
-        return [tag, "next", source.key, 1, raw]
+    def _attempt(self, act: Callable[[], None]) -> None:
+        """Do it; if the connection breaks, mend it and do it once more."""
+        try:
+            act()
+            return
+        except WireLost as exc:
+            self._mend(exc)
+        try:
+            act()
+        except WireLost as exc:
+            raise self._lost(exc) from exc
 
-    def _give_back(self, numbers: Sequence[int], *, lost: bool = False) -> None:
-        """Return deliveries, the last one first, so that the first is served first."""
-        if numbers:
-            self.settle([Settlement(number, "requeue", started=lost) for number in reversed(numbers)])
+    def _mend(self, exc: WireLost) -> None:
+        """Connect anew, and go on where the old connections stopped.
+
+        Raises:
+            TransportLost: It cannot be done now.
+        """
+        now = time.monotonic()
+        if now - self._mended_at < MEND_INTERVAL_S:
+            raise self._lost(exc) from exc
+        self._mended_at = now
+        inboxes = [(wait.source, wait.inbox) for wait in self._waits]
+        old = self._hang_up()
+        try:
+            self._wire = self._dial()
+            self._poller.watch(self._wire.fileno())
+            self._leases.open()
+            for script in self._settle_scripts.values():
+                self._leases.load(script)
+            # What we wrote on the old connections may still be on its way: not after this. An error says that one is
+            # gone already, or that we may not; then we have closed it, which is the next best.
+            self._wire.write(b"".join(pack(("CLIENT", "KILL", "ID", client_id)) for client_id in old))
+            self._wire.read(len(old))
+            self._catch_up(inboxes)
+        except (WireLost, ReplyError) as again:
+            raise self._lost(again) from exc
+        structlog.get_logger(__name__).warning("transport.reopened", reason=str(exc))
+
+    def _catch_up(self, inboxes: Sequence[tuple[Source, str]]) -> None:
+        """Find what claims and waits brought while nobody heard, and settle again what may not have been."""
+        pending, self._pending = self._pending, deque()
+        self._claiming = self._dry = False
+        for entry in pending:
+            if type(entry) is Claim:
+                self._look_up(entry)
+        for source, inbox in inboxes:
+            raws = self._wire.call("LRANGE", inbox, 0, -1)[::-1]
+            known = sum(adoption.inbox == inbox for adoption in self._to_adopt)
+            for raw in raws[known:]:
+                self._adopt(source, inbox, raw)
+        if self._to_adopt:
+            self._claim(0)  # before their settlements, which may be among the following
+        settled = [entry for entry in pending if type(entry) is Settled]
+        self._pending.extend(settled)
+        self._wire.write(b"".join(entry.data for entry in settled))
+
+    def _look_up(self, claim: Claim) -> None:
+        """Deliver what a claim took, if it was performed; note the adoptions that were not."""
+        numbers = [*(adoption.number for adoption in claim.adoptions), *range(claim.number, claim.number + claim.limit)]
+        if not numbers:
+            return
+        tags = [self._tag % number for number in numbers]
+        entries, odds = self._wire.pipeline([("HMGET", self._keys.unacked, *tags), ("HMGET", self._keys.odd, *tags)])
+        adoptions = {adoption.number: adoption for adoption in claim.adoptions}
+        sources = {source.key: source for source in claim.order.sources}
+        for number, entry, odd in zip(numbers, entries, odds, strict=True):
+            recorded = entry is not None or odd is not None
+            if number in adoptions:
+                if recorded:
+                    self._adopting.pop(number, None)
+                else:
+                    self._to_adopt.append(adoptions[number])
+            elif recorded:
+                key, raw = origin(self._keys, entry, odd)
+                self._deliver(sources.get(key, claim.order.sources[0]), [raw], number)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from celeriac.exceptions import PublishRejected
 from celeriac.spec.data import Route
 from celeriac_broker_redis.attempts import mark_lost, priority_of
+from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Tables, binding_rows, matching
 from celeriac_broker_redis.scripts import CLAIM, EMPTY_INBOX, RENEW, RETURN, Script
@@ -31,54 +32,51 @@ FADING_S: Final = 30.0
 class Leases:
     """Keeps one consumer's lease; looks for those that ended. All methods may be called from any thread."""
 
-    def __init__(self, conf: Configuration, token: str, owner: str) -> None:
+    def __init__(self, conf: Configuration, token: str) -> None:
         self._conf = conf
         self._keys = conf.keys
         self._token = token
-        self._owner = owner
         self._lock = threading.Lock()
         self._wire: Wire | None = None
 
     def open(self) -> None:
         """Connect, teach the server our scripts, and take the lease."""
-        with self._lock:
-            self._call([("SCRIPT", "LOAD", script.text) for script in (CLAIM, RETURN, RENEW, EMPTY_INBOX)])
+        self._call([("SCRIPT", "LOAD", script.text) for script in (CLAIM, RETURN, RENEW, EMPTY_INBOX)])
         self.renew([])
 
     def load(self, script: Script) -> None:
         """Teach the server one more script."""
-        with self._lock:
-            self._call([("SCRIPT", "LOAD", script.text)])
+        self._call([("SCRIPT", "LOAD", script.text)])
 
     def tables(self, exchanges: Sequence[str]) -> Tables:
         """The bindings of these exchanges."""
         if not exchanges:
             return {}
-        with self._lock:
-            found = self._call([("SMEMBERS", self._keys.binding(exchange)) for exchange in exchanges])
+        found = self._call([("SMEMBERS", self._keys.binding(exchange)) for exchange in exchanges])
         return {
             exchange: binding_rows(members, self._keys.sep) for exchange, members in zip(exchanges, found, strict=True)
         }
 
     def unblock(self, client_id: int) -> None:
         """End another connection's wait."""
-        with self._lock:
-            self._call([("CLIENT", "UNBLOCK", client_id, "ERROR")])
+        self._call([("CLIENT", "UNBLOCK", client_id, "ERROR")])
 
     def renew(self, tags: Sequence[bytes]) -> list[int]:
         """Prove that the consumer lives; returns the positions of tags that are no longer its own."""
         words = [self._token, self._conf.options.lease_s, SENTINEL, *tags]
-        with self._lock:
-            return list(self._run(RENEW, [self._keys.index, self._keys.owners], words))
+        return list(self._run(RENEW, [self._keys.index, self._keys.owners], words))
 
     def end(self) -> None:
         """Give up the lease, after everything was given back."""
-        with self._lock:
-            self._call([("ZREM", self._keys.owners, self._token), ("DEL", self._keys.waits(self._token))])
+        self._call([("ZREM", self._keys.owners, self._token), ("DEL", self._keys.waits(self._token))])
+
+    def disown(self, token: str) -> None:
+        """End the lease of a consumer that is known to be gone; the next sweep returns what it held."""
+        self._call([("ZADD", self._keys.owners, self._now() - 1, token)])
 
     def abandon(self) -> None:
         """Let go of the connection."""
-        wire, self._wire = self._wire, None
+        wire, self._wire, self._lock = self._wire, None, threading.Lock()
         if wire is not None:
             wire.close()
 
@@ -87,15 +85,14 @@ class Leases:
     def sweep(self) -> int:
         """Return what consumers held whose lease has ended, and what Celery's workers left; how many that were."""
         keys = self._keys
-        with self._lock:
-            if not self._call([("SET", keys.sweep, self._token, "NX", "PX", SWEEP_LOCK_MS)])[0]:
-                return 0
-            now = self._now()
-            found = self._call([("ZRANGEBYSCORE", keys.owners, "-inf", now, "WITHSCORES", "LIMIT", 0, 10)])[0]
-            returned = 0
-            for token, ended in zip(found[::2], found[1::2], strict=True):
-                returned += self._rescue(token.decode(), now - float(ended))
-            return returned + self._restore_abandoned(now)
+        if not self._call([("SET", keys.sweep, self._token, "NX", "PX", SWEEP_LOCK_MS)])[0]:
+            return 0
+        now = self._now()
+        found = self._call([("ZRANGEBYSCORE", keys.owners, "-inf", now, "WITHSCORES", "LIMIT", 0, 10)])[0]
+        returned = 0
+        for token, ended in zip(found[::2], found[1::2], strict=True):
+            returned += self._rescue(token.decode(), now - float(ended))
+        return returned + self._restore_abandoned(now)
 
     def _now(self) -> float:
         seconds, micros = self._call([("TIME",)])[0]
@@ -143,38 +140,30 @@ class Leases:
         entries, odds = self._call([("HMGET", keys.unacked, *tags), ("HMGET", keys.odd, *tags)])
         words: list[Any] = []
         for tag, entry, odd in reversed(list(zip(tags, entries, odds, strict=True))):
-            for target, raw in self._targets(entry, odd):
-                words += (tag, "next", target, 1, raw)
-                break  # one entry, one list: kombu's copies for several queues are entries of their own
-            else:
-                if entry is None and odd is None:
-                    self._call([("ZREM", keys.index, tag)])
+            targets, raw = self._targets(entry, odd)
+            if targets:
+                words += (tag, "next", targets[0], len(targets), raw, *targets[1:])
+            elif entry is None and odd is None:
+                self._call([("ZREM", keys.index, tag)])
         if not words:
             return 0
         return int(self._run(RETURN, [keys.index, keys.unacked, keys.odd], [token, keys.owners, oldest, *words]))
 
-    def _targets(self, entry: bytes | None, odd: bytes | None) -> list[tuple[str, bytes]]:
-        """Where an entry's message belongs, and how it looks when it goes back."""
-        if odd is not None:
-            size, _, rest = odd.partition(b":")
-            return [(rest[: int(size)].decode(), rest[int(size) :])]
+    def _targets(self, entry: bytes | None, odd: bytes | None) -> tuple[list[str], bytes]:
+        """The lists where an entry's message belongs, and how it looks when it goes back."""
+        if entry is None and odd is None:
+            return [], b""
         if entry is None:
-            return []
+            key, raw = origin(self._keys, entry, odd)
+            return [key], raw
         try:
             message, exchange, routing_key = json.loads(entry)
-        except (ValueError, RecursionError):
-            return self._targets_of_broken(entry)
+        except (ValueError, TypeError, RecursionError):
+            key, raw = origin(self._keys, entry, odd)
+            return [key] if key else [], raw
         raw = mark_lost(json.dumps(message).encode("utf-8"))
         step = self._keys.step(priority_of(raw))
-        return [(self._keys.list_key(queue, step), raw) for queue in self._queues(exchange, routing_key)]
-
-    def _targets_of_broken(self, entry: bytes) -> list[tuple[str, bytes]]:
-        """An entry around a message that is not JSON: its tail, which we wrote, says where it came from."""
-        raw, _, tail = entry[1:-1].rpartition(b', "", "')
-        try:
-            return [(self._keys.list_key(json.loads(b'"' + tail)), raw)]
-        except ValueError:
-            return []
+        return [self._keys.list_key(queue, step) for queue in self._queues(exchange, routing_key)], raw
 
     def _queues(self, exchange: str, routing_key: str) -> list[str]:
         if not exchange:
@@ -200,12 +189,26 @@ class Leases:
 
     def _call(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Commands that may be performed twice; a connection that broke is replaced once."""
-        wire = self._wire
-        if wire is not None:
-            try:
-                return wire.pipeline(commands)
-            except WireLost:
-                wire.close()
-                self._wire = None
-        self._wire = connect(self._conf.address, name=f"celeriac:{self._token}")
-        return self._wire.pipeline(commands)
+        with self._lock:
+            wire = self._wire
+            if wire is not None:
+                try:
+                    return wire.pipeline(commands)
+                except WireLost:
+                    wire.close()
+            self._wire = None
+            self._wire = connect(self._conf.address, name=f"celeriac:{self._token}")
+            return self._wire.pipeline(commands)
+
+
+def origin(keys: Keys, entry: bytes | None, odd: bytes | None) -> tuple[str, bytes]:
+    """The list from which one of our own entries came ("" if it cannot be told), and its message, byte for byte."""
+    if odd is not None:
+        size, _, rest = odd.partition(b":")
+        return rest[: int(size)].decode(), rest[int(size) :]
+    raw, _, tail = (entry or b"")[1:-1].rpartition(b', "", ')
+    try:
+        queue = json.loads(tail)
+    except ValueError:
+        return "", raw
+    return keys.list_key(queue, keys.step(priority_of(raw))), raw

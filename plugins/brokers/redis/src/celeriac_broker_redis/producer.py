@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from celeriac.exceptions import PublishRejected
 from celeriac.spec.data import Payload, Route
@@ -17,6 +17,8 @@ from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.options import Options
 
 Command = tuple[Any, ...]
+#: Messages in one command, at most: a script can pass on about 8,000 words at once.
+PIECE: Final = 4000
 #: exchange → its bindings: (routing key, pattern, queue)
 Tables = dict[str, list[tuple[str, str, str]]]
 
@@ -65,7 +67,8 @@ class Producer:
                     others.append(("ZADD", self._keys.delayed(queue), due, self.delayed_member(step, raw)))
                 else:
                     pushes.setdefault(self._keys.list_key(queue, step), []).append(raw)
-        return [*(("LPUSH", key, *raws) for key, raws in pushes.items()), *others]
+        pieces = ((key, raws[at : at + PIECE]) for key, raws in pushes.items() for at in range(0, len(raws), PIECE))
+        return [*(("LPUSH", key, *raws) for key, raws in pieces), *others]
 
     def delayed_member(self, step: int, raw: bytes) -> bytes:
         """A message as it waits in a delayed set; two equal messages are two members."""

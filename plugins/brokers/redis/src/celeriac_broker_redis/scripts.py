@@ -125,8 +125,9 @@ return out
 #: Sends held messages elsewhere, each only if it is still held: first there, then away from here.
 #:
 #: KEYS: index, unacked, odd. ARGV: the token of an owner whose lease must have ended or "", the key of owners, the
-#: score at or below which an entry counts as abandoned or "", then for each: tag, verb (`next`, `last`, `delay`,
-#: `dead`), target key, number of words, words.
+#: score at or below which an entry counts as abandoned or "", then for each: tag, verb, target key, number of words,
+#: words. Verbs: `next` (words: message, more targets) makes it the next to be served, `delay` (due, member), `dead`
+#: (fields and values).
 #: Returns: how many were sent.
 RETURN: Final = Script(
     """
@@ -145,8 +146,9 @@ while ARGV[at] do
     held = not score or tonumber(score) <= tonumber(ARGV[3])
   end
   if held then
-    if verb == 'next' then redis.call('RPUSH', target, ARGV[at + 4])
-    elseif verb == 'last' then redis.call('LPUSH', target, ARGV[at + 4])
+    if verb == 'next' then
+      redis.call('RPUSH', target, ARGV[at + 4])
+      for more = at + 5, at + 3 + words do redis.call('RPUSH', ARGV[more], ARGV[at + 4]) end
     elseif verb == 'delay' then redis.call('ZADD', target, ARGV[at + 4], ARGV[at + 5])
     else redis.call('XADD', target, 'MAXLEN', '~', 10000, '*', unpack(ARGV, at + 4, at + 3 + words)) end
     redis.call('HDEL', unacked, tag)
@@ -201,42 +203,64 @@ return lost
 )
 
 #: What a settled batch does, in the one safe order; nothing at all when none of it is held any more.
-#: `joined` is a result backend's part: Lua that reads its own words from the table ARGV.
+#: `joined` is a result backend's part: the body of a Lua function of the table ARGV and the index of its first word.
 #:
 #: KEYS: index, unacked, odd. ARGV: number of tags (0: unconditional), number of those to acknowledge, number of words
-#: of what to publish, tags (those to acknowledge first), words to publish, words of `joined`.
+#: of what to publish, whether a message among them is odd (1) or none (0); then tags (those to acknowledge first),
+#: words to publish, words of `joined`.
 #: Words to publish: for each command its number of words, then the command.
 SETTLE: Final = """
-local function joined(ARGV)
+local function joined(ARGV, first)
 %s
 end
 local index, unacked, odd = KEYS[1], KEYS[2], KEYS[3]
 local tags, acks, words = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local held = tags == 0
-for i = 4, 3 + tags do
+local body = 5 + tags
+for i = 5, 4 + tags do
   if held then break end
   held = redis.call('HEXISTS', unacked, ARGV[i]) == 1 or redis.call('HEXISTS', odd, ARGV[i]) == 1
 end
 if not held then return 0 end
-if #ARGV > 3 + tags + words then
-  local rest = {}
-  for i = 4 + tags + words, #ARGV do rest[#rest + 1] = ARGV[i] end
-  joined(rest)
-end
-local at = 4 + tags
-while at < 4 + tags + words do
+if #ARGV >= body + words then joined(ARGV, body + words) end
+local at = body
+while at < body + words do
   local size = tonumber(ARGV[at])
   redis.call(unpack(ARGV, at + 1, at + size))
   at = at + 1 + size
 end
-for from = 4, 3 + acks, 1000 do
-  local to = math.min(from + 999, 3 + acks)
+for from = 5, 4 + acks, 1000 do
+  local to = math.min(from + 999, 4 + acks)
   redis.call('HDEL', unacked, unpack(ARGV, from, to))
-  redis.call('HDEL', odd, unpack(ARGV, from, to))
   redis.call('ZREM', index, unpack(ARGV, from, to))
+  if ARGV[4] == '1' then redis.call('HDEL', odd, unpack(ARGV, from, to)) end
 end
 return 1
 """
+
+
+#: Stores messages in several lists, or in none.
+#: ARGV: for each command its number of words, then the command: `LPUSH list message …`, `ZADD set due member` or
+#: `PUBLISH channel message`.
+SEND: Final = Script(
+    """
+local types, at = {LPUSH = 'list', ZADD = 'zset'}, 1
+while ARGV[at] do
+  local found = redis.call('TYPE', ARGV[at + 2]).ok
+  if found ~= 'none' and types[ARGV[at + 1]] and found ~= types[ARGV[at + 1]] then
+    return redis.error_reply('WRONGTYPE ' .. ARGV[at + 2] .. ' holds a ' .. found)
+  end
+  at = at + 1 + tonumber(ARGV[at])
+end
+at = 1
+while ARGV[at] do
+  local size = tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, at + size))
+  at = at + 1 + size
+end
+return 1
+"""
+)
 
 
 def settle_script(joined: str = "") -> Script:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,8 @@ from celeriac.spec.transport import Poller
 from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import Command, Producer, Tables, binding_rows, topic_pattern
-from celeriac_broker_redis.wire import UNABLE, ReplyError, Wire, WireLost, WireUnreachable, connect, pack
+from celeriac_broker_redis.scripts import SEND
+from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 ABILITIES: Final = frozenset(
@@ -48,14 +49,16 @@ class RedisTransport:
         self._producer = Producer(configuration.keys, configuration.options, configuration.address.db)
         self._pid = os.getpid()
         self._idle: deque[Wire] = deque()
-        self._consumers: weakref.WeakSet[RedisConsumer] = weakref.WeakSet()
+        #: Those that live, and those that could not say goodbye.
+        self._consumers: list[RedisConsumer] = []
+        self._serial = itertools.count()
         self.abilities = ABILITIES | {"delay"} if configuration.options.delay else ABILITIES
         self.joint: str | None = f"{JOINT}:{configuration.address.store}"
 
     # sending
 
     def send(self, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
-        """See `Transport.send`. What goes to one list travels in one command; several are one transaction."""
+        """See `Transport.send`. What goes to one list is one command; several lists are one script."""
         deadline = time.monotonic() + timeout_s
         exchanges = self._producer.exchanges(payloads)
         tables = self._tables(exchanges, timeout_s) if exchanges else None
@@ -63,20 +66,28 @@ class RedisTransport:
         if not commands:
             return
         if len(commands) == 1:
-            data, count = pack(commands[0]), 1
+            reply = self._store(commands[0], len(payloads), deadline)
         else:
-            data, count = b"".join(map(pack, [("MULTI",), *commands, ("EXEC",)])), len(commands) + 2
+            words = [word for command in commands for word in (len(command), *command)]
+            reply = self._store(("EVALSHA", SEND.sha, 0, *words), len(payloads), deadline)
+            if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
+                reply = self._store(("EVAL", SEND.text, 0, *words), len(payloads), deadline)
+        if isinstance(reply, ReplyError):
+            raise PublishRejected(f"{self._conf.address} refused {len(payloads)} message(s): {reply}")
+
+    def _store(self, command: Command, count: int, deadline: float) -> Any:
+        """Perform it once; a connection that broke on the way leaves open whether it was."""
         wire = self._acquire(deadline - time.monotonic())
         try:
-            wire.write(data, deadline - time.monotonic())
-            replies = wire.read(count, deadline - time.monotonic())
+            wire.write(pack(command), deadline - time.monotonic())
+            reply = wire.read(1, deadline - time.monotonic())[0]
         except WireLost as exc:
             wire.close()
             raise PublishUncertain(
-                f"{exc} while {len(payloads)} message(s) were on their way; they may or may not have been stored."
+                f"{exc} while {count} message(s) were on their way; they may or may not have been stored."
             ) from exc
         self._release(wire)
-        _check_stored(replies[-1] if count > 1 else replies[0], replies)
+        return reply
 
     def _tables(self, exchanges: Sequence[str], timeout_s: float) -> Tables:
         sep = self._keys.sep
@@ -89,8 +100,14 @@ class RedisTransport:
         """See `Transport.consumer`."""
         self.declare(queues)
         with self._translate():
-            consumer = RedisConsumer(self._conf, self._producer, queues, owner=owner, poller=poller)
-        self._consumers.add(consumer)
+            consumer = RedisConsumer(
+                self._conf, self._producer, queues, owner=owner, poller=poller, serial=next(self._serial)
+            )
+            self._consumers = [old for old in self._consumers if not old.clean]
+            for old in [old for old in self._consumers if old.closed]:
+                consumer.inherit(old)
+                self._consumers.remove(old)
+        self._consumers.append(consumer)
         return consumer
 
     # queues
@@ -175,9 +192,9 @@ class RedisTransport:
         idle, self._idle = self._idle, deque()
         for wire in idle:
             wire.close()
-        for consumer in list(self._consumers):
+        for consumer in self._consumers:
             consumer.abandon()
-        self._consumers = weakref.WeakSet()
+        self._consumers = []
         self._producer.renew()
 
     def close(self) -> None:
@@ -244,15 +261,3 @@ def server_name(info: str) -> str:
         if f"{name}_version" in words:
             return f"{name.capitalize()} {words[f'{name}_version']}"
     return "Redis"
-
-
-def _check_stored(outcome: Any, replies: Sequence[Any]) -> None:
-    """Raise what the server said against a publish; a refused transaction has stored nothing."""
-    if not isinstance(outcome, list):
-        outcome = [outcome]
-    errors = [reply for reply in (*replies, *outcome) if isinstance(reply, ReplyError)]
-    if not errors:
-        return
-    if errors[0].code in UNABLE:
-        raise PublishRejected(f"the server takes no messages now: {errors[0]}. Nothing was stored.")
-    raise PublishRejected(f"the server refused the message: {errors[0]}")

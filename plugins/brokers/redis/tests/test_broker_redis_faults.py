@@ -1,0 +1,387 @@
+"""What breaks, and what holds all the same: connections, servers, workers."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
+from celeriac.spec import Settlement
+from celeriac.testing.services import RedisService
+
+#: Takes two messages, starts waiting for more, says so, and hangs until it is killed.
+VICTIM = """
+import sys, time
+from celeriac.spec import QueueSpec
+from celeriac.testing.kit import Bench
+from celeriac_broker_redis.transport import make_transport
+bench, transport = Bench(), make_transport(sys.argv[1], {"broker_transport_options": {"lease": 1.0}})
+consumer = transport.consumer([QueueSpec("celery")], owner="victim", poller=bench, window=8)
+taken = bench.take(consumer, 2)
+while not consumer._armed():
+    consumer.receive(5)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def redis(private_service: Any) -> RedisService:
+    """A server to break, whose data survives it."""
+
+    class DurableRedis(RedisService):
+        def command(self) -> Any:
+            return [*super().command(), "--appendonly", "yes", "--appendfsync", "always"]
+
+    service: RedisService = private_service(DurableRedis())
+    return service
+
+
+def kill_connections(desk: Any, pattern: bytes = b"name=celeriac:") -> int:
+    """Cut every connection of consumers, as a network would."""
+    wire = desk.transport._acquire(5.0)
+    killed = 0
+    for line in wire.call("CLIENT", "LIST").splitlines():
+        if pattern in line:
+            killed += bool(wire.call("CLIENT", "KILL", "ID", line.split()[0][3:]))
+    desk.transport._release(wire)
+    return killed
+
+
+# -- connections --------------------------------------------------------------------------------------------
+
+
+def test_a_cut_connection_loses_nothing_and_repeats_nothing(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    desk.send("held")
+    (held,) = desk.receive(consumer, 1)
+    desk.idle(consumer)
+    assert kill_connections(desk) >= 3
+    desk.send("next")
+    (following,) = desk.receive(consumer, 1)
+    assert (following.head.id, following.redelivered) == ("next", False)
+    desk.settle(consumer, [held, following])
+    assert server.call("HLEN", "unacked") == 0
+
+
+def test_a_connection_that_ends_under_a_claim_brings_its_messages_all_the_same(desk: Any, server: Any) -> None:
+    desk.send("a", "b", "c")
+    consumer = desk.consumer()
+    consumer.receive(3)  # the claim is written, and its answer not read
+    desk.until(lambda: server.call("HLEN", "unacked") == 3)
+    consumer._wire.shutdown()
+    found = desk.receive(consumer, 3)
+    assert desk.names(found) == ["a", "b", "c"]
+    assert not any(delivery.redelivered for delivery in found)
+    desk.settle(consumer, found)
+    assert server.call("HLEN", "unacked") == 0
+
+
+def test_an_answer_that_never_arrives_is_looked_up(desk: Any, server: Any) -> None:
+    desk.send("a", "b")
+    server.call("LPUSH", "celery", b"garbage")
+    consumer = desk.consumer()
+    consumer.receive(3)
+    desk.until(lambda: server.call("ZCOUNT", "unacked_index", "-inf", "(+inf") == 3)
+    consumer._wire.sock.recv(1 << 20)  # swallowed by the network
+    kill_connections(desk)
+    found = desk.receive(consumer, 3)
+    assert [delivery.raw == b"garbage" for delivery in found] == [False, False, True]
+    desk.settle(consumer, found)
+    assert not any(server.pipeline([("HLEN", "unacked"), ("HLEN", "celeriac.odd"), ("LLEN", "celery")]))
+
+
+def test_a_message_that_came_at_the_moment_of_the_cut_is_in_the_inbox(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    desk.idle(consumer)
+    (wait,) = consumer._waits
+    desk.send("a")
+    desk.until(lambda: server.call("LLEN", wait.inbox) == 1)
+    wait.wire.sock.recv(1 << 20)
+    kill_connections(desk)
+    (delivery,) = desk.receive(consumer, 1)
+    assert (delivery.head.id, delivery.redelivered) == ("a", False)
+    desk.settle(consumer, [delivery])
+    assert not any(server.pipeline([("HLEN", "unacked"), ("LLEN", wait.inbox), ("LLEN", "celery")]))
+
+
+def test_a_settlement_on_a_cut_connection_is_performed_once(desk: Any, server: Any) -> None:
+    desk.send("a", "b")
+    consumer = desk.consumer()
+    first, second = desk.receive(consumer, 2)
+    consumer.settle([Settlement(first.tag)], publish=[desk.payload("after-a")])
+    desk.until(lambda: server.call("HLEN", "unacked") == 1)
+    consumer._wire.sock.recv(1 << 20)  # performed, but nobody heard
+    kill_connections(desk)
+    consumer.settle([Settlement(second.tag)], publish=[desk.payload("after-b")])
+    consumer.flush(10)
+    assert server.call("HLEN", "unacked") == 0
+    assert desk.take(consumer, 2) == ["after-a", "after-b"]
+    assert desk.transport.depth("celery") == 0
+
+
+def test_cut_again_and_again_every_message_is_done_once(desk: Any, server: Any) -> None:
+    """Connections are cut at random moments while 300 messages, each with a successor, go through."""
+    consumer = desk.consumer()
+    rng = random.Random(7)
+    over = threading.Event()
+
+    def cut() -> None:
+        while not over.wait(rng.uniform(1.05, 1.3)):  # a second loss within a second is the worker's
+            kill_connections(desk)
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    done: list[str] = []
+    try:
+        deadline = time.monotonic() + 8
+        sent = 0
+        while time.monotonic() < deadline or len(done) < 2 * sent:
+            assert time.monotonic() < deadline + 20
+            if sent < 300:
+                desk.send(f"{sent}")
+                sent += 1
+            for delivery in consumer.receive(5):
+                name = delivery.head.id
+                done.append(name)
+                follow = [] if name.endswith("+") else [desk.payload(name + "+")]
+                consumer.settle([Settlement(delivery.tag)], publish=follow)
+            desk.sleepers[consumer].sleep(0.01)
+        consumer.flush(10)
+    finally:
+        over.set()
+        cutter.join()
+    assert sorted(done) == sorted([f"{n}" for n in range(sent)] + [f"{n}+" for n in range(sent)])
+    assert server.call("HLEN", "unacked") == 0
+
+
+def test_a_server_that_forgot_the_scripts_is_told_again(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    desk.send("a")
+    (delivery,) = desk.receive(consumer, 1)
+    server.call("SCRIPT", "FLUSH")
+    consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("b")])
+    assert desk.take(consumer, 1) == ["b"]
+    time.sleep(1.1)
+    server.call("SCRIPT", "FLUSH")
+    desk.send("c")
+    (delivery,) = desk.receive(consumer, 1)
+    assert consumer.renew() == []
+    desk.settle(consumer, [delivery], "requeue", started=True)
+    assert server.call("HLEN", "unacked") == 0
+
+
+def test_sending_on_a_connection_that_was_cut_while_idle_works_at_once(desk: Any) -> None:
+    desk.send("a")
+    desk.transport._idle[0].call("CLIENT", "SETNAME", "sender")
+    admin = desk.consumer()
+    wire = admin._leases
+    for line in wire._call([("CLIENT", "LIST")])[0].splitlines():
+        if b"name=sender" in line:
+            wire._call([("CLIENT", "KILL", "ID", line.split()[0][3:])])
+    desk.send("b")
+    assert desk.take(admin, 2) == ["a", "b"]
+
+
+def test_a_server_that_falls_silent_makes_a_publish_uncertain_in_time(redis: RedisService, desks: Any) -> None:
+    desk = desks(redis.url)
+    desk.send("a")
+    redis.freeze()
+    try:
+        begun = time.monotonic()
+        with pytest.raises(PublishUncertain):
+            desk.transport.send([desk.payload("b")], timeout_s=0.5)
+        assert time.monotonic() - begun < 2
+    finally:
+        redis.thaw()
+
+
+def test_a_consumer_of_a_silent_server_finds_out_and_goes_on(redis: RedisService, desks: Any) -> None:
+    desk = desks(redis.url, socket_timeout=0.5)
+    consumer = desk.consumer()
+    desk.idle(consumer)
+    redis.freeze()
+    time.sleep(0.2)
+    with pytest.raises(TransportLost):
+        consumer.renew()
+    redis.thaw()
+    desk.send("a")
+    assert desk.take(consumer, 1) == ["a"]
+
+
+# -- servers ------------------------------------------------------------------------------------------------
+
+
+def test_a_restarted_server_is_found_again_with_all_that_was_held(redis: RedisService, desks: Any) -> None:
+    desk = desks(redis.url)
+    consumer = desk.consumer()
+    desk.send("held", "waiting")
+    held = desk.receive(consumer, 1)
+    redis.restart()
+    assert consumer.renew() == []
+    (waiting,) = desk.receive(consumer, 1)
+    assert (waiting.head.id, waiting.redelivered) == ("waiting", False)
+    desk.settle(consumer, [*held, waiting])
+    consumer.close()
+    assert desk.take(desk.consumer(), 0) == []
+
+
+def test_while_the_server_is_gone_the_consumer_says_so_and_its_successor_gets_everything(
+    redis: RedisService, desks: Any
+) -> None:
+    desk = desks(redis.url)
+    consumer = desk.consumer()
+    desk.send("a", "b")
+    desk.receive(consumer, 1)
+    redis.kill()
+    with pytest.raises(TransportLost):
+        for _ in range(3):
+            consumer.receive(1)
+            desk.sleepers[consumer].sleep(0.2)
+    begun = time.monotonic()
+    consumer.close()
+    assert time.monotonic() - begun < 5
+    with pytest.raises((TransportUnreachable, TransportLost)):
+        desk.consumer()
+    redis.start()
+    successor = desk.consumer()
+    found = desk.receive(successor, 2, within_s=5)
+    assert [(one.head.id, one.attempt, one.redelivered) for one in found] == [("a", 2, True), ("b", 1, False)]
+    desk.settle(successor, found)
+
+
+def test_a_server_without_its_data_is_no_reason_to_stop(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    desk.send("gone")
+    (gone,) = desk.receive(consumer, 1)
+    server.call("FLUSHDB")
+    assert consumer.renew() == [gone.tag]
+    consumer.settle([Settlement(gone.tag)])
+    desk.send("new")
+    assert desk.take(consumer, 1) == ["new"]
+
+
+# -- workers ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_s_messages_come_back_flagged_and_in_order(redis_url: str, desks: Any, server: Any) -> None:
+    desk = desks(redis_url, lease=1.0)
+    desk.send("a", "b")
+    victim = subprocess.Popen([sys.executable, "-c", VICTIM, redis_url], stdout=subprocess.PIPE, text=True)
+    try:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "ready\n"
+        desk.send("c")  # into its inbox
+        desk.until(lambda: server.call("LLEN", "celery") == 0)
+    finally:
+        victim.kill()
+        victim.communicate()
+    consumer = desk.consumer()
+    found: list[Any] = []
+    desk.until(
+        lambda: (consumer.renew(), found.extend(desk.receive(consumer, 3 - len(found), within_s=0.2)), len(found) == 3)[
+            2
+        ]
+    )
+    assert sorted(desk.names(found)) == ["a", "b", "c"]
+    assert [delivery.head.id for delivery in found if delivery.head.id != "c"] == ["a", "b"]
+    assert {(delivery.attempt, delivery.redelivered) for delivery in found} == {(2, True)}
+    desk.settle(consumer, found)
+    assert server.call("HLEN", "unacked") == 0
+
+
+def test_two_sweepers_return_a_message_once(redis_url: str, desks: Any, server: Any) -> None:
+    desk = desks(redis_url, lease=0.5)
+    desk.send(*[f"t{n}" for n in range(50)])
+    lost = desk.consumer()
+    assert len(desk.receive(lost, 50)) == 50
+    first, second = desk.consumer(owner="w2"), desk.consumer(owner="w3")
+    time.sleep(1.6)
+    for consumer in (first, second):
+        consumer._leases.renew([])
+    results: list[int] = []
+
+    def sweep(consumer: Any) -> None:
+        server_lock = consumer._keys.sweep
+        consumer._leases._call([("DEL", server_lock)])  # both at once, as if the lock had expired
+        results.append(consumer._leases.sweep())
+
+    threads = [threading.Thread(target=sweep, args=[consumer]) for consumer in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert desk.transport.depth("celery") == 50
+    assert server.call("HLEN", "unacked") == 0
+    lost.renew()
+
+
+def test_a_worker_that_slept_too_long_learns_what_it_lost_and_harms_nobody(
+    redis_url: str, desks: Any, server: Any
+) -> None:
+    desk = desks(redis_url, lease=0.5)
+    desk.send("a")
+    sleeper = desk.consumer()
+    (old,) = desk.receive(sleeper, 1)
+    time.sleep(1.6)
+    other = desk.consumer(owner="w2")
+    new = desk.until(lambda: (other.renew(), desk.receive(other, 1, within_s=0.1))[1])
+    assert sleeper.renew() == [old.tag]
+    sleeper.settle([Settlement(old.tag)], publish=[desk.payload("never")])
+    sleeper.flush(5)
+    assert server.call("HLEN", "unacked") == 1
+    assert desk.transport.depth("celery") == 0
+    desk.settle(other, new)
+
+
+def test_a_consumer_whose_lease_ended_takes_a_new_one_with_its_next_claim(
+    redis_url: str, desks: Any, server: Any
+) -> None:
+    desk = desks(redis_url, lease=0.5)
+    consumer = desk.consumer()
+    server.call("DEL", "celeriac.owners")
+    desk.send("a")
+    desk.receive(consumer, 1)
+    assert server.call("ZCARD", "celeriac.owners") == 1
+
+
+def test_closing_gives_back_the_unstarted_unflagged_and_the_rest_flagged(desk: Any) -> None:
+    desk.send("a", "b", "c")
+    consumer = desk.consumer()
+    started, clean = desk.receive(consumer, 2)
+    consumer.stop()
+    consumer.settle([Settlement(clean.tag, "requeue")])
+    consumer.close()
+    successor = desk.consumer()
+    found = desk.receive(successor, 3)
+    assert {one.head.id: one.attempt for one in found} == {started.head.id: 2, "b": 1, "c": 1}
+    desk.settle(successor, found)
+
+
+def test_nothing_of_a_closed_consumer_stays_behind(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    desk.idle(consumer)
+    consumer.renew()
+    consumer.close()
+    left = set(server.call("KEYS", "*"))
+    assert left <= {b"unacked_index", b"celeriac.sweep"}
+
+
+def test_the_traces_of_a_dead_owner_are_removed_in_time(redis_url: str, desks: Any, server: Any) -> None:
+    desk = desks(redis_url, lease=1.0)
+    consumer = desk.consumer()
+    server.call("ZADD", "celeriac.owners", time.time() - 60, "f00d")
+    server.call("SADD", "celeriac.waits.f00d", "celery")
+    server.call("RPUSH", "celeriac.inbox.f00d.celery", json.dumps({"headers": {"id": "x"}, "properties": {}}))
+    desk.until(lambda: (consumer.renew(), server.call("EXISTS", "celeriac.waits.f00d") == 0)[1])
+    assert server.call("ZSCORE", "celeriac.owners", "f00d") is None
+    (delivery,) = desk.receive(consumer, 1)
+    assert delivery.attempt == 2
+    desk.settle(consumer, [delivery])
