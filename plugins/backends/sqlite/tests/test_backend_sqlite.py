@@ -85,6 +85,15 @@ def test_R7_cleaning_up_is_bounded_and_uses_its_index(path: Path, monkeypatch: p
     assert "celeriac_results_expires" in plan[0][3]
 
 
+def test_R7_every_store_removes_some_of_what_has_expired(path: Path) -> None:
+    brief, worker = make(path, result_expires=0.01), make(path)
+    brief.store([StoredResult(f"t{n}", "SUCCESS", b"x") for n in range(100)])
+    time.sleep(0.02)
+    for left in (100 - 32, 100 - 2 * 32, 100 - 3 * 32, 0):
+        worker.store([StoredResult("new", "STARTED", b"x")])
+        assert peek(path, "SELECT count(*) FROM celeriac_results WHERE task_id <> 'new'") == [(left,)]
+
+
 def test_reading_and_writing_use_the_index(path: Path, backend: SqliteBackend) -> None:
     backend.ping(1)
     plan = " ".join(row[3] for row in peek(path, f"EXPLAIN QUERY PLAN {FETCH}", ('["a"]', 1.0)))
@@ -95,7 +104,7 @@ def test_reading_and_writing_use_the_index(path: Path, backend: SqliteBackend) -
 
 
 def test_commands_make_the_tables_they_need(path: Path, backend: SqliteBackend) -> None:
-    (((sql, rows),), topics) = backend.commands([StoredResult("t", "SUCCESS", b"x")])
+    (((sql, rows), _), topics) = backend.commands([StoredResult("t", "SUCCESS", b"x")])
     conn = sqlite3.connect(path, isolation_level=None)
     conn.executemany(sql, rows)
     conn.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -352,6 +353,69 @@ def test_what_a_killed_process_left_in_the_wake_folder_is_swept(
     victim.stdout.close()
     consumer = open_consumer()
     eventually(lambda: (consumer.receive(0), len(os.listdir(folder_of(str(path)))) == 2)[1])
+
+
+#: A worker that notes what it runs, then settles it with a result and a follow-up. It never ends by itself.
+MORTAL = """
+import os, random, sys
+from celeriac.spec import QueueSpec, Settlement, StoredResult
+from celeriac.testing.broker_suite import make_payload
+from celeriac.testing.kit import Bench, KitHost, make_transport
+from celeriac_backend_sqlite.backend import SqliteBackend
+url, notes = sys.argv[1:]
+transport, backend, bench = make_transport("celeriac_broker_sqlite", url), SqliteBackend(url, {}, KitHost()), Bench()
+consumer = transport.consumer([QueueSpec("q")], owner=f"mortal-{os.getpid()}", poller=bench, window=64)
+log = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+print("up", flush=True)
+while True:
+    taken = consumer.receive(random.choice([1, 8, 64]))
+    for one in taken:
+        os.write(log, f"{one.head.id} {one.redelivered:d}\\n".encode())
+    if taken:
+        results = backend.commands([StoredResult(one.head.id, "SUCCESS", b"1") for one in taken])
+        consumer.settle(
+            [Settlement(one.tag) for one in taken], publish=[make_payload("next") for _ in taken], joined=results
+        )
+    else:
+        bench.sleep(consumer, 1)
+"""
+
+
+def test_B11_workers_killed_at_random_lose_nothing_and_double_no_effect(
+    transport: SqliteTransport, path: Path, tmp_path: Path
+) -> None:
+    url, notes, dice = f"sqlite:///{path}", tmp_path / "notes", random.Random(7)
+    workers = [run_python(MORTAL, url, str(notes)) for _ in range(2)]
+    sent: list[str] = []
+    try:
+        for _ in range(8):
+            for worker in workers:
+                assert worker.stdout is not None
+                assert worker.stdout.readline() == "up\n"
+            for _ in range(10):
+                batch = [make_payload("q") for _ in range(15)]
+                transport.send(batch)
+                sent += [payload.headers["id"] for payload in batch]
+            time.sleep(dice.random() * 0.02)
+            for worker in workers:
+                worker.kill()
+                worker.communicate()
+            workers = [run_python(MORTAL, url, str(notes)) for _ in range(2)]
+        sql = "SELECT (SELECT count(*) FROM celeriac_ready WHERE queue = 'q') + (SELECT count(*) FROM celeriac_held)"
+        eventually(lambda: peek(path, sql) == [(0,)], 20)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    ran: set[str] = set()
+    for line in notes.read_text().splitlines():
+        task_id, redelivered = line.split()
+        assert task_id not in ran or redelivered == "1", "a message that came twice was not flagged"
+        ran.add(task_id)
+    assert ran == set(sent)
+    assert peek(path, "SELECT count(*) FROM celeriac_results") == [(len(sent),)]
+    assert transport.depth("next") == len(sent), "a follow-up was lost or sent twice"
+    assert peek(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 # -- wake-ups ---------------------------------------------------------------------------------------------

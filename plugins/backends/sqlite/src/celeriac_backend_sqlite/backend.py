@@ -36,7 +36,12 @@ STORE: Final = """INSERT INTO celeriac_results (task_id, state, ready, data, exp
        OR celeriac_results.expires <= ?6"""
 FETCH: Final = """SELECT task_id, data FROM celeriac_results
     WHERE task_id IN (SELECT value FROM json_each(?1)) AND (expires IS NULL OR expires > ?2)"""
+#: The oldest that have expired, a bounded number.
+EXPIRE: Final = """DELETE FROM celeriac_results WHERE id IN
+    (SELECT id FROM celeriac_results WHERE expires <= ?1 ORDER BY expires LIMIT ?2)"""
 EXPIRED_PER_CLEANUP: Final = 10_000
+#: Every store removes what has expired: at most this many, or twice as many as it brings, so that it keeps pace.
+EXPIRED_PER_STORE: Final = 32
 #: A wake-up can be lost, so a watch looks by itself this often.
 LOOK_S: Final = 0.5
 #: Watches of a closed wait that are kept, for a new one costs two files.
@@ -46,7 +51,7 @@ SPARE_EARS: Final = 4
 class SqliteBackend:
     """Results in one SQLite file."""
 
-    abilities = frozenset({"push", "persistent", "joint", "shared"})
+    abilities = frozenset({"push", "expire", "persistent", "joint", "shared"})
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
         options = settings.get("result_backend_transport_options") or {}
@@ -69,9 +74,10 @@ class SqliteBackend:
         return document
 
     def store(self, batch: Sequence[StoredResult]) -> None:
-        rows = self._rows(batch)
+        statements = self._statements(batch)
         with self._errors(), self._database.transaction() as conn:
-            conn.executemany(STORE, rows)
+            for sql, rows in statements:
+                conn.executemany(sql, rows)
         self._bell.ring(_topics(batch))
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
@@ -79,7 +85,7 @@ class SqliteBackend:
         if not self._has_tables or self._database.is_replaced():
             with self._errors(), self._database.connection():
                 self._has_tables = True  # connecting makes them
-        return [(STORE, self._rows(batch))], _topics(batch)
+        return self._statements(batch), _topics(batch)
 
     def expect(self, task_ids: Sequence[str]) -> None:
         """Results are kept whether somebody expects them or not."""
@@ -100,10 +106,7 @@ class SqliteBackend:
 
     def cleanup(self) -> int:
         with self._errors(), self._database.transaction() as conn:
-            cursor = conn.execute(
-                "DELETE FROM celeriac_results WHERE id IN (SELECT id FROM celeriac_results WHERE expires <= ? LIMIT ?)",
-                (time.time(), EXPIRED_PER_CLEANUP),
-            )
+            cursor = conn.execute(EXPIRE, (time.time(), EXPIRED_PER_CLEANUP))
             return cursor.rowcount
 
     def ping(self, timeout_s: float) -> str:
@@ -140,12 +143,14 @@ class SqliteBackend:
         except OSError as exc:
             raise cannot_listen(folder_of(self._database.path), exc) from exc
 
-    def _rows(self, batch: Sequence[StoredResult]) -> list[tuple[str, str, bool, bytes, float | None, float]]:
+    def _statements(self, batch: Sequence[StoredResult]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+        """What storing this batch means in SQL: statements and their rows."""
         now = time.time()
         expires = None if self._lifetime_s is None else now + self._lifetime_s
-        return [
+        rows: list[tuple[Any, ...]] = [
             (result.task_id, result.state, result.state in READY_STATES, result.data, expires, now) for result in batch
         ]
+        return [(STORE, rows), (EXPIRE, [(now, max(EXPIRED_PER_STORE, 2 * len(rows)))])]
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
