@@ -5,12 +5,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from celeriac import states
-from celeriac.exceptions import BackendGetMetaError, ImproperlyConfigured, SecurityError, TimeoutError
+from celeriac.exceptions import (
+    BackendError,
+    BackendGetMetaError,
+    BackendLost,
+    ImproperlyConfigured,
+    OperationalError,
+    SecurityError,
+    TimeoutError,
+    TransportLost,
+)
 from celeriac.messaging import failures
 from celeriac.spec.backend import Document, ResultBackend
 from celeriac.spec.data import StoredResult
@@ -19,6 +29,9 @@ from celeriac.utils.times import now_iso, parse_iso
 
 REREAD_S: Final = 5.0  # a lost notice delays a waiter by no more than this (R8)
 FIRST_PAUSE_S: Final = 0.002
+FIRST_OUTAGE_S: Final = 0.1
+
+_log = logging.getLogger("celeriac.results")
 
 
 class NoResultBackend(ImproperlyConfigured, NotImplementedError):
@@ -219,7 +232,7 @@ class ResultStore:
         waiting = dict.fromkeys(task_ids)
         deadline = None if timeout is None else time.monotonic() + timeout
         arrivals = (
-            self._pushed(plugin, list(waiting), deadline)
+            self._pushed(plugin, waiting, deadline)
             if "push" in plugin.abilities
             else self._polled(plugin, waiting, deadline, interval)
         )
@@ -253,31 +266,45 @@ class ResultStore:
             arrivals.close()
 
     def _pushed(
-        self, plugin: ResultBackend, ids: list[str], deadline: float | None
+        self, plugin: ResultBackend, waiting: dict[str, None], deadline: float | None
     ) -> Generator[list[tuple[str, bytes]], None, None]:
-        watch = plugin.watch(ids)
-        reread_at = time.monotonic() + REREAD_S
-        try:
-            while True:
-                now = time.monotonic()
-                pause = min(1.0, reread_at - now) if deadline is None else min(1.0, reread_at - now, deadline - now)
-                yield watch.wait(max(pause, 0.0))
-                if time.monotonic() >= reread_at:
+        """What a watch tells, and every few seconds what the store has; through outages of the store too."""
+        pause_s, reached = FIRST_OUTAGE_S, False
+        while True:
+            try:
+                watch = plugin.watch(list(waiting))
+                try:
                     reread_at = time.monotonic() + REREAD_S
-                    yield list(plugin.fetch(ids).items())
-        finally:
-            watch.close()
+                    while True:
+                        yield watch.wait(_until(min(time.monotonic() + 1.0, reread_at), deadline))
+                        if time.monotonic() >= reread_at:
+                            reread_at = time.monotonic() + REREAD_S
+                            yield list(plugin.fetch(list(waiting)).items())
+                        pause_s, reached = FIRST_OUTAGE_S, True
+                finally:
+                    watch.close()
+            except (BackendError, OperationalError) as exc:
+                if not (reached or isinstance(exc, (BackendLost, TransportLost))):
+                    raise  # never seen alive: more likely a wrong URL than an outage
+                _log.warning("waiting for results, but their store is away: %s", exc)
+                time.sleep(_until(time.monotonic() + pause_s, deadline))
+                pause_s = min(pause_s * 2, REREAD_S)
+                yield []
 
     @staticmethod
     def _polled(
         plugin: ResultBackend, waiting: dict[str, None], deadline: float | None, interval: float
     ) -> Generator[list[tuple[str, bytes]], None, None]:
-        pause = FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         while True:
-            yield list(plugin.fetch(list(waiting)).items())
-            left = pause if deadline is None else min(pause, deadline - time.monotonic())
-            time.sleep(max(left, 0.0))
-            pause = min(pause * 1.5, interval)
+            try:
+                yield list(plugin.fetch(list(waiting)).items())
+            except BackendLost as exc:
+                _log.warning("waiting for results, but their store is away: %s", exc)
+                pause_s = interval
+                yield []
+            time.sleep(_until(time.monotonic() + pause_s, deadline))
+            pause_s = min(pause_s * 1.5, interval)
 
     def _decode(self, task_id: str, data: bytes) -> Document:
         assert self.plugin is not None
@@ -303,6 +330,11 @@ class ResultStore:
         return (
             f"{text} Nothing is known of it yet: does a worker run that consumes its queue and has this result backend?"
         )
+
+
+def _until(moment: float, deadline: float | None) -> float:
+    """Seconds until `moment`, or until `deadline` if that is sooner; at least 0."""
+    return max(0.0, (moment if deadline is None else min(moment, deadline)) - time.monotonic())
 
 
 def pending(task_id: str) -> Document:

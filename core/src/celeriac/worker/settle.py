@@ -7,6 +7,7 @@ acknowledged unstored (R5).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,6 +16,8 @@ from celeriac.exceptions import BackendError
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.data import Payload, Settlement, StoredResult
 from celeriac.spec.transport import Consumer
+
+_log = logging.getLogger("celeriac.worker")
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0
@@ -87,7 +90,11 @@ class Settler:
         except BackendError as exc:
             self._pause_s = min(max(FIRST_PAUSE_S, self._pause_s * 2), LONGEST_PAUSE_S)
             self._retry_at = time.monotonic() + self._pause_s
+            if self.trouble is None:
+                _log.warning("The result store is away: %s. No new messages are taken until it is back.", exc)
             self.trouble = exc
             return False
+        if self.trouble is not None:
+            _log.info("The result store is back.")
         self._pause_s, self.trouble = 0.0, None
         return True
