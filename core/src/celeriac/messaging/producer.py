@@ -36,6 +36,7 @@ class Producer:
         }
         self._retry = bool(conf["task_publish_retry"])
         self._declared: set[str] = set()
+        self._usual_pauses = self._pauses(None, None)
 
     def send(
         self, payloads: Sequence[Payload], *, retry: bool | None = None, policy: Mapping[str, Any] | None = None
@@ -45,7 +46,8 @@ class Producer:
         Args:
             retry, policy: Instead of `task_publish_retry` and `task_publish_retry_policy`.
         """
-        for attempt_s in self._pauses(retry, policy):
+        usual = retry is None and policy is None
+        for pause_s in self._usual_pauses if usual else self._pauses(retry, policy):
             try:
                 for payload in payloads:
                     queue = payload.route.queue
@@ -54,9 +56,9 @@ class Producer:
                 self._transport.send(payloads, timeout_s=self._timeout_s)
                 return
             except (TransportLost, TransportUnreachable):
-                if attempt_s is None:
+                if pause_s is None:
                     raise
-                time.sleep(attempt_s)
+                time.sleep(pause_s)
 
     def _declare(self, queue: str) -> None:
         self._transport.declare([self._router.spec(queue)])
