@@ -198,5 +198,6 @@ def test_a_killed_broker_keeps_what_it_confirmed(
     transport.send([tools.payload("q")])
     missing = {payload.headers["id"] for payload in sent} - {delivery.head.id for delivery in got[:10]}
     again = listen(transport, spec, window=40)
-    ids = {delivery.head.id for delivery in again.take(31, 30)}
-    assert missing <= ids
+    ids: set[str] = set()
+    while not missing <= ids:  # acknowledgements that it had not written down yet are forgotten, and those come too
+        ids.add(again.take(1, 30)[0].head.id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -25,16 +24,17 @@ def test_a_payload_is_read_as_it_was_written(tools: Any) -> None:
     payload.properties["expiration"] = "60000"
     raw = record(payload)
     assert message.unpack(raw) == payload
-    head, returns, lost = message.scan(raw)
+    head, marks = message.scan(raw)
     assert isinstance(head, Head)
     assert (head.id, head.task, head.stamps) == (payload.headers["id"], "proj.add", {"a": [1, {"b": None}]})
-    assert (returns, lost) == (0, 0)
+    assert marks == message.Marks(0, 0, None)
 
 
 def test_a_head_has_times_and_limits(tools: Any) -> None:
     raw = record(tools.payload("q", eta="2030-01-01T00:00:00+00:00", expires=1893456000.5, timelimit=[30, 2.5]))
-    head, _, _ = message.scan(raw)
+    head, marks = message.scan(raw)
     assert isinstance(head, Head)
+    assert marks == message.Marks(0, 0, 1893456000.0)
     assert (head.eta, head.expires, head.timelimit) == ("2030-01-01T00:00:00+00:00", "1893456000.5", [30, 2.5])
 
 
@@ -53,7 +53,7 @@ def test_a_head_has_times_and_limits(tools: Any) -> None:
 def test_a_head_of_wrong_types_is_malformed(tools: Any, headers: dict[str, Any]) -> None:
     payload = tools.payload("q")
     payload.headers.update(headers)
-    head, _, _ = message.scan(record(payload))
+    head, _ = message.scan(record(payload))
     assert isinstance(head, Malformed)
     assert next(iter(headers)) in head.reason
 
@@ -102,10 +102,10 @@ def test_our_headers_are_added_and_every_other_byte_stays(tools: Any) -> None:
 def test_the_brokers_count_of_returns_does_not_travel(tools: Any) -> None:
     payload = tools.payload("q")
     payload.headers["x-delivery-count"] = 2
-    assert message.scan(record(payload))[1] == 2
+    assert message.scan(record(payload))[1] == message.Marks(2, 0, None)
     _, _, header, body = message.split_record(record(payload))
     moved = b"\0\1q" + message.with_headers(header, {message.LOST_HEADER: 2})[4:] + body
-    assert message.scan(moved)[1:] == (0, 2)
+    assert message.scan(moved)[1] == message.Marks(0, 2, None)
 
 
 def test_a_header_amqp_cannot_carry_is_refused_by_name(tools: Any) -> None:
@@ -115,12 +115,25 @@ def test_a_header_amqp_cannot_carry_is_refused_by_name(tools: Any) -> None:
         message.pack_header(tools.payload("q", properties={"correlation_id": "x" * 256}))
 
 
-def test_waits_are_rounded_up_unless_the_message_knows_its_time() -> None:
-    now = time.time()
-    assert message.whole_seconds(now + 4.2, {}, now) == 5
-    assert message.whole_seconds(now + 4.2, {"eta": "2030-01-01T00:00:00"}, now) == 4
-    assert message.whole_seconds(now - 4.2, {}, now) == 0
-    assert message.whole_seconds(now + 1e12, {}, now) == message.MAX_DELAY_S
+def test_the_exact_time_travels_in_the_eta_or_beside_it(tools: Any) -> None:
+    due = 1893456000.25
+    for headers, expected in (
+        ({"eta": "2030-01-01T00:00:00.250000+00:00"}, None),
+        ({"eta": "2030-01-01T00:00:00.250000Z"}, None),
+        ({"eta": "2031-01-01T00:00:00+00:00"}, due),
+        ({"eta": "nonsense"}, due),
+        ({}, due),
+        ({"x-death": [{}], "x-first-death-queue": "q", "x-celeriac-due": 1.5}, due),
+    ):
+        payload = tools.payload("q", **headers)
+        header = message.with_due(message.pack_header(payload), due, payload.headers)
+        raw = b"\0\1q" + header[4:] + payload.body
+        got = message.unpack(raw).headers
+        assert got.get("x-celeriac-due") == expected
+        assert not message.DEATH_HEADERS & got.keys()
+        _, marks = message.scan(raw)
+        assert marks is not None
+        assert marks.due == due
 
 
 def test_the_key_of_a_wait_is_kombus() -> None:

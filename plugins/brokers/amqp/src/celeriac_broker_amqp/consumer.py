@@ -23,7 +23,7 @@ import structlog
 from msgspec import Struct
 
 from celeriac.exceptions import TransportLost, TransportUnreachable
-from celeriac.spec import Delivery, Head, Payload, Poller, QueueSpec, Route, Settlement
+from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
 from celeriac_broker_amqp import message, methods, topology
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
 from celeriac_broker_amqp.publisher import Item, Publisher, make_item
@@ -44,7 +44,8 @@ HOLD_COUNT: Final = 1000
 #: How long to wait before a publish that the broker refused is tried again.
 REFUSED_WAIT_S: Final = 1.0
 MAX_ERROR_CHARS: Final = 8192
-_DELAYED_ROUTE: Final = methods.short_text(message.DELIVERY_EXCHANGE)
+#: How the exchange begins through which a delayed message came, whichever level was its last.
+_DELAYED: Final = b"celery_delayed_"
 
 log = structlog.get_logger(__name__)
 
@@ -264,22 +265,22 @@ class AmqpConsumer:
         for _ in range(min(count, len(ready))):
             tag, redelivered, record = ready.popleft()
             self._ready_bytes -= len(record)
-            if record.startswith(_DELAYED_ROUTE):
+            if record.startswith(_DELAYED, 1):
                 record = message.with_route(record, name)
-            head, returns, lost = message.scan(record)
+            head, marks = message.scan(record)
             delivery = Delivery(tag, record, head, name)
-            if redelivered or lost:
+            if redelivered or marks is not None:
+                lost, returns = (0, 0) if marks is None else (marks.lost, marks.returns)
                 delivery.attempt = 1 + lost + (returns or redelivered)
-                delivery.redelivered = True
-            if type(head) is Head and head.eta is not None and self._must_wait(delivery, head.eta):
-                continue
+                delivery.redelivered = delivery.attempt > 1
+                if marks is not None and marks.due is not None and self._must_wait(delivery, marks.due):
+                    continue
             owned[tag] = delivery
             out.append(delivery)
 
-    def _must_wait(self, delivery: Delivery, eta: str) -> bool:
+    def _must_wait(self, delivery: Delivery, due: float) -> bool:
         """Hold a message that is due in a moment: the delay queues count whole seconds."""
-        due = message.read_time(eta)
-        if due is None or not 0 < due - time.time() < HOLD_S or len(self._waiting) >= HOLD_COUNT:
+        if not 0 < due - time.time() < HOLD_S or len(self._waiting) >= HOLD_COUNT:
             return False
         heapq.heappush(self._waiting, (due, delivery.tag, delivery))
         return True
@@ -390,16 +391,15 @@ class AmqpConsumer:
             return None
         lost = delivery.attempt - (0 if settlement.started else 1)
         try:
-            payload = message.unpack(delivery.raw)
+            headers = message.unpack(delivery.raw).headers
             _, _, header, body = message.split_record(delivery.raw)
-            header = message.with_headers(header, {message.LOST_HEADER: lost} if lost else {}, message.DEATH_HEADERS)
-            delay_s = max(message.whole_seconds(due, payload.headers), 1)
-            methods.short_text(message.delay_key(delay_s, delivery.queue))
+            header = message.with_due(header, due, headers, {message.LOST_HEADER: lost} if lost else {})
+            methods.short_text(message.delay_key(0, delivery.queue))
         except ValueError as exc:  # unreadable, or its queue has a name too long to be delayed: held here
             log.debug("message.held", queue=delivery.queue, error=str(exc))
             self._keep(delivery, settlement)
             return None
-        return Item(route, header, body, True, delay_s)
+        return Item(route, header, body, True, due)
 
     def _keep(self, delivery: Delivery, settlement: Settlement) -> None:
         if settlement.started:

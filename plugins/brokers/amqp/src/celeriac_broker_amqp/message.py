@@ -17,14 +17,18 @@ from collections.abc import Mapping, Set
 from struct import Struct, error
 from typing import Any, Final
 
+import msgspec
+
 from celeriac.exceptions import PublishRejected
 from celeriac.spec import Head, Malformed, Payload, Route
 from celeriac_broker_amqp import methods
 from celeriac_broker_amqp.table import BadTable, find_values, read_table, write_table
 
-#: Headers of ours: deliveries lost before the message was last put back by hand; and why it was set aside.
+#: Headers of ours: deliveries lost before the message was last published anew; and the unix time before which it
+#: should not run, where its `eta` does not say so already.
 LOST_HEADER: Final = "x-celeriac-attempts"
-#: Where delayed messages come out; the exchange on their last hop.
+DUE_HEADER: Final = "x-celeriac-due"
+#: Where delayed messages come out.
 DELIVERY_EXCHANGE: Final = "celery_delayed_delivery"
 DELAY_BITS: Final = 28
 
@@ -55,7 +59,17 @@ _REST: Final = (
 )
 _MODES: Final[dict[Any, Any]] = {"transient": 1, "persistent": 2}
 _WANTED: Final = frozenset(
-    (b"task", b"id", b"eta", b"expires", b"timelimit", b"stamps", b"x-delivery-count", LOST_HEADER.encode())
+    (
+        b"task",
+        b"id",
+        b"eta",
+        b"expires",
+        b"timelimit",
+        b"stamps",
+        b"x-delivery-count",
+        LOST_HEADER.encode(),
+        DUE_HEADER.encode(),
+    )
 )
 _read_flags = Struct(">H").unpack_from
 _read_size = Struct(">Q").unpack_from
@@ -72,31 +86,48 @@ HEADER_PREFIX: Final = b"\x00\x3c\x00\x00"
 # -- reading ------------------------------------------------------------------------------------------------
 
 
-def scan(raw: bytes) -> tuple[Head | Malformed, int, int]:
-    """The head of a message, how often RabbitMQ counted a return, and the attempts noted by us. Never raises."""
+class Marks(msgspec.Struct):
+    """What a message's way so far has left among its headers.
+
+    Attributes:
+        returns: How often RabbitMQ counted that it came back (quorum queues only).
+        lost: Deliveries lost before it was last published anew.
+        due: Unix time before which it should not run.
+    """
+
+    returns: int
+    lost: int
+    due: float | None
+
+
+def scan(raw: bytes) -> tuple[Head | Malformed, Marks | None]:
+    """The head of a message, and the marks on it if there are any. Never raises."""
     try:
         values = _find_headers(raw)
     except (BadTable, IndexError, error) as exc:
-        return Malformed(f"not a message of AMQP: {exc}"), 0, 0
+        return Malformed(f"not a message of AMQP: {exc}"), None
     get = values.get
     task, task_id = get(b"task", ""), get(b"id", "")
     if type(task) is not str or type(task_id) is not str:
-        return Malformed(f"headers task and id must be text, not {task!r:.80} and {task_id!r:.80}"), 0, 0
+        return Malformed(f"headers task and id must be text, not {task!r:.80} and {task_id!r:.80}"), None
     if len(values) == 2:
-        return Head(task_id, task), 0, 0
+        return Head(task_id, task), None
     problem = _find_problem(values)
     if problem is not None:
-        return Malformed(problem), 0, 0
-    expires = get(b"expires")
+        return Malformed(problem), None
+    eta, expires = get(b"eta"), get(b"expires")
     head = Head(
         task_id,
         task,
-        get(b"eta"),
+        eta,
         expires if expires is None or type(expires) is str else str(expires),
         get(b"timelimit"),
         get(b"stamps") or None,
     )
-    return head, _count(get(b"x-delivery-count")), _count(get(LOST_HEADER.encode()))
+    due = get(DUE_HEADER.encode())
+    if type(due) is not float:
+        due = None if eta is None else read_time(eta)
+    return head, Marks(_count(get(b"x-delivery-count")), _count(get(LOST_HEADER.encode())), due)
 
 
 def unpack(raw: bytes) -> Payload:
@@ -316,6 +347,7 @@ def bare_header(raw: bytes) -> bytes:
 
 # -- delays -------------------------------------------------------------------------------------------------
 
+SAME_TIME_S: Final = 0.01
 MAX_DELAY_S: Final = (1 << DELAY_BITS) - 1
 
 
@@ -335,12 +367,24 @@ def read_time(text: str) -> float | None:
         return None
 
 
-def whole_seconds(due: float, headers: Mapping[str, Any] | None, now: float | None = None) -> int:
-    """How long a message waits at the broker, in the whole seconds it counts by.
+def with_due(header: bytes, due: float, headers: Mapping[str, Any], extra: Mapping[str, Any] = {}) -> bytes:
+    """The content header of a message that goes through the delay queues: `extra` added, the marks of earlier
+    ways removed, and the exact time, unless its own `eta` says the same.
 
-    Rounded up, for nothing may come early; but down when the message says in its own `eta` when it is due:
-    the consumer then holds it for the fraction, and it runs on the dot.
+    Args:
+        headers: What is in `header`.
+    Raises:
+        ValueError: As `with_headers`.
     """
-    wait_s = due - (time.time() if now is None else now)
-    has_eta = headers is not None and type(headers.get("eta")) is str
-    return max(0, min(int(wait_s) if has_eta else -int(-wait_s // 1), MAX_DELAY_S))
+    eta = headers.get("eta")
+    says_so = type(eta) is str and abs((read_time(eta) or 0.0) - due) < SAME_TIME_S
+    added = dict(extra) if says_so else {**extra, DUE_HEADER: due}
+    if not added and DEATH_HEADERS.isdisjoint(headers) and DUE_HEADER not in headers:
+        return header
+    return with_headers(header, added, DEATH_HEADERS | {DUE_HEADER})
+
+
+def whole_seconds(due: float) -> int:
+    """How long a message waits at the broker, in the whole seconds that it counts by; the consumer holds it for
+    the fraction."""
+    return max(0, min(int(due - time.time()), MAX_DELAY_S))

@@ -26,12 +26,11 @@ from celeriac.spec import Payload, QueueSpec, Route
 from celeriac_broker_amqp import methods, topology
 from celeriac_broker_amqp.link import Channel, Link
 from celeriac_broker_amqp.message import (
-    DEATH_HEADERS,
     delay_key,
     pack_header,
     split_record,
     whole_seconds,
-    with_headers,
+    with_due,
 )
 from celeriac_broker_amqp.methods import BODY, FRAME_OVERHEAD_BYTES, HEADER, METHOD, frame
 
@@ -40,8 +39,6 @@ CHANNEL: Final = 1
 CHUNK_BYTES: Final = 1024 * 1024
 ROUTES_KEPT: Final = 1024
 DELAYED: Final = "celery_delayed_27"
-#: A shorter wait is not worth the way through the delay queues.
-MIN_DELAY_S: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -51,14 +48,14 @@ class Item(Struct):
 
     Attributes:
         mandatory: Nobody to take it is an error; otherwise it is dropped then.
-        delay_s: Whole seconds that it is to wait at the broker first.
+        due: Unix time before which it is not wanted; None for now.
     """
 
     route: Route
     header: bytes
     body: bytes
     mandatory: bool = True
-    delay_s: int = 0
+    due: float | None = None
 
 
 def make_item(payload: Payload) -> Item:
@@ -70,13 +67,11 @@ def make_item(payload: Payload) -> Item:
     """
     route = payload.route
     mandatory = payload.properties.get("mandatory", True) is not False and route.exchange_type != "fanout"
-    delay_s = 0
-    if payload.due is not None and not route.exchange and payload.due - time.time() >= MIN_DELAY_S:
-        delay_s = whole_seconds(payload.due, payload.headers)
     header = pack_header(payload)
-    if delay_s and "x-death" in payload.headers:  # a retry of one that was delayed before
-        header = with_headers(header, {}, DEATH_HEADERS)
-    return Item(route, header, payload.body, mandatory, delay_s)
+    due = payload.due
+    if due is None or route.exchange or due <= time.time():
+        return Item(route, header, payload.body, mandatory)
+    return Item(route, with_due(header, due, payload.headers), payload.body, mandatory, due)
 
 
 class Publisher:
@@ -129,7 +124,7 @@ class Publisher:
         out: list[bytes] = []
         size = 0
         for item in items:
-            if item.delay_s:
+            if item.due is not None:
                 self._prepare_delay(item.route.routing_key, deadline)
             size += self._add_frames(out, item)
             if size >= CHUNK_BYTES:
@@ -278,9 +273,9 @@ class Publisher:
 
     def _publish_frame(self, item: Item) -> bytes:
         route = item.route
-        if item.delay_s:
-            request = methods.publish(DELAYED, delay_key(item.delay_s, route.routing_key), True)
-            return frame(METHOD, CHANNEL, request)
+        delay_s = 0 if item.due is None else whole_seconds(item.due)
+        if delay_s:
+            return frame(METHOD, CHANNEL, methods.publish(DELAYED, delay_key(delay_s, route.routing_key), True))
         key = (route.exchange, route.routing_key, item.mandatory)
         written = self._routes.get(key)
         if written is None:
