@@ -16,7 +16,7 @@ from celeriac.testing.pool_suite import PoolConformance, PoolDriver, brief, job,
 from celeriac_pool_prefork import pool as pool_module
 from celeriac_pool_prefork.pool import PreforkPool
 
-STORM_S = 3.0
+STORM_S = 2.0
 #: What may happen to a job, and how often the pool may have begun to run it.
 RUNS = {"succeeded": {1}, "failed": {1}, "returned": {0}, "cancelled": {0, 1}, "timed_out": {1}, "lost": {0, 1}}
 
@@ -29,7 +29,7 @@ class Prefork(PoolConformance):
         return PreforkPool(program, options)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_every_job_is_answered_once_and_run_once_in_a_storm_of_kills(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,7 +48,7 @@ def test_every_job_is_answered_once_and_run_once_in_a_storm_of_kills(
                 driver.idle(0.01)
         driver.pool.resize(3)
         outcomes = driver.outcomes(jobs)
-        driver.until(lambda: len(driver.pool.pids()) == 3, "three slots after the storm", 30.0)
+        driver.until(lambda: len(driver.pool.pids()) == 3, "three slots after the storm")
         pids = driver.pool.pids()
     runs = Counter(lines(ran))
     for one, outcome in zip(jobs, outcomes, strict=True):
