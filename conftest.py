@@ -11,6 +11,14 @@ pytest_plugins = ["celeriac.testing.fixtures"]
 
 FORBID_SKIPS = "CELERIAC_FORBID_SKIPS"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+LONGEST_ID = 60
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Give a long parameter a short id: nobody reads it, and random bytes differ between processes (see below)."""
+    if isinstance(val, (bytes, str)) and len(val) > LONGEST_ID:
+        return f"{argname}-of-{len(val)}"
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)
