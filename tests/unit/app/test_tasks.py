@@ -323,3 +323,17 @@ def test_annotations_change_tasks(app: Celery) -> None:
     task = app.task(name="ann")(add_plainly)
     app.finalize()
     assert (task.max_retries, task.rate_limit) == (9, "3/s")
+
+
+def test_a_setting_that_is_changed_later_takes_effect(app: Celery) -> None:
+    task = app.task(name="later", typing=False)(add_plainly)
+    task.delay(1)
+    assert app.router.default_queue == "celery"
+    first = app.transport
+    app.conf.task_default_queue = "other"
+    assert app.router.default_queue == "other"
+    assert app.transport is first, "a connection that is still right is kept"
+    app.conf.broker_url = "memory://elsewhere"
+    task.delay(1)
+    assert app.transport is not first
+    assert app.transport.depth("other") == 1

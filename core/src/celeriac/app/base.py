@@ -16,24 +16,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from celeriac import _state, signals
+from celeriac.app.parts import Parts
 from celeriac.app.registry import TaskRegistry
 from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
 from celeriac.canvas.signature import Signature
-from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, ImproperlyConfigured, mask_url
+from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, ImproperlyConfigured
 from celeriac.execution.execute import run_eagerly
-from celeriac.kernel.kernel import Kernel
-from celeriac.messaging.codec import Codec
-from celeriac.messaging.notices import NoticeBox
-from celeriac.messaging.producer import Producer
-from celeriac.messaging.routes import Router
 from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
-from celeriac.resultstore import ResultStore
 from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
 
 if TYPE_CHECKING:
-    from celeriac.spec.backend import ResultBackend
+    from celeriac.kernel.kernel import Kernel
+    from celeriac.messaging.codec import Codec
+    from celeriac.messaging.producer import Producer
+    from celeriac.messaging.routes import Router
+    from celeriac.resultstore import ResultStore
     from celeriac.spec.data import Payload
     from celeriac.spec.transport import Transport
 
@@ -104,26 +103,17 @@ class Celery:
             silent=config_source_silent,
             on_configure=lambda: self.on_configure.send(sender=self),
             on_after_configure=lambda _settings: self.on_after_configure.send(sender=self, source=self.conf),
+            on_change=lambda: self._parts.settings_changed(),
         )
         self._registry = self.registry_cls() if tasks is None else tasks
         self._lock = threading.RLock()
         self._oid = ThreadOid()
         self._autodiscover: list[tuple[Any, str | None]] = []
-        self._forget_parts()
+        self._parts = Parts(self.conf, self._oid.get)
         if set_as_current:
             self.set_current()
         _state.register_app(self)
         self.on_init()
-
-    def _forget_parts(self) -> None:
-        self._kernel: Kernel | None = None
-        self._codec: Codec | None = None
-        self._router: Router | None = None
-        self._transport: Transport | None = None
-        self._producer: Producer | None = None
-        self._store: ResultStore | None = None
-        self._fingerprint: str | None = None
-        self._notices: NoticeBox | None = None
 
     def on_init(self) -> None:
         """Called at the end of the constructor; for subclasses."""
@@ -152,7 +142,6 @@ class Celery:
             namespace: `'CELERY'` takes `CELERY_TASK_ACKS_LATE` for `task_acks_late`, and nothing else.
         """
         self.conf.config_from_object(obj, silent=silent, force=force, namespace=namespace or self.namespace)
-        self._forget_parts()
 
     def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> None:
         """As `config_from_object`, with the module's name in an environment variable."""
@@ -378,7 +367,7 @@ class Celery:
         if not payload.headers["ignore_result"]:
             self.backend.expect((task_id,))
         publish(self, [payload], steering)
-        result: AsyncResult[Any] = AsyncResult(task_id, self._store, name, self)
+        result: AsyncResult[Any] = AsyncResult(task_id, self._parts.store, name, self)
         result.ignored = bool(payload.headers["ignore_result"])
         running = _state.running()
         if running is not None and add_to_parent is not False and running.task.trail:
@@ -419,107 +408,46 @@ class Celery:
         """The results of a group."""
         return GroupResult(id, results, app=self)
 
+    # -- parts ----------------------------------------------------------------------------------------------
+
     @property
     def backend(self) -> ResultStore:
         """Its results; one that refuses to be read when `result_backend` is not set."""
-        store = self._store
-        if store is None:
-            with self._lock:
-                if self._store is None:
-                    conf = self.conf
-                    self._store = ResultStore(
-                        self._make_backend(),
-                        self.codec.serializer(conf["result_serializer"]),
-                        extended=bool(conf["result_extended"]),
-                        missing_hint=self._why_no_result,
-                    )
-                store = self._store
-        return store
-
-    def _make_backend(self) -> ResultBackend | None:
-        url = self.conf["result_backend"]
-        plugin = self.conf["backend_plugin"]
-        if not plugin and (not url or url in ("disabled", "disabled://")):
-            return None
-        return self.kernel.make_backend(url, plugin, Host(self))
-
-    def _why_no_result(self, task_id: str) -> BaseException | None:
-        plugin = self.backend.plugin
-        if plugin is None or "replies" in plugin.abilities:
-            return None  # such a backend hears of it by itself
-        if self._notices is None:
-            self._notices = NoticeBox(lambda: self.transport, lambda: self.thread_oid, lambda: self.codec)
-        return self._notices.look(task_id)
+        return self._parts.store
 
     @property
     def results_fingerprint(self) -> str:
         """Names the place of this app's results, without secrets: a worker tells by it whether it can deliver there."""
-        found = self._fingerprint
-        if found is None:
-            url = self.conf["result_backend"]
-            found = self._fingerprint = mask_url(str(url)) if url and self.backend.plugin is not None else ""
-        return found
-
-    # -- parts ----------------------------------------------------------------------------------------------
+        return self._parts.fingerprint
 
     @property
     def kernel(self) -> Kernel:
         """Chooses and makes plugins."""
-        if self._kernel is None:
-            with self._lock:
-                if self._kernel is None:
-                    self._kernel = Kernel(self.conf.as_mapping())
-        return self._kernel
+        return self._parts.kernel
 
     @property
     def codec(self) -> Codec:
         """Encodes and decodes bodies."""
-        found = self._codec
-        if found is None:
-            with self._lock:
-                if self._codec is None:
-                    conf = self.conf
-                    self._codec = Codec(self.kernel, conf["accept_content"], bool(conf["allow_unsafe_serializers"]))
-                found = self._codec
-        return found
+        return self._parts.codec
 
     @property
     def router(self) -> Router:
         """Finds queues."""
-        found = self._router
-        if found is None:
-            with self._lock:
-                if self._router is None:
-                    self._router = Router(self.conf)
-                found = self._router
-        return found
+        return self._parts.router
 
     @property
     def transport(self) -> Transport:
-        """The connection to its broker, for sending (the worker makes its own for receiving)."""
-        found = self._transport
-        if found is None:
-            with self._lock:
-                if self._transport is None:
-                    self._transport = self.make_transport()
-                found = self._transport
-        return found
+        """The connection to its broker, for sending."""
+        return self._parts.transport
 
     def make_transport(self, url: str | None = None) -> Transport:
-        """A transport of its own for the caller."""
-        conf = self.conf
-        return self.kernel.make_transport(url or conf["broker_url"], conf["broker_plugin"])
+        """A transport of its own for the caller (the worker, for receiving)."""
+        return self._parts.make_transport(url)
 
     @property
     def producer(self) -> Producer:
         """Sends payloads."""
-        found = self._producer
-        if found is None:
-            with self._lock:
-                if self._producer is None:
-                    self._producer = Producer(self.transport, self.router, self.conf)
-                found = self._producer
-        return found
+        return self._parts.producer
 
     @property
     def thread_oid(self) -> str:
@@ -564,30 +492,18 @@ class Celery:
 
     def close(self) -> None:
         """Let go of connections; they are made anew if it is used again."""
-        with self._lock:
-            store, transport = self._store, self._transport
-            self._forget_parts()
-        if store is not None and store.plugin is not None:
-            store.plugin.close()
-        if transport is not None:
-            transport.close()
+        self._parts.close()
 
     def after_fork(self) -> None:
         """In a forked child: drop what speaks to servers, without speaking (B28)."""
         self._lock = threading.RLock()
-        if self._transport is not None:
-            self._transport.after_fork()
-        if self._store is not None and self._store.plugin is not None:
-            self._store.plugin.after_fork()
-        self._transport = self._producer = None
-        self._store = None
+        self._parts.after_fork()
         self.on_after_fork.send(sender=self)
 
     def start(self, argv: Sequence[str] | None = None) -> None:
         """Run the command line with this app."""
-        from celeriac.cli import main
-
-        main(list(argv) if argv is not None else sys.argv[1:], app=self)
+        # The door is above this room, so it is opened by name.
+        import_module("celeriac.cli").main(list(argv) if argv is not None else sys.argv[1:], app=self)
 
     def worker_main(self, argv: Sequence[str] | None = None) -> None:
         """Run a worker with this app; `argv` begins with `worker`."""
@@ -609,22 +525,6 @@ class Celery:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.main or '__main__'}:{id(self):#x}>"
-
-
-class Host:
-    """What a backend plugin may ask of its app."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-
-    def transport(self) -> Transport:
-        return self._app.transport
-
-    def reply_queue(self) -> str:
-        return self._app.thread_oid
-
-    def serializer(self, name: str) -> Any:
-        return self._app.codec.serializer(name)
 
 
 def shared_task(*args: Any, **options: Any) -> Any:

@@ -125,6 +125,7 @@ class Settings(MutableMapping[str, Any]):
         config_source: As for `config_from_object`; read when the first setting is asked for.
         on_configure: Called before the config source is read.
         on_after_configure: Called with these settings after that.
+        on_change: Called after each change, under the settings' lock.
     Raises:
         SettingError: A name in `changes` is a slip of a known one, or a value is impossible.
     """
@@ -138,6 +139,7 @@ class Settings(MutableMapping[str, Any]):
         *,
         on_configure: Callable[[], Any] | None = None,
         on_after_configure: Callable[[Settings], Any] | None = None,
+        on_change: Callable[[], Any] | None = None,
     ) -> None:
         self._lock = threading.RLock()
         self._namespace = namespace
@@ -145,6 +147,7 @@ class Settings(MutableMapping[str, Any]):
         self._silent = silent
         self._on_configure = on_configure
         self._on_after_configure = on_after_configure
+        self._on_change = on_change
         self._overrides: dict[str, Any] = {}
         self._environment: dict[str, Any] = {}
         self._changes: dict[str, Any] = {}
@@ -449,6 +452,8 @@ class Settings(MutableMapping[str, Any]):
         self._values = None
         for name in [name for name in self.__dict__ if not name.startswith("_")]:
             del self.__dict__[name]
+        if self._on_change is not None:
+            self._on_change()
 
 
 class _View(Mapping[str, Any]):

@@ -1,0 +1,187 @@
+"""The parts of an app that are made at first use: kernel, codec, router, transport, producer, results.
+
+One object for each app. What speaks to servers is dropped in a forked child, and whatever depends on a setting is
+dropped when that is changed; the next use makes it anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+
+from celeriac.exceptions import mask_url
+from celeriac.kernel.kernel import Kernel
+from celeriac.messaging.codec import Codec
+from celeriac.messaging.notices import NoticeBox
+from celeriac.messaging.producer import Producer
+from celeriac.messaging.routes import Router
+from celeriac.resultstore import ResultStore
+
+if TYPE_CHECKING:
+    from celeriac.app.settings import Settings
+    from celeriac.spec.backend import ResultBackend
+    from celeriac.spec.serializer import Serializer
+    from celeriac.spec.transport import Transport
+
+T = TypeVar("T")
+
+#: Beginnings of settings on which connections depend.
+CONNECTION_SETTINGS: Final = ("broker_", "backend_", "result_", "redis_", "database_", "cache_", "accept_", "plugins_")
+#: Parts that know settings but no server; the kernel reads settings anew at every call.
+LIGHT_PARTS: Final = ("codec", "router", "producer", "fingerprint", "notices")
+
+
+class part(Generic[T]):
+    """A part made at first use under its owner's lock; after that it is a plain attribute."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    @overload
+    def __get__(self, owner: None, kind: type) -> part[T]: ...
+    @overload
+    def __get__(self, owner: Any, kind: type) -> T: ...
+    def __get__(self, owner: Any, kind: type) -> Any:
+        if owner is None:
+            return self
+        name = self._make.__name__
+        with owner._lock:
+            if name not in owner.__dict__:
+                owner.__dict__[name] = self._make(owner)
+            return owner.__dict__[name]
+
+
+class Parts:
+    """See the module.
+
+    Args:
+        conf: The app's settings.
+        reply_queue: Names this process's reply queue.
+    """
+
+    def __init__(self, conf: Settings, reply_queue: Callable[[], str]) -> None:
+        self._conf = conf
+        self._reply_queue = reply_queue
+        self._lock = threading.RLock()
+        self._connected_by: dict[str, Any] = {}
+
+    @part
+    def kernel(self) -> Kernel:
+        """Chooses and makes plugins."""
+        return Kernel(self._conf.as_mapping())
+
+    @part
+    def codec(self) -> Codec:
+        """Encodes and decodes bodies."""
+        conf = self._conf
+        return Codec(self.kernel, conf["accept_content"], bool(conf["allow_unsafe_serializers"]))
+
+    @part
+    def router(self) -> Router:
+        """Finds queues."""
+        return Router(self._conf)
+
+    @part
+    def transport(self) -> Transport:
+        """For sending; the worker makes its own for receiving."""
+        self._connected_by = self._connection_settings()
+        return self.make_transport()
+
+    @part
+    def producer(self) -> Producer:
+        """Sends payloads."""
+        return Producer(self.transport, self.router, self._conf)
+
+    @part
+    def store(self) -> ResultStore:
+        """Results; one that refuses to be read when there is no result backend."""
+        self._connected_by = self._connection_settings()
+        conf = self._conf
+        serializer = self.codec.serializer(conf["result_serializer"])
+        extended = bool(conf["result_extended"])
+        return ResultStore(self._make_backend(), serializer, extended=extended, missing_hint=self._why_no_result)
+
+    @part
+    def fingerprint(self) -> str:
+        """Names the place of results, without secrets; empty when there is none."""
+        url = self._conf["result_backend"]
+        return mask_url(str(url)) if url and self.store.plugin is not None else ""
+
+    @part
+    def notices(self) -> NoticeBox:
+        """Why results do not come, if workers say so."""
+        return NoticeBox(lambda: self.transport, self._reply_queue, lambda: self.codec)
+
+    def make_transport(self, url: str | None = None) -> Transport:
+        """A transport of its own for the caller."""
+        return self.kernel.make_transport(url or self._conf["broker_url"], self._conf["broker_plugin"])
+
+    # -- letting go -----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of all parts, and of their connections."""
+        # Without the lock: who changes a setting holds the settings' lock, which makers of parts want too.
+        store, transport = self.__dict__.pop("store", None), self.__dict__.pop("transport", None)
+        self._drop("kernel", *LIGHT_PARTS)
+        if store is not None and store.plugin is not None:
+            store.plugin.close()
+        if transport is not None:
+            transport.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: drop what speaks to servers, without speaking (B28)."""
+        self._lock = threading.RLock()  # whoever held the old one is not here
+        store, transport = self.__dict__.get("store"), self.__dict__.get("transport")
+        if transport is not None:
+            transport.after_fork()
+        if store is not None and store.plugin is not None:
+            store.plugin.after_fork()
+        self._drop("transport", "producer", "store")
+
+    def settings_changed(self) -> None:
+        """Drop what was made by settings that are others now."""
+        if self.__dict__.keys().isdisjoint(("kernel", "transport", "store", *LIGHT_PARTS)):
+            return
+        self._drop(*LIGHT_PARTS)
+        if self._connected_by and self._connection_settings() != self._connected_by:
+            self.close()
+
+    def _drop(self, *names: str) -> None:
+        for name in names:
+            self.__dict__.pop(name, None)
+
+    def _connection_settings(self) -> dict[str, Any]:
+        conf = self._conf
+        return {name: conf[name] for name in conf if name.startswith(CONNECTION_SETTINGS)}
+
+    # -- results --------------------------------------------------------------------------------------------
+
+    def _make_backend(self) -> ResultBackend | None:
+        url, plugin = self._conf["result_backend"], self._conf["backend_plugin"]
+        if not plugin and (not url or url in ("disabled", "disabled://")):
+            return None
+        return self.kernel.make_backend(url, plugin, Host(self, self._reply_queue))
+
+    def _why_no_result(self, task_id: str) -> BaseException | None:
+        plugin = self.store.plugin
+        if plugin is None or "replies" in plugin.abilities:
+            return None  # such a backend hears of it by itself
+        return self.notices.look(task_id)
+
+
+class Host:
+    """What a backend plugin may ask of its app."""
+
+    def __init__(self, parts: Parts, reply_queue: Callable[[], str]) -> None:
+        self._parts = parts
+        self.reply_queue = reply_queue
+
+    def transport(self) -> Transport:
+        """See `spec.backend.Host`."""
+        return self._parts.transport
+
+    def serializer(self, name: str) -> Serializer:
+        """See `spec.backend.Host`."""
+        return self._parts.codec.serializer(name)
