@@ -1,0 +1,292 @@
+"""The client's half: a reply queue, read by whoever waits, for all who wait.
+
+One thread at a time reads (the broker's consumer belongs to one thread); the others sleep until it has put what
+arrived on the shelf, or has had enough and one of them takes over. So nobody needs a reader thread, and an answer
+wakes its waiter without a detour. A keeper thread only looks in every few seconds, to prove to the broker that
+somebody is still here; it begins with the first wait.
+
+Reading takes answers away from the broker, so they stay on the shelf for a second `get()`: unread ones as long as there
+is room for `UNREAD_KEPT`, the last `READ_KEPT` of the others too.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import structlog
+
+from celeriac.exceptions import OperationalError
+from celeriac.spec import Consumer, Delivery, Host, Settlement, reply_queue_spec
+from celeriac.states import READY_STATES, SUCCESS
+
+UNREAD_KEPT: Final = 100_000
+READ_KEPT: Final = 10_000
+WINDOW: Final = 256
+KEEP_S: Final = 5.0
+#: Who asks for an answer that is not here waits so long for what is on its way; brokers need a moment to hand out.
+GRACE_S: Final = 0.02
+#: While the broker is away, it is tried again so often.
+RETRY_S: Final = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class Poller:
+    """Sleeps until the consumer has news."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._watched: set[int] = set()
+
+    def watch(self, fd: int) -> None:
+        self._watched.add(fd)
+        self._poll.register(fd, select.POLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        if fd in self._watched:
+            self._watched.remove(fd)
+            self._poll.unregister(fd)
+
+    def sleep(self, timeout_s: float) -> None:
+        self._poll.poll(max(timeout_s, 0.0) * 1000 + 1)
+
+
+class Mailbox:
+    """The reply queue of this process, and what has come out of it.
+
+    Args:
+        read: What a reply says: (task id, state, stored form), or None if it is no reply.
+    """
+
+    def __init__(self, host: Host, read: Callable[[Delivery], tuple[str, str, bytes] | None]) -> None:
+        self._host = host
+        self._read = read
+        self._changed = threading.Condition()
+        self._has_reader = False
+        self._is_declared = False
+        self._is_away = False
+        self._consumer: Consumer | None = None
+        self._poller = Poller()
+        self._keeper: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._count = 0  # of all replies so far
+        # The shelf: task id → (state, stored form), the oldest first.
+        self._unread: dict[str, tuple[str, bytes]] = {}
+        self._done: dict[str, tuple[str, bytes]] = {}
+        self._waiting: dict[str, list[deque[tuple[str, bytes]]]] = {}
+
+    # -- who waits --------------------------------------------------------------------------------------------
+
+    def declare(self) -> None:
+        """Make the reply queue exist, so that an answer to what is sent next has somewhere to go.
+
+        Raises:
+            OperationalError: The broker cannot be reached.
+        """
+        if not self._is_declared:
+            self._host.transport().declare([reply_queue_spec(self._host.reply_queue())])
+            self._is_declared = True
+
+    def take(self, task_ids: Sequence[str]) -> dict[str, bytes]:
+        """The stored forms of those that have arrived."""
+        self._fetch_missing(task_ids)
+        found = {}
+        with self._changed:
+            for task_id in task_ids:
+                entry = self._find(task_id)
+                if entry is not None:
+                    found[task_id] = entry[1]
+                    self._mark_read(task_id)
+        return found
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Take these off the shelf."""
+        self._fetch_missing(task_ids)
+        with self._changed:
+            for task_id in task_ids:
+                self._unread.pop(task_id, None)
+                self._done.pop(task_id, None)
+
+    def add_waiter(self, task_ids: Sequence[str], news: deque[tuple[str, bytes]]) -> None:
+        """Put states of these tasks into `news`: those on the shelf now, and all that arrive."""
+        with self._changed:
+            for task_id in task_ids:
+                self._waiting.setdefault(task_id, []).append(news)
+                entry = self._find(task_id)
+                if entry is not None:
+                    news.append((task_id, entry[1]))
+                    self._mark_read(task_id)
+
+    def remove_waiter(self, task_ids: Sequence[str], news: deque[tuple[str, bytes]]) -> None:
+        """The opposite; unknown ones are no error."""
+        with self._changed:
+            for task_id in task_ids:
+                waiters = self._waiting.get(task_id, [])
+                waiters[:] = [waiter for waiter in waiters if waiter is not news]
+                if not waiters:
+                    self._waiting.pop(task_id, None)
+
+    def wait(self, news: deque[tuple[str, bytes]], timeout_s: float) -> None:
+        """Return once there is something in `news`, or after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        left_s = max(timeout_s, 0.0)
+        while not news:
+            with self._changed:
+                if news:
+                    return
+                is_read = self._has_reader
+                if is_read:
+                    self._changed.wait(left_s)
+                self._has_reader = True if not is_read else self._has_reader
+            if not is_read:
+                self._read_as_the_one(left_s)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return
+
+    # -- who reads --------------------------------------------------------------------------------------------
+
+    def _fetch_missing(self, task_ids: Sequence[str]) -> None:
+        """Read until all of these are here or nothing more comes."""
+        while True:
+            with self._changed:
+                count = self._count
+                if all(self._find(task_id) for task_id in task_ids):
+                    return
+            self._look_in(GRACE_S)
+            if self._count == count:
+                return
+
+    def _look_in(self, timeout_s: float = 0.0) -> None:
+        """Shelve what has arrived; whoever reads at this moment does it anyway."""
+        with self._changed:
+            if self._has_reader:
+                return
+            self._has_reader = True
+        self._read_as_the_one(timeout_s)
+
+    def _read_as_the_one(self, timeout_s: float) -> None:
+        """Read until something has come or the time is over. The caller has set `_has_reader`."""
+        try:
+            self._read_replies(timeout_s)
+            self._is_away = False
+        except OperationalError as exc:
+            self._let_go()
+            if not self._is_away:
+                self._is_away = True
+                log.warning("replies.lost", error=str(exc), action="opened again; answers sent meanwhile are gone")
+            if timeout_s > 0:
+                time.sleep(min(timeout_s, RETRY_S))
+        finally:
+            with self._changed:
+                self._has_reader = False
+                self._changed.notify_all()
+
+    def _read_replies(self, timeout_s: float) -> None:
+        consumer = self._consumer or self._open()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            arrived = consumer.receive(WINDOW)
+            while arrived:  # the broker may have more than a window's worth
+                self._shelve([reply for delivery in arrived if (reply := self._read(delivery)) is not None])
+                consumer.settle([Settlement(delivery.tag) for delivery in arrived])
+                arrived = consumer.receive(WINDOW)
+                deadline = 0.0
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return
+            interval_s = consumer.poll_interval_s
+            self._poller.sleep(min(left_s, KEEP_S if interval_s is None else interval_s))
+
+    def _open(self) -> Consumer:
+        name = self._host.reply_queue()
+        owner = f"replies@{name}-{uuid.uuid4().hex[:8]}"
+        self._consumer = self._host.transport().consumer(
+            [reply_queue_spec(name)], owner=owner, poller=self._poller, window=WINDOW
+        )
+        self._is_declared = True
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name="celeriac-replies", daemon=True)
+            self._keeper.start()
+        return self._consumer
+
+    def _keep(self) -> None:
+        """Prove now and then that this client lives, and empty the wire, also when nobody waits."""
+        while not self._ended.wait(KEEP_S):
+            consumer = self._consumer
+            if consumer is None:
+                continue
+            try:
+                consumer.renew()
+            except OperationalError as exc:
+                log.debug("replies.not_renewed", error=str(exc))  # the next to read meets it too, and opens anew
+            self._look_in()
+
+    # -- the shelf --------------------------------------------------------------------------------------------
+
+    def _shelve(self, replies: list[tuple[str, str, bytes]]) -> None:
+        with self._changed:
+            self._count += len(replies)
+            for task_id, state, data in replies:
+                known = self._find(task_id)
+                if known is not None and not replaces(state, known[0]):
+                    continue
+                self._done.pop(task_id, None)
+                self._unread[task_id] = (state, data)
+                for news in self._waiting.get(task_id, ()):
+                    news.append((task_id, data))
+                    self._mark_read(task_id)
+            if len(self._unread) > UNREAD_KEPT:
+                log.warning("replies.dropped", count=len(self._unread) - UNREAD_KEPT, reason="nobody asked for them")
+            _shrink(self._unread, UNREAD_KEPT)
+            self._changed.notify_all()
+
+    def _find(self, task_id: str) -> tuple[str, bytes] | None:
+        return self._unread.get(task_id) or self._done.get(task_id)
+
+    def _mark_read(self, task_id: str) -> None:
+        entry = self._unread.pop(task_id, None)
+        if entry is not None:
+            self._done[task_id] = entry
+            _shrink(self._done, READ_KEPT)
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def _let_go(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        self._is_declared = False  # it goes with its last consumer
+        if consumer is not None:
+            consumer.close()
+
+    def close(self) -> None:
+        """Stop reading; the queue, and what is in it, goes with its reader."""
+        self._ended.set()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._has_reader, KEEP_S)
+            self._has_reader = True
+        try:
+            self._let_go()
+        except OperationalError as exc:
+            log.debug("replies.closed", error=str(exc))  # it was gone already
+        finally:
+            with self._changed:
+                self._has_reader = False
+                self._changed.notify_all()
+
+
+def replaces(state: str, known: str) -> bool:
+    """May this state follow that one? A success is final, and what is ready stays so (R3)."""
+    if known == SUCCESS:
+        return False
+    return known not in READY_STATES or state == SUCCESS
+
+
+def _shrink(shelf: dict[str, Any], limit: int) -> None:
+    while len(shelf) > limit:
+        shelf.pop(next(iter(shelf)))
