@@ -233,6 +233,24 @@ def test_ctrl_c_once_is_warm_and_twice_is_cold(house: House) -> None:
     assert not result.ready() if "rpc" not in house.backend else True
 
 
+def test_a_warm_stop_waits_no_longer_than_its_grace(sqlite_house: House) -> None:
+    worker = sqlite_house.worker("-c", "1", "worker.shutdown_grace=1")
+    sqlite_house.send("sleep", 30, "long")
+    wait_until(lambda: sqlite_house.ran(), what="the task's start")
+    begun = time.monotonic()
+    assert worker.stop() == 1
+    assert 1 <= time.monotonic() - begun < 6
+    assert "given up" in worker.log
+
+
+def test_a_cold_stop_may_be_soft_first(sqlite_house: House) -> None:
+    worker = sqlite_house.worker("-c", "1", "worker.soft_shutdown_timeout=10")
+    result = sqlite_house.send("sleep", 1.0, "short")
+    wait_until(lambda: sqlite_house.ran(), what="the task's start")
+    assert worker.stop(signal.SIGQUIT) == 0
+    assert result.get(timeout=1) == "short"
+
+
 def test_a_worker_killed_outright_loses_nothing(house: House) -> None:
     first = house.worker("-c", "2")
     results = [house.send("sleep", 0.2, f"n{n}") for n in range(10)]

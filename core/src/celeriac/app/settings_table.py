@@ -43,7 +43,7 @@ class Setting(Struct, frozen=True):
 
 GENERAL: Final[tuple[Row, ...]] = (
     ("accept_content", "texts", ("json",), "Serializers or content types that messages may have; others are refused."),
-    ("result_accept_content", "texts", None, "The same for results. None: as `accept_content`."),
+    ("texts", None, "The same for results. None: as `accept_content`."),
     ("enable_utc", "bool", True, "Times in messages are UTC rather than local time."),
     (
         "timezone",
@@ -283,7 +283,7 @@ RESULT: Final[tuple[Row, ...]] = (
     ("result_extended", "bool", False, "Keep the task's name, arguments, worker, retries and queue with the result."),
     ("result_serializer", "text", "json", "Serializer of results."),
     ("result_compression", "text", None, "Compression of stored results. None: none."),
-    ("result_persistent", "bool", None, "Replies of the `rpc` backend outlive the broker."),
+    ("bool", None, "Replies of the `rpc` backend outlive the broker."),
     ("result_exchange", "text", "celeryresults", "Accepted for Celery's sake; replies go to their queue directly."),
     ("result_exchange_type", "text", "direct", "Accepted for Celery's sake."),
     ("result_cache_max", "int", -1, "How many final results a client remembers. 0: no bound, -1: none."),
@@ -479,10 +479,10 @@ NOT_YET: Final = frozenset(
         "events_logfile", "events_pidfile", "events_uid", "events_umask", "override_backends",
         "redis_backend_credential_provider", "redis_backend_health_check_interval", "redis_db", "redis_host",
         "redis_max_connections", "redis_password", "redis_port", "redis_retry_on_timeout",
-        "redis_socket_keepalive", "redis_username", "result_accept_content", "result_backend_always_retry",
+        "redis_socket_keepalive", "redis_username", "result_backend_always_retry",
         "result_backend_base_sleep_between_retries_ms", "result_backend_max_retries",
         "result_backend_max_sleep_between_retries_ms", "result_backend_thread_safe", "result_cache_max",
-        "result_chord_expires", "result_chord_join_timeout", "result_chord_retry_interval", "result_persistent",
+        "result_chord_expires", "result_chord_join_timeout", "result_chord_retry_interval", 
         "security_cert_store", "security_certificate", "security_digest", "security_key",
         "security_key_password", "task_allow_error_cb_on_chord_header", "task_protocol",
         "task_remote_tracebacks", "task_repr_maxlevels", "task_retry_on_worker_lost", "task_send_sent_event",
@@ -493,7 +493,7 @@ NOT_YET: Final = frozenset(
         "worker_executable", "worker_gid", "worker_hijack_root_logger", "worker_log_datefmt",
         "worker_log_format", "worker_logfile", "worker_pidfile", "worker_pool_restarts",
         "worker_pool_start_method", "worker_redirect_stdouts", "worker_redirect_stdouts_level",
-        "worker_send_task_events", "worker_shutdown_grace", "worker_soft_shutdown_timeout", "worker_state_db",
+        "worker_send_task_events", "worker_state_db",
         "worker_task_log_datefmt", "worker_task_log_format", "worker_timer_precision", "worker_uid",
         "worker_umask",
     }

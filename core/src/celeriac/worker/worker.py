@@ -101,7 +101,6 @@ class Worker:
         )
         self._on_ready = on_ready
         self._asked = 0  # how often it was asked to stop; only ever grows (D1)
-        self._cold = False
         self._sleeper = Sleeper()
         self.transport: Transport
         self.pool: Pool
@@ -242,8 +241,9 @@ class Worker:
         signals.worker_shutting_down.send(sender=self.hostname, sig="", how="warm", exitcode=0)
         # Warm. First no new work; reports still come, so settling lives on; the link goes last: acks travel on it.
         loop.stop_receiving()
-        while len(loop.flights) and not self._is_cold():
-            loop.turn()
+        self._let_finish(self.app.conf["worker_shutdown_grace"], until_asked=2)
+        # Cold, but softly where the app says so: a last while for what still runs.
+        self._let_finish(self.app.conf["worker_soft_shutdown_timeout"] or 0.0, until_asked=3)
         left = len(loop.flights)
         if left:
             _log.warning("Cold shutdown: %d running tasks are given up; their messages go back to the queue.", left)
@@ -257,8 +257,11 @@ class Worker:
         _log.info("Stopped: %d finished, %d given back%s.", ends.finished, ends.given_back, how)
         return EXIT_FORCED if left else EXIT_OK
 
-    def _is_cold(self) -> bool:
-        return self._cold or self._asked > 1
+    def _let_finish(self, seconds: float | None, *, until_asked: int) -> None:
+        """Go on until nothing runs, the seconds are over (None: no bound), or it was asked to stop so often."""
+        ends = None if seconds is None else time.monotonic() + seconds
+        while len(self.loop.flights) and self._asked < until_asked and (ends is None or time.monotonic() < ends):
+            self.loop.turn()
 
     # -- signals --------------------------------------------------------------------------------------------
 
@@ -271,8 +274,7 @@ class Worker:
             self._say(signum)
 
         def cold(signum: int, frame: Any) -> None:
-            self._asked += 1
-            self._cold = True
+            self._asked = max(2, self._asked + 1)
             self._say(signum)
 
         remapped = os.environ.get("REMAP_SIGTERM") == "SIGQUIT"
@@ -282,7 +284,7 @@ class Worker:
         return before
 
     def _say(self, signum: int) -> None:
-        if self._asked == 1 and not self._cold:
+        if self._asked == 1:
             how = "finishing running tasks (once more to give them up)"
         else:
             how = "giving up running tasks"
