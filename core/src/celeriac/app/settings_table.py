@@ -482,7 +482,7 @@ NOT_YET: Final = frozenset(
         "redis_socket_keepalive", "redis_username", "result_backend_always_retry",
         "result_backend_base_sleep_between_retries_ms", "result_backend_max_retries",
         "result_backend_max_sleep_between_retries_ms", "result_backend_thread_safe", "result_cache_max",
-        "result_chord_expires", "result_chord_join_timeout", "result_chord_retry_interval", 
+        "result_chord_expires", "result_chord_join_timeout", "result_chord_retry_interval",
         "security_cert_store", "security_certificate", "security_digest", "security_key",
         "security_key_password", "task_allow_error_cb_on_chord_header", "task_protocol",
         "task_remote_tracebacks", "task_repr_maxlevels", "task_retry_on_worker_lost", "task_send_sent_event",
@@ -493,9 +493,8 @@ NOT_YET: Final = frozenset(
         "worker_executable", "worker_gid", "worker_hijack_root_logger", "worker_log_datefmt",
         "worker_log_format", "worker_logfile", "worker_pidfile", "worker_pool_restarts",
         "worker_pool_start_method", "worker_redirect_stdouts", "worker_redirect_stdouts_level",
-        "worker_send_task_events", "worker_state_db",
-        "worker_task_log_datefmt", "worker_task_log_format", "worker_timer_precision", "worker_uid",
-        "worker_umask",
+        "worker_send_task_events", "worker_state_db", "worker_task_log_datefmt", "worker_task_log_format",
+        "worker_timer_precision", "worker_uid", "worker_umask",
     }
 )  # fmt: skip
 
