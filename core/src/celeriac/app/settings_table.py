@@ -493,8 +493,9 @@ NOT_YET: Final = frozenset(
         "worker_executable", "worker_gid", "worker_hijack_root_logger", "worker_log_datefmt",
         "worker_log_format", "worker_logfile", "worker_pidfile", "worker_pool_restarts",
         "worker_pool_start_method", "worker_redirect_stdouts", "worker_redirect_stdouts_level",
-        "worker_send_task_events", "worker_state_db", "worker_task_log_datefmt", "worker_task_log_format",
-        "worker_timer_precision", "worker_uid", "worker_umask",
+        "worker_send_task_events", "worker_state_db",
+        "worker_task_log_datefmt", "worker_task_log_format", "worker_timer_precision", "worker_uid",
+        "worker_umask",
     }
 )  # fmt: skip
 
