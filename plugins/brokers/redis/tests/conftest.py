@@ -80,7 +80,7 @@ class Desk:
 
     def idle(self, consumer: RedisConsumer) -> None:
         """Come back when the consumer waits on its lists."""
-        self.until(lambda: not consumer.receive(10) and consumer._armed() > 0)
+        self.until(lambda: not consumer.receive(10) and consumer._waits.armed > 0)
 
     def settle(self, consumer: RedisConsumer, deliveries: list[Delivery], verb: Any = "ack", **more: Any) -> None:
         consumer.settle([Settlement(delivery.tag, verb, **more) for delivery in deliveries])

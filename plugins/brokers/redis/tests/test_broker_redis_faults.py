@@ -25,7 +25,7 @@ from celeriac_broker_redis.transport import make_transport
 bench, transport = Bench(), make_transport(sys.argv[1], {"broker_transport_options": {"lease": 1.0}})
 consumer = transport.consumer([QueueSpec("celery")], owner="victim", poller=bench, window=8)
 taken = bench.take(consumer, 2)
-while not consumer._armed():
+while not consumer._waits.armed:
     consumer.receive(5)
 print("ready", flush=True)
 time.sleep(600)
@@ -107,7 +107,7 @@ def test_an_answer_that_never_arrives_is_looked_up(desk: Any, server: Any) -> No
 def test_a_message_that_came_at_the_moment_of_the_cut_is_in_the_inbox(desk: Any, server: Any) -> None:
     consumer = desk.consumer()
     desk.idle(consumer)
-    (wait,) = consumer._waits
+    (wait,) = consumer._waits.lines
     desk.send("a")
     desk.until(lambda: server.call("LLEN", wait.inbox) == 1)
     swallow(wait.wire)

@@ -207,6 +207,35 @@ def test_queues_are_served_in_the_configured_order(desks: Any, redis_url: str, o
     assert "".join(desk.receive(consumer, 1)[0].queue for _ in range(4)) == expected
 
 
+def test_an_idle_consumer_hears_at_once_of_every_list(desks: Any, redis_url: str) -> None:
+    desk = desks(redis_url, max_waits=1)
+    consumer = desk.consumer("celery", "other")
+    waits = []
+    for more in ({"priority": 9}, {"queue": "other"}, {"priority": 3, "queue": "other"}, {"due": 0.2}, {"priority": 9}):
+        desk.idle(consumer)
+        time.sleep(0.7)  # by now it asks by turns only every second
+        begun = time.time()
+        due = begun + more.pop("due", 0)  # type: ignore[operator]
+        desk.send("x", due=due, **more)
+        desk.take(consumer, 1)
+        waits.append(time.time() - due)
+    assert sorted(waits)[-2] < 0.2, waits  # one of five may have met a busy machine
+
+
+def test_where_the_server_gives_no_notice_every_list_is_asked_by_turns(private_service: Any, desks: Any) -> None:
+    from celeriac.testing.services import RedisService
+
+    redis = private_service(RedisService())
+    admin = desks(redis.url).transport._acquire(5.0)
+    admin.call("ACL", "SETUSER", "simple", "on", ">secret", "~*", "&*", "+@all", "-client|tracking")
+    desk = desks(redis.url.replace("redis://", "redis://simple:secret@"))
+    consumer = desk.consumer()
+    for priority in (9, 6):
+        desk.idle(consumer)
+        desk.send("x", priority=priority)
+        assert len(desk.receive(consumer, 1, within_s=2.5)) == 1
+
+
 def test_more_queues_than_one_may_wait_on_are_all_served(desks: Any, redis_url: str) -> None:
     desk = desks(redis_url, max_waits=2)
     queues = [f"q{n}" for n in range(6)]
@@ -220,7 +249,7 @@ def test_more_queues_than_one_may_wait_on_are_all_served(desks: Any, redis_url: 
 def test_an_idle_consumer_never_takes_more_than_it_was_asked_for(desk: Any) -> None:
     queues = [f"q{n}" for n in range(4)]
     consumer = desk.consumer(*queues)
-    desk.until(lambda: not consumer.receive(1) and consumer._armed() == 1)
+    desk.until(lambda: not consumer.receive(1) and consumer._waits.armed == 1)
     for queue in queues:
         desk.send("x", queue=queue)
     assert len(desk.receive(consumer, 1)) == 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -31,6 +31,7 @@ from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Producer
 from celeriac_broker_redis.scripts import CLAIM, RETURN, Script, settle_script
 from celeriac_broker_redis.sources import Order, Source, turns
+from celeriac_broker_redis.waits import Line, News, Waits
 from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, connect, pack
 
 MAX_CLAIM: Final = 1000
@@ -57,18 +58,6 @@ class Adoption(Struct, frozen=True):
     number: int
     source: Source
     inbox: str
-
-
-class Waiting:
-    """A connection that blocks on one list."""
-
-    __slots__ = ("armed_until", "inbox", "source", "wire")
-
-    def __init__(self, wire: Wire, source: Source, inbox: str) -> None:
-        self.wire = wire
-        self.source = source
-        self.inbox = inbox
-        self.armed_until: float | None = None
 
 
 class Claim(Struct, frozen=True):
@@ -123,7 +112,6 @@ class RedisConsumer:
         self._ready: list[Delivery] = []
         self._pending: deque[Claim | Settled] = deque()
         self._claiming = False
-        self._waits: list[Waiting] = []
         #: The last claim found less than it asked for: wait rather than ask again.
         self._dry = False
         self._idle_s = IDLE_S[0]
@@ -137,6 +125,7 @@ class RedisConsumer:
         #: Whether `close` could tell the server.
         self.clean = False
         self._settle_scripts: dict[str, Script] = {}
+        self._waits = Waits(conf.keys, self.token, poller, self._dial, conf.options.max_waits)
         self._leases = Leases(conf, self.token)
         self._leases.open()
         self._wire = self._dial()
@@ -147,7 +136,7 @@ class RedisConsumer:
     @property
     def poll_interval_s(self) -> float | None:
         """Descriptors wake the worker; it also asks now and then, and so finds out when the server fell silent."""
-        return 5.0 if self._waits and not self._refused else IDLE_S[1]
+        return 5.0 if self._waits.lines and not self._refused else IDLE_S[1]
 
     def receive(self, limit: int) -> list[Delivery]:
         """See `Consumer.receive`."""
@@ -177,7 +166,7 @@ class RedisConsumer:
         if queue in self._queues:
             self._queues.remove(queue)
             self._reorder()
-            self._attempt(lambda: self._end_waits([wait for wait in self._waits if wait.source.queue == queue]))
+            self._attempt(lambda: self._end_waits([line for line in self._waits.lines if line.source.queue == queue]))
 
     def _reorder(self) -> None:
         self._turns = turns(self._keys, self._conf.options, self._queues)
@@ -359,12 +348,12 @@ class RedisConsumer:
     def abandon(self) -> None:
         """In a forked child: forget the descriptors without a word to server or poller."""
         self.closed = self.clean = True
-        for wire in (self._wire, *(wait.wire for wait in self._waits)):
-            wire.close()
+        self._wire.close()
+        self._waits.abandon()
         self._leases.abandon()
 
     def _end_claims(self) -> None:
-        self._end_waits(self._waits)
+        self._end_waits(self._waits.lines)
         deadline = time.monotonic() + self._conf.address.timeout_s
         while self._claiming:
             if not self._wire.wait(deadline - time.monotonic()):
@@ -380,10 +369,11 @@ class RedisConsumer:
             replies = self._wire.replies()
             if replies:
                 self._answered(replies)
-        for wait in self._waits:
-            if wait.armed_until is not None:
-                for reply in wait.wire.replies():
-                    self._woken(wait, reply)
+        try:
+            for news in self._waits.hear():
+                self._woken(news)
+        except ReplyError as exc:
+            self._check(exc)
 
     def _answered(self, replies: list[Any]) -> None:
         pending, at = self._pending, 0
@@ -443,19 +433,14 @@ class RedisConsumer:
             number += 1
         return size
 
-    def _woken(self, wait: Waiting, reply: Any) -> None:
-        """A wait ended: with a message, or without because its time was over or it was called off."""
-        wait.armed_until = None
-        if isinstance(reply, ReplyError):
-            if reply.code == "UNBLOCKED":
-                return
-            self._check(reply)
+    def _woken(self, news: News) -> None:
+        """A wait ended."""
         self._dry = False
-        if reply is None:
-            self._idle_s = min(self._idle_s * 2, IDLE_S[1])
-        else:
+        if news.raw is not None and news.source is not None:
             self._idle_s = IDLE_S[0]
-            self._adopt(wait.source, wait.inbox, reply)
+            self._adopt(news.source, news.inbox, news.raw)
+        elif not news.changed:
+            self._idle_s = min(self._idle_s * 2, IDLE_S[1])
 
     def _adopt(self, source: Source, inbox: str, raw: bytes) -> None:
         """Deliver a message that lies in an inbox; the next claim takes it up from there."""
@@ -483,9 +468,10 @@ class RedisConsumer:
         self._offer_again()
         if self._claiming:
             return
-        room = 0 if self._stopping or self._refused else limit - len(self._ready) - self._armed()
+        room = 0 if self._stopping or self._refused else limit - len(self._ready) - self._waits.armed
         if self._dry and not self._to_adopt and (self._next_due is None or time.monotonic() < self._next_due):
-            self._arm(room)
+            if room > 0:
+                self._wait(room)
         elif room > 0 or self._to_adopt:
             self._claim(min(max(room, 0), MAX_CLAIM))
 
@@ -510,66 +496,31 @@ class RedisConsumer:
         self._claiming = True
         self._wire.write(data)
 
-    # waiting
-
-    def _armed(self) -> int:
-        return sum(wait.armed_until is not None for wait in self._waits)
-
-    def _arm(self, room: int) -> None:
-        """Block on as many lists as there is room for messages."""
-        if room <= 0:
-            return
-        order = self._turns[self._turn]
-        armed = {wait.source.key for wait in self._waits if wait.armed_until is not None}
-        for source in order.sources[: min(order.first, self._conf.options.max_waits)]:
-            if room > 0 and source.key not in armed:
-                self._block(self._waiting(source))
-                room -= 1
-
-    def _block(self, wait: Waiting) -> None:
-        now = time.monotonic()
-        timeout = self._idle_s
+    def _wait(self, room: int) -> None:
+        """Be woken by the next message, and when it is time to look for others."""
+        timeout_s = self._idle_s
         if self._next_due is not None:
-            timeout = max(0.001, min(timeout, self._next_due - now))
-        wait.armed_until = now + timeout
-        wait.wire.write(pack(("BLMOVE", wait.source.key, wait.inbox, "RIGHT", "LEFT", f"{timeout:.3f}")))
+            timeout_s = max(0.001, min(timeout_s, self._next_due - time.monotonic()))
+        self._waits.arm(self._turns[self._turn], room, timeout_s)
 
-    def _waiting(self, source: Source) -> Waiting:
-        for wait in self._waits:
-            if wait.source.key == source.key:
-                return wait
-        wire = self._dial()
-        wire.call("SADD", self._keys.waits(self.token), source.key)
-        wait = Waiting(wire, source, self._keys.inbox(self.token, source.key))
-        self._waits.append(wait)
-        self._poller.watch(wire.fileno())
-        return wait
-
-    def _end_waits(self, waits: Iterable[Waiting]) -> None:
-        """End these waits; what they brought at the last moment is among the ready ones."""
-        for wait in list(waits):
-            if wait.armed_until is not None:
-                self._leases.unblock(wait.wire.client_id)
-                for reply in wait.wire.read(1):
-                    self._woken(wait, reply)
-            self._poller.unwatch(wait.wire.fileno())
-            wait.wire.close()
-            self._waits.remove(wait)
+    def _end_waits(self, lines: Sequence[Line]) -> None:
+        try:
+            for news in self._waits.end(lines, self._leases.unblock):
+                self._woken(news)
+        except ReplyError as exc:
+            self._check(exc)
 
     # connections, and mending them
 
-    def _dial(self) -> Wire:
-        return connect(self._conf.address, name=f"celeriac:{self.token}")
+    def _dial(self, protocol: int = 2) -> Wire:
+        return connect(self._conf.address, protocol=protocol, name=f"celeriac:{self.token}")
 
     def _hang_up(self) -> list[int]:
         """Let go of all connections but the lease's; returns the server's numbers for them."""
-        wires = [self._wire, *(wait.wire for wait in self._waits)]
-        for wire in wires:
-            if wire.fileno() >= 0:
-                self._poller.unwatch(wire.fileno())
-            wire.close()
-        self._waits.clear()
-        return [wire.client_id for wire in wires]
+        if self._wire.fileno() >= 0:
+            self._poller.unwatch(self._wire.fileno())
+        self._wire.close()
+        return [self._wire.client_id, *self._waits.hang_up()]
 
     def _lost(self, exc: Exception) -> TransportLost:
         return TransportLost(f"{exc}.")
@@ -596,8 +547,9 @@ class RedisConsumer:
         if now - self._mended_at < MEND_INTERVAL_S:
             raise self._lost(exc) from exc
         self._mended_at = now
-        inboxes = [(wait.source, wait.inbox) for wait in self._waits]
         old = self._hang_up()
+        inboxes = [(line.source, line.inbox) for line in self._waits.lines]
+        self._waits.lines.clear()
         try:
             self._wire = self._dial()
             self._poller.watch(self._wire.fileno())

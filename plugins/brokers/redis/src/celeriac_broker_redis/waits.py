@@ -1,0 +1,229 @@
+"""Where an idle consumer waits: blocked on lists, a connection each, and listening for changes of all the others.
+
+A blocked move hands over the next message of a list and records it in the consumer's inbox in one step, so a lone
+message is here with the answer. It can watch but one list; of the others (further priority steps, more queues than
+there may be connections, delayed messages) the server tells when they change: `CLIENT TRACKING` sends one notice for
+each key that was asked about. A notice may be lost, and some servers have no tracking; so nothing waits more than a
+second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from hiredis import PushNotification
+from msgspec import Struct
+
+from celeriac.spec.transport import Poller
+from celeriac_broker_redis.keys import Keys
+from celeriac_broker_redis.sources import Order, Source
+from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, pack
+
+#: So much later than it should an answer may come before the connection counts as dead.
+GRACE_S: Final = 5.0
+
+Dial = Callable[[int], Wire]
+
+
+class News(Struct, frozen=True):
+    """Why a wait ended.
+
+    Attributes:
+        raw: The message that came, which now lies in `inbox`; None if the time was over or a list has changed.
+        changed: It was a change.
+    """
+
+    source: Source | None = None
+    inbox: str = ""
+    raw: bytes | None = None
+    changed: bool = False
+
+
+class Line:
+    """A connection that blocks on one list."""
+
+    __slots__ = ("inbox", "overdue_at", "source", "wire")
+
+    def __init__(self, wire: Wire, source: Source, inbox: str) -> None:
+        self.wire = wire
+        self.source = source
+        self.inbox = inbox
+        #: While it blocks, when it should have been answered at the latest.
+        self.overdue_at: float | None = None
+
+
+class Hints:
+    """A connection on which the server tells that keys have changed."""
+
+    __slots__ = ("_asked", "_expected", "wire")
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self._asked: tuple[str, ...] = ()
+        #: For each answer to come: whether it is news that the keys exist.
+        self._expected: deque[bool] = deque()
+
+    def ask(self, lists: list[str], others: list[str]) -> None:
+        """Have a notice sent when one of these changes, unless that is arranged already."""
+        asked = (*lists, "", *others)
+        if asked == self._asked:
+            return
+        self._asked = asked
+        data = b""
+        for keys in (lists, others):
+            if keys:
+                data += pack(("EXISTS", *keys))
+                self._expected.append(keys is lists)
+        self.wire.write(data)
+
+    def hear(self) -> bool:
+        """Whether something has changed since it was asked about, or was in one of the lists already."""
+        if not self._asked:
+            return False
+        changed = False
+        for reply in self.wire.replies():
+            if isinstance(reply, PushNotification):
+                self._asked = ()
+                changed = True
+            elif isinstance(reply, ReplyError):
+                raise WireLost(f"{self.wire.address} answered: {reply}") from reply
+            elif self._expected.popleft() and reply:
+                changed = True
+        return changed
+
+
+class Waits:
+    """All waiting of one consumer.
+
+    Args:
+        dial: Makes a connection that speaks this version of the protocol.
+        most: How many lists to block on at once.
+    """
+
+    def __init__(self, keys: Keys, token: str, poller: Poller, dial: Dial, most: int) -> None:
+        self._keys = keys
+        self._token = token
+        self._poller = poller
+        self._dial = dial
+        self._most = most
+        self._hints: Hints | None = None
+        self._may_hint = True
+        self.lines: list[Line] = []
+
+    @property
+    def armed(self) -> int:
+        """How many messages may come without another word from us."""
+        return sum(line.overdue_at is not None for line in self.lines)
+
+    def arm(self, order: Order, room: int, timeout_s: float) -> None:
+        """Block on as many lists as there is room for messages, and listen for changes of the others.
+
+        Raises:
+            WireLost: A connection broke, or none was to be had.
+        """
+        blocked = {line.source.key for line in self.lines if line.overdue_at is not None}
+        for source in order.sources[: min(order.first, self._most)]:
+            if room > 0 and source.key not in blocked:
+                self._block(self._line(source), timeout_s)
+                blocked.add(source.key)
+                room -= 1
+        if self._may_hint:
+            self._listen([key for key in order.keys if key not in blocked], order.delayed_keys)
+
+    def hear(self) -> list[News]:
+        """What has come, without waiting.
+
+        Raises:
+            WireLost: A connection broke, or the server fell silent.
+            ReplyError: The server's own words, if they are neither a message nor the end of a wait.
+        """
+        news: list[News] = []
+        for line in self.lines:
+            if line.overdue_at is None:
+                continue
+            replies = line.wire.replies()
+            if not replies and time.monotonic() > line.overdue_at:
+                raise WireLost(f"{line.wire.address} fell silent")
+            for reply in replies:
+                news += self._ended(line, reply)
+        if self._hints is not None and self._hints.hear():
+            news.append(News(changed=True))
+        return news
+
+    def end(self, lines: Sequence[Line], unblock: Callable[[int], None]) -> list[News]:
+        """End these waits; what they brought at the last moment.
+
+        Args:
+            unblock: Ends the wait of the connection with this number at the server.
+        Raises:
+            WireLost, ReplyError: As in `hear`.
+        """
+        news: list[News] = []
+        for line in list(lines):
+            if line.overdue_at is not None:
+                unblock(line.wire.client_id)
+                for reply in line.wire.read(1):
+                    news += self._ended(line, reply)
+            self._close(line.wire)
+            self.lines.remove(line)
+        return news
+
+    def hang_up(self) -> list[int]:
+        """Let go of all connections; returns the server's numbers for them. `lines` still tells the inboxes."""
+        wires = [line.wire for line in self.lines] + ([self._hints.wire] if self._hints is not None else [])
+        for wire in wires:
+            self._close(wire)
+        self._hints = None
+        return [wire.client_id for wire in wires]
+
+    def abandon(self) -> None:
+        """In a forked child: the same, without a word to the poller."""
+        for line in self.lines:
+            line.wire.close()
+        if self._hints is not None:
+            self._hints.wire.close()
+
+    def _block(self, line: Line, timeout_s: float) -> None:
+        line.overdue_at = time.monotonic() + timeout_s + GRACE_S
+        line.wire.write(pack(("BLMOVE", line.source.key, line.inbox, "RIGHT", "LEFT", f"{timeout_s:.3f}")))
+
+    def _line(self, source: Source) -> Line:
+        for line in self.lines:
+            if line.source.key == source.key:
+                return line
+        wire = self._dial(2)
+        wire.call("SADD", self._keys.waits(self._token), source.key)
+        line = Line(wire, source, self._keys.inbox(self._token, source.key))
+        self.lines.append(line)
+        self._poller.watch(wire.fileno())
+        return line
+
+    def _ended(self, line: Line, reply: Any) -> list[News]:
+        line.overdue_at = None
+        if not isinstance(reply, ReplyError):
+            return [News(line.source, line.inbox, reply)]
+        if reply.code != "UNBLOCKED":
+            raise reply
+        return []
+
+    def _listen(self, lists: list[str], others: list[str]) -> None:
+        if self._hints is None:
+            if not lists and not others:
+                return
+            try:
+                wire = self._dial(3)
+                wire.call("CLIENT", "TRACKING", "ON")
+            except (ReplyError, WireUnreachable):
+                self._may_hint = False  # an older server, or one that forbids it: then everything is asked by turns
+                return
+            self._hints = Hints(wire)
+            self._poller.watch(wire.fileno())
+        self._hints.ask(lists, others)
+
+    def _close(self, wire: Wire) -> None:
+        if wire.fileno() >= 0:
+            self._poller.unwatch(wire.fileno())
+        wire.close()
