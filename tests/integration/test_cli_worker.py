@@ -283,3 +283,56 @@ def test_a_task_module_that_fails_shows_its_own_traceback_only(folder: Path) -> 
     assert 'more.py", line 2' in ran.stderr
     assert "celeriac/" not in ran.stderr
     assert ran.stderr.splitlines()[-1].startswith("Error: The app's tasks could not be imported: ZeroDivisionError")
+
+
+def test_a_worker_whose_page_nobody_reads_works_all_the_same(folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    log = folder / "worker.log"
+    command = [CELERIAC, "-A", "tasks", "worker", "-P", "solo", "-l", "info", "-f", log]
+    process = subprocess.Popen(command, cwd=folder, stdout=writing, stderr=subprocess.DEVNULL)
+    os.close(writing)
+    try:
+        deadline = time.monotonic() + 30
+        while not (log.exists() and "ready." in log.read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_app_may_set_up_its_own_log(start: Start, folder: Path) -> None:
+    with (folder / "tasks.py").open("a") as file:
+        file.write(
+            "\nimport logging, sys\nfrom celeriac.signals import setup_logging\n\n"
+            "@setup_logging.connect\ndef mine(**_):\n"
+            "    logging.basicConfig(level='INFO', stream=sys.stderr, format='MINE %(message)s')\n"
+        )
+    worker = start(ready="MINE ")
+    assert worker.stop() == 0
+    assert f"MINE {worker.out.split()[0]} ready. broker='sqlite'" in worker.err
+
+
+def test_an_app_may_add_to_the_log_that_was_set_up(start: Start, folder: Path) -> None:
+    with (folder / "tasks.py").open("a") as file:
+        file.write(
+            "\nimport logging\nfrom celeriac.signals import after_setup_logger\n\n"
+            "@after_setup_logger.connect\ndef more(logger, loglevel, **_):\n"
+            "    logger.addHandler(logging.FileHandler('copy.log'))\n    logger.info('level %d', loglevel)\n"
+        )
+    worker = start()
+    worker.stop()
+    assert "level 20" in worker.err
+    copy = (folder / "copy.log").read_text()
+    assert "level 20" in copy
+    assert " ready. broker='sqlite'" in copy
+
+
+def test_a_setting_that_nobody_knows_is_a_warning_in_one_sentence(start: Start) -> None:
+    worker = start("surprising=1")
+    worker.stop()
+    assert worker.err.startswith("Warning: No setting has the name 'surprising'")

@@ -38,8 +38,25 @@ from typing import Any
 
 
 def mask_url(url: str) -> str:
-    """A URL that is safe to print: its password replaced by `***`."""
-    return re.sub(r"(://[^/@\s]*?:)[^@\s]*(?=@)", r"\1***", url)
+    """A URL, or a text with URLs in it, that is safe to print: passwords replaced by `***`.
+
+    A password may hold what people forget to quote (`@`, `/`, `:`): it ends at the last `@` before white space or
+    the next URL. Where that is too much, too much is masked. Linear in the length, whatever the text.
+    """
+    if "@" not in url:
+        return url
+    before, *pieces = url.split("://")
+    return "://".join([before, *map(_mask_password, pieces)])
+
+
+def _mask_password(piece: str) -> str:
+    """Mask in `user:password@host…`, the piece behind a `://`."""
+    authority = piece.split(None, 1)[0] if piece and not piece[0].isspace() else ""
+    special = re.search("[:/@]", authority)
+    end = authority.rfind("@")
+    if special is None or special[0] != ":" or end < 0:
+        return piece
+    return f"{piece[: special.end()]}***{piece[end:]}"
 
 
 class CeleriacError(Exception):

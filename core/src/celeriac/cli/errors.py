@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 import os
 import traceback
+import warnings
+from typing import Any
 
 import click
 
@@ -24,6 +26,7 @@ from celeriac.exceptions import (
     BackendLost,
     BackendUnreachable,
     CeleriacError,
+    CeleriacWarning,
     CeleryCommandException,
     ImproperlyConfigured,
     OperationalError,
@@ -52,6 +55,16 @@ def report_error(exc: BaseException) -> int:
         say("".join(traceback.format_exception(exc)).rstrip())
     say(f"{click.style('Error:', fg='red', bold=True)} {mask_url(_sentence(exc))}")
     return _exit_code(exc)
+
+
+def show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Instead of `warnings.showwarning`: ours are for the user of the command, who knows no line of ours."""
+    if issubclass(category, CeleriacWarning):
+        say(f"{click.style('Warning:', fg='yellow', bold=True)} {mask_url(str(message))}")
+    else:
+        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 def wants_traceback() -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from celeriac.cli.errors import INTERRUPTED, report_error, say
+from celeriac.cli.errors import report_error, say, show_warning
 from celeriac.exceptions import PluginError
 
 PROG = "celeriac"
@@ -206,6 +207,7 @@ class Group(click.Group):
 
 def run(words: list[str], app: Any = None) -> int:
     """Run a command; return the exit code. Nothing but `SystemExit` comes out of it."""
+    warnings.showwarning = show_warning
     try:
         code = cli.main(words, prog_name=PROG, standalone_mode=False, obj=State(app))
     except (Exception, KeyboardInterrupt) as exc:
@@ -273,4 +275,4 @@ def cli() -> None:
 
 cli.params[:0] = common_options(hidden=False)
 
-__all__ = ["COMMANDS", "INTERRUPTED", "Command", "Common", "Group", "Option", "State", "cli", "option", "run"]
+__all__ = ["COMMANDS", "Command", "Common", "Group", "Option", "State", "cli", "option", "run"]

@@ -30,10 +30,8 @@ def purge(ctx: click.Context, /, force: bool, queues: list[str], exclude_queues:
     if not force and not _confirm(names):
         say("Nothing was removed.")
         ctx.exit(FAILED)
-    removed = 0
-    with click.progressbar(names, label="Purging", file=sys.stderr, hidden=len(names) < 2) as bar:
-        for name in bar:
-            removed += app.transport.purge(name)
+    with click.progressbar(names, label="Purging", file=sys.stderr) as bar:  # shows itself on a terminal only
+        removed = sum(app.transport.purge(name) for name in bar)
     noun = "message" if removed == 1 else "messages"
     where = f"queue {names[0]}" if len(names) == 1 else f"{len(names)} queues: {', '.join(names)}"
     click.echo(f"Purged {removed} {noun} from {where}." if removed else f"No messages purged from {where}.")

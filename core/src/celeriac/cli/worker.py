@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from celeriac.cli.errors import UserCodeFailed
 from celeriac.cli.group import Command, F, State, option
 from celeriac.cli.startup_page import startup_page
 from celeriac.cli.types import Level, Slots, Words
+from celeriac.utils.log import task_logger
 from celeriac.worker.worker import Worker
 
 NO_EFFECT = "No effect; taken so that Celery's scripts run."
@@ -80,7 +82,9 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
         plugins = {info.kind: info for info in kernel.loaded()}
         if not state.given.quiet:
             with_tasks = options["loglevel"] <= logging.INFO
-            click.echo(startup_page(worker, plugins, task_events=options["task_events"], with_tasks=with_tasks))
+            page = startup_page(worker, plugins, task_events=options["task_events"], with_tasks=with_tasks)
+            with contextlib.suppress(OSError):  # nobody reads it: no reason not to work
+                click.echo(page)
         names = {kind: info.name for kind, info in plugins.items()}
         log.get_logger("celeriac.worker").info("worker.ready", node=worker.hostname, **names)
 
@@ -90,14 +94,17 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
 def _set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:
     options["log_format"] = options["log_format"] or app.conf.worker_log_style
     level, format, path = options["loglevel"], options["log_format"], options["logfile"]
-    heard = signals.setup_logging.send(None, loglevel=level, logfile=path, format=format, colorize=not no_color)
-    if heard:  # the app does it itself
+    facts = {"loglevel": level, "logfile": path, "format": format, "colorize": not no_color}
+    if signals.setup_logging.send(None, **facts):  # the app does it itself
+        log.route_structlog()
         return
     try:
         stream = log.open_stream(path)
     except OSError as exc:
         raise click.UsageError(f"--logfile: cannot write to {path!r}: {exc.strerror}.") from exc
     log.configure(format, level, stream, False if no_color else app.conf.worker_log_color)
+    signals.after_setup_logger.send(None, logger=logging.getLogger(), **facts)
+    signals.after_setup_task_logger.send(None, logger=task_logger, **facts)
 
 
 def _import_tasks(app: Any) -> None:

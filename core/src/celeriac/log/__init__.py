@@ -5,8 +5,17 @@
 """
 
 from celeriac.log.lines import parse_level
-from celeriac.log.setup import configure, get_logger
+from celeriac.log.setup import configure, get_logger, route_structlog
 from celeriac.log.stream import Stream, has_colors, open_stream
 from celeriac.log.tasks import TaskLog
 
-__all__ = ["Stream", "TaskLog", "configure", "get_logger", "has_colors", "open_stream", "parse_level"]
+__all__ = [
+    "Stream",
+    "TaskLog",
+    "configure",
+    "get_logger",
+    "has_colors",
+    "open_stream",
+    "parse_level",
+    "route_structlog",
+]

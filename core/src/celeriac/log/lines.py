@@ -75,6 +75,14 @@ def clean(text: str) -> str:
     return text if text.isprintable() else _CONTROL.sub(_escape, text)
 
 
+def put_in_words(event: str, fields: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The sentence for an event that has one, and the values that it does not mention."""
+    keys = KEYS.get(event)
+    if not keys or not fields.keys() >= set(keys):
+        return event, fields
+    return WORDS[event] % fields, {key: value for key, value in fields.items() if key not in keys}
+
+
 class _Clock:
     """Unix times as text with milliseconds. Formats each of them once: the lines of a batch share theirs."""
 
@@ -128,10 +136,7 @@ class Console:
             fields: Shown as key=value, save those that stand in the event's words.
             behind: Texts (tracebacks) that follow on lines of their own.
         """
-        keys = KEYS.get(event, ())
-        if keys and fields.keys() >= set(keys):
-            event = WORDS[event] % fields
-            fields = {key: value for key, value in fields.items() if key not in keys}
+        event, fields = put_in_words(event, fields)
         parts = [self._paint(_DIM, self._clock.read(now)), self._levels.get(level) or f"[{level:<9}]"]
         named = [self._paint(_BLUE + _BRIGHT, f"[{logger}]")] if logger else []
         named += [self._pair(key, value) for key, value in fields.items()]

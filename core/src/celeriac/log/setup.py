@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 from celeriac._state import running
-from celeriac.log.lines import LEVEL_NUMBERS, Console, Format, json_line, parse_level
+from celeriac.log.lines import Console, Format, json_line, parse_level, put_in_words
 from celeriac.log.stream import Stream, has_colors
 
 
@@ -39,6 +38,10 @@ get_logger = structlog.get_logger
 
 Event = MutableMapping[str, Any]
 
+#: The attribute of a record in which `_hand_over` leaves `(event, values)` for `_Formatter`.
+EVENT = "celeriac_event"
+_OF_EVERY_RECORD = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
+
 
 def configure(
     format: Format = "console", level: str | int = "info", stream: Stream | None = None, color: bool | None = None
@@ -51,63 +54,66 @@ def configure(
         color: None: if the stream is a terminal.
     """
     stream = stream if stream is not None else sys.stderr
-    first: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        _add_task,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.StackInfoRenderer(),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            *first,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    render = _render_json if format == "json" else _ConsoleRenderer(has_colors(stream) if color is None else color)
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*first, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
-        )
-    )
+    handler.setFormatter(_Formatter(format, has_colors(stream) if color is None else color))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(parse_level(level))
+    logging.captureWarnings(True)
+    route_structlog()
 
 
-def _add_task(logger: Any, method: str, event: Event) -> Event:
-    """Name the task that runs here, if one does."""
+def route_structlog() -> None:
+    """Let structlog log through the standard library, whose handlers then have all lines, unless the program has
+    configured structlog itself."""
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[structlog.stdlib.filter_by_level, structlog.stdlib.PositionalArgumentsFormatter(), _hand_over],
+            wrapper_class=structlog.stdlib.BoundLogger,
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            cache_logger_on_first_use=True,
+        )
+
+
+def _hand_over(logger: Any, method: str, event_dict: Event) -> tuple[tuple[str], dict[str, Any]]:
+    """A structlog event as arguments for a logger of the standard library: plain text for whatever handlers there
+    are, and the event with its values beside it for our formatter."""
+    steering = {key: event_dict.pop(key) for key in ("exc_info", "stack_info") if key in event_dict}
+    event = str(event_dict.pop("event", ""))
+    words, rest = put_in_words(event, event_dict)
+    text = " ".join([words, *(f"{key}={value!r}" for key, value in rest.items())])
+    return (text,), {**steering, "extra": {EVENT: (event, event_dict)}}
+
+
+class _Formatter(logging.Formatter):
+    """Writes records, structlog's and others, in one of our formats."""
+
+    def __init__(self, format: Format, color: bool) -> None:
+        super().__init__()
+        self._console = Console(color) if format == "console" else None
+
+    def format(self, record: logging.LogRecord) -> str:
+        handed_over = getattr(record, EVENT, None)
+        if handed_over is not None:
+            event, values = handed_over
+        else:
+            event = record.getMessage()
+            values = {key: value for key, value in vars(record).items() if key not in _OF_EVERY_RECORD}
+        fields = {**structlog.contextvars.get_contextvars(), **_running_task(), **values}
+        traces = [self.formatException(record.exc_info)] if record.exc_info and record.exc_info[0] else []
+        if record.stack_info:
+            traces.insert(0, self.formatStack(record.stack_info))
+        if self._console is not None:
+            name = record.name
+            return self._console.line(record.created, record.levelno, event, fields, logger=name, behind=traces)
+        if traces:
+            fields["exception"] = "\n".join(traces)
+        return json_line(record.created, record.levelno, event, {"logger": record.name, **fields})
+
+
+def _running_task() -> dict[str, Any]:
+    """Names the task that runs here, if one does."""
     now = running()
-    if now is not None:
-        event.setdefault("task_id", getattr(now.request, "id", None))
-        event.setdefault("task_name", getattr(now.task, "name", None))
-    return event
-
-
-class _ConsoleRenderer:
-    def __init__(self, color: bool) -> None:
-        self._console = Console(color)
-
-    def __call__(self, logger: Any, method: str, event: Event) -> str:
-        level, text, name = _take_head(event)
-        behind = [str(event.pop(key)) for key in ("stack", "exception") if event.get(key)]
-        return self._console.line(time.time(), level, text, event, logger=name, behind=behind)
-
-
-def _render_json(logger: Any, method: str, event: Event) -> str:
-    level, text, name = _take_head(event)
-    return json_line(time.time(), level, text, {"logger": name, **event} if name else event)
-
-
-def _take_head(event: Event) -> tuple[int, str, str]:
-    """Take level, event and logger's name out."""
-    level = LEVEL_NUMBERS.get(event.pop("level", "info"), logging.INFO)
-    return level, str(event.pop("event", "")), str(event.pop("logger", "") or "")
+    if now is None:
+        return {}
+    return {"task_id": getattr(now.request, "id", None), "task_name": getattr(now.task, "name", None)}
