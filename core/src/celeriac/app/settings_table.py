@@ -43,7 +43,7 @@ class Setting(Struct, frozen=True):
 
 GENERAL: Final[tuple[Row, ...]] = (
     ("accept_content", "texts", ("json",), "Serializers or content types that messages may have; others are refused."),
-    ("texts", None, "The same for results. None: as `accept_content`."),
+    ("result_accept_content", "texts", None, "The same for results. None: as `accept_content`."),
     ("enable_utc", "bool", True, "Times in messages are UTC rather than local time."),
     (
         "timezone",
@@ -283,7 +283,7 @@ RESULT: Final[tuple[Row, ...]] = (
     ("result_extended", "bool", False, "Keep the task's name, arguments, worker, retries and queue with the result."),
     ("result_serializer", "text", "json", "Serializer of results."),
     ("result_compression", "text", None, "Compression of stored results. None: none."),
-    ("bool", None, "Replies of the `rpc` backend outlive the broker."),
+    ("result_persistent", "bool", None, "Replies of the `rpc` backend outlive the broker."),
     ("result_exchange", "text", "celeryresults", "Accepted for Celery's sake; replies go to their queue directly."),
     ("result_exchange_type", "text", "direct", "Accepted for Celery's sake."),
     ("result_cache_max", "int", -1, "How many final results a client remembers. 0: no bound, -1: none."),
@@ -493,9 +493,8 @@ NOT_YET: Final = frozenset(
         "worker_executable", "worker_gid", "worker_hijack_root_logger", "worker_log_datefmt",
         "worker_log_format", "worker_logfile", "worker_pidfile", "worker_pool_restarts",
         "worker_pool_start_method", "worker_redirect_stdouts", "worker_redirect_stdouts_level",
-        "worker_send_task_events", "worker_state_db",
-        "worker_task_log_datefmt", "worker_task_log_format", "worker_timer_precision", "worker_uid",
-        "worker_umask",
+        "worker_send_task_events", "worker_state_db", "worker_task_log_datefmt", "worker_task_log_format",
+        "worker_timer_precision", "worker_uid", "worker_umask",
     }
 )  # fmt: skip
 
