@@ -18,7 +18,7 @@ import pytest
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import Job, JobReport, Payload, Pool, PoolOptions, Route, SlotProgram
 from celeriac.testing.pool_suite import PoolConformance, ScriptedProgram, brief, job, lines
-from celeriac_pool_prefork import frames
+from celeriac_pool_prefork import birth, frames
 from celeriac_pool_prefork import pool as pool_module
 from celeriac_pool_prefork.pool import PreforkPool
 
@@ -182,12 +182,25 @@ def test_a_child_that_leaves_is_replaced_before_it_has_ended(tmp_path: Path) -> 
         assert time.monotonic() - began < 1.0
 
 
+def test_a_child_that_does_not_end_when_it_leaves_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "LEAVE_S", 0.3)
+
+    class Clinging(ScriptedProgram):
+        def end(self) -> None:
+            time.sleep(60)
+
+    with started(Clinging(), slots=2) as driver:
+        driver.until(lambda: len(driver.pool.pids()) == 2, "both slots")
+        driver.pool.resize(1)
+        driver.until(lambda: len(driver.pool.pids()) == 1, "the end of one")
+
+
 def test_children_that_die_in_a_row_for_no_known_reason_are_replaced_with_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool_module, "BACK_OFF_S", (0.6, 1.0))
+    monkeypatch.setattr(birth, "PAUSE_S", (0.6, 1.0))
     with started(slots=1) as driver:
-        for _ in range(pool_module.STORM_DEATHS):
+        for _ in range(birth.STORM_DEATHS):
             driver.until(lambda: any(slot.ready for slot in driver.pool._slots.values()), "a slot")
             killed = driver.pool.pids()
             os.kill(killed[0], signal.SIGKILL)

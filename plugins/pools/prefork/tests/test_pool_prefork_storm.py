@@ -13,7 +13,7 @@ import pytest
 
 from celeriac.spec import Job, Pool, PoolOptions, SlotProgram
 from celeriac.testing.pool_suite import PoolConformance, PoolDriver, brief, job, lines
-from celeriac_pool_prefork import pool as pool_module
+from celeriac_pool_prefork import birth
 from celeriac_pool_prefork.pool import PreforkPool
 
 STORM_S = 2.0
@@ -33,7 +33,7 @@ class Prefork(PoolConformance):
 def test_every_job_is_answered_once_and_run_once_in_a_storm_of_kills(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "BACK_OFF_S", (0.05, 0.2))  # many die idle here; the guard has its own test
+    monkeypatch.setattr(birth, "PAUSE_S", (0.05, 0.2))  # many die idle here; the guard has its own test
     chance, ran = random.Random(seed), tmp_path / "ran"
     jobs: list[Job] = []
     with Prefork().started(max_tasks_per_child=chance.choice([None, 40])) as driver:

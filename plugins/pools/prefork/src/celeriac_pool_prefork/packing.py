@@ -20,6 +20,7 @@ from typing import Final
 
 from celeriac.spec import Job
 from celeriac_pool_prefork.child import BRIEF_S
+from celeriac_pool_prefork.limits import least_limit
 from celeriac_pool_prefork.slot import OVERHEAD_S, Slot
 
 #: Expected work in one packet, and all that a slot may hold.
@@ -83,7 +84,7 @@ def _serve(slot: Slot, backlog: deque[Job], level: float, now: float) -> float:
             break
         parcel.append(backlog.popleft())
         load += cost + OVERHEAD_S
-        if job.soft_limit_s is not None or job.hard_limit_s is not None:
+        if job.soft_limit_s or job.hard_limit_s:
             limit_s = min(limit_s, least_limit(job))
         if load >= full:
             break
@@ -93,9 +94,3 @@ def _serve(slot: Slot, backlog: deque[Job], level: float, now: float) -> float:
     slot.load_s = load
     slot.limit_at = min(slot.limit_at, now + limit_s)
     return min(slot.limit_at, now + STUCK_S) if len(slot.given) > 1 else slot.limit_at
-
-
-def least_limit(job: Job) -> float:
-    """The first limit that a run of this job can reach, in seconds."""
-    soft, hard = job.soft_limit_s, job.hard_limit_s
-    return min(inf if soft is None else soft, inf if hard is None else hard)

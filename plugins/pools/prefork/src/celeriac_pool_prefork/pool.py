@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 import os
 import signal as signals
-import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -24,21 +22,21 @@ import structlog
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import Job, JobReport, PoolOptions, SlotProgram
 from celeriac_pool_prefork import child, frames
+from celeriac_pool_prefork.birth import PAUSE_S, StormGuard, fork
 from celeriac_pool_prefork.frames import HANDED_BACK
+from celeriac_pool_prefork.limits import INSIST_S, enforce, strike
 from celeriac_pool_prefork.news import News
-from celeriac_pool_prefork.packing import STUCK_S, hand_out, least_limit
-from celeriac_pool_prefork.slot import OVERHEAD_S, Slot
+from celeriac_pool_prefork.packing import STUCK_S, hand_out
+from celeriac_pool_prefork.slot import OVERHEAD_S, Slot, signal_name
 
 #: After a TERM, a child has so long before it is killed.
 TERM_S: Final = 2.0
 #: After a KILL, the pool waits so long for the end, then stops without it.
 KILL_S: Final = 5.0
-#: Storm guard (P4): so many deaths in so long that no job explains, and new children are held back.
-STORM_DEATHS: Final = 5
-STORM_S: Final = 10.0
-BACK_OFF_S: Final = (1.0, 30.0)
-#: A soft limit is signalled again at this pace until the child has raised it.
-INSIST_S: Final = 0.020
+#: A child that leaves, and has ended its jobs, may take so long to end; then it is killed.
+LEAVE_S: Final = 10.0
+#: The start timeout of a child is doubled after each that missed it, up to this.
+START_S: Final = 300.0
 #: How many packets of each child `collect` reads before it returns.
 ROUNDS: Final = 4
 
@@ -65,12 +63,10 @@ class PreforkPool:
         self._news: News | None = None
         self._look_at = math.inf
         self._refill_at = math.inf
-        self._deaths: deque[float] = deque(maxlen=STORM_DEATHS)
-        self._back_off_s = BACK_OFF_S[0]
-        self._storm_until = 0.0
+        self._guard = StormGuard()
         self._start_timeout_s = options.start_timeout_s
         self._fresh_kib: int | None = None
-        self._why = ""
+        self._trouble = ""
         self._stopping = False
 
     @property
@@ -89,18 +85,18 @@ class PreforkPool:
             self._gather(self._done, timeout_s=0.05)
             if time.monotonic() >= self._look_at:
                 self._look_after(time.monotonic())
-            if self._why:
+            if trouble := self._trouble:
                 self.stop(grace_s=0.0)
-                raise PoolBroken(f"pool prefork: no child process came up: {self._why}")
+                raise PoolBroken(f"pool prefork: no child process came up: {trouble}")
 
     def stop(self, *, grace_s: float) -> list[JobReport]:
-        if self._news is None:
-            return []
         self._stopping = True
         self.withdraw()
+        if self._news is None:
+            return self.collect()
         reports, self._done = self._done, []
         for slot in self._slots.values():
-            self._give_back(slot.tell_to_stop())
+            self._give_back(self._send_away(slot))
         now = time.monotonic()
         for patience, number in ((now + grace_s, signals.SIGTERM), (now + grace_s + TERM_S, signals.SIGKILL)):
             while self._slots and (left := patience - time.monotonic()) > 0:
@@ -127,8 +123,13 @@ class PreforkPool:
         staying = [slot for slot in self._slots.values() if not slot.leaving]
         staying.sort(key=lambda slot: len(slot.given))
         for slot in staying[: len(staying) - slots]:
-            self._requeue(slot, slot.tell_to_stop())
+            self._requeue(slot, self._send_away(slot))
         self._pump()
+
+    def _send_away(self, slot: Slot) -> list[Job]:
+        """Have a child end after what it has begun; returns what it has not."""
+        self._look_at = min(self._look_at, time.monotonic() + LEAVE_S)
+        return slot.tell_to_stop()
 
     # -- jobs ---------------------------------------------------------------------------------------------
 
@@ -196,11 +197,8 @@ class PreforkPool:
             self._read_all(slot, self._done)
             if not slot.has(token):
                 return False  # it had ended: its own report is here
-            running = slot.running()
-            if running is not None and running[0] == token:
-                slot.doomed[token] = JobReport(token, "cancelled", detail=f"ended by signal {number}")
-                slot.signal(number)
-            else:
+            ended = JobReport(token, "cancelled", detail=f"ended by {signal_name(number)}")
+            if not strike(slot, token, number, ended):
                 slot.doomed[token] = JobReport(token, "cancelled")
                 slot.ask_not_to_start(token)
             return True
@@ -327,10 +325,11 @@ class PreforkPool:
             self._pump()
         elif word == frames.LEAVING:
             slot.leaving = True
+            self._look_at = min(self._look_at, time.monotonic() + LEAVE_S)
             self._requeue(slot, slot.recall())
             self._refill()
         elif word[:1] == frames.BROKEN:
-            self._why = word[1:].decode(errors="replace")
+            slot.trouble = word[1:].decode(errors="replace")
         return bool(word)
 
     # -- looking after ------------------------------------------------------------------------------------
@@ -348,13 +347,18 @@ class PreforkPool:
             self._bury(slot, self._done)
             return now + INSIST_S if slot.pid in self._slots else math.inf
         if now >= slot.ready_by:
-            self._why = f"it was not ready within {self._start_timeout_s:g} s"
+            slot.trouble = f"it was not ready within {self._start_timeout_s:g} s"
             slot.ready_by = math.inf
             slot.signal(signals.SIGKILL)
+            self._start_timeout_s = min(2 * self._start_timeout_s, START_S)  # a slow machine needs time, not kills
+        if slot.leaving and not slot.given:
+            slot.gone_by = min(slot.gone_by, now + LEAVE_S)
+            if now >= slot.gone_by:
+                slot.signal(signals.SIGKILL)
         if now >= slot.limit_at:
-            slot.limit_at = self._enforce_limits(slot, now)
+            slot.limit_at = enforce(slot, now)
         slot.full = False  # try again: not every lack of room ends with a report of this slot
-        at = min(slot.ready_by, slot.limit_at)
+        at = min(slot.ready_by, slot.limit_at, slot.gone_by if now < slot.gone_by else math.inf)
         if len(slot.given) > 1 and not slot.stuck:
             running = slot.running()
             since = running[1] if running else now
@@ -363,46 +367,6 @@ class PreforkPool:
             slot.stuck = True
             self._requeue(slot, slot.recall())
         return at
-
-    def _enforce_limits(self, slot: Slot, now: float) -> float:
-        """Act on the limits of what the slot runs; returns when the next limit may be reached."""
-        running = slot.running()
-        at = math.inf
-        for job in slot.given:
-            least_s = least_limit(job)
-            if least_s == math.inf:
-                continue
-            if running is not None and running[0] == job.token:
-                at = min(at, self._enforce_limit(slot, job, running[1], now))
-            else:
-                at = min(at, now + least_s)
-        return at
-
-    def _enforce_limit(self, slot: Slot, job: Job, since: float, now: float) -> float:
-        soft_at = since + (job.soft_limit_s or math.inf)
-        hard_at = since + (job.hard_limit_s or math.inf)
-        if now >= hard_at:
-            self._kill_if_running(slot, job)
-            return math.inf
-        if now < soft_at:
-            return min(soft_at, hard_at)
-        if slot.is_soft_limit_raised(job.token):
-            return hard_at
-        slot.raise_soft_limit(job.token)
-        return min(hard_at, now + INSIST_S)
-
-    def _kill_if_running(self, slot: Slot, job: Job) -> None:
-        """End the child, unless it has finished the job in this very moment: stop it, look, then kill."""
-        if not slot.freeze():
-            return
-        running = slot.running()
-        if running is not None and running[0] == job.token:
-            run_s = time.monotonic() - running[1]
-            text = f"hard time limit ({job.hard_limit_s:g} s) exceeded"
-            slot.doomed[job.token] = JobReport(job.token, "timed_out", run_s, detail=text, pid=slot.pid)
-            slot.leaving = True
-            slot.signal(signals.SIGKILL)
-        slot.thaw()
 
     # -- deaths and births --------------------------------------------------------------------------------
 
@@ -418,11 +382,9 @@ class PreforkPool:
         self._read_all(slot, reports)
         del self._slots[slot.pid]
         self._unwatch(slot, *slot.watched)
-        by_job = self._judge(slot)
+        outcome = self._judge(slot)
         slot.forget()
-        if not slot.ready:
-            self._why = self._why or f"its process ended with {slot.cause()}"
-        self._replace(slot, by_job)
+        self._replace(slot, outcome)
 
     def _unwatch(self, slot: Slot, *fds: int) -> None:
         assert self._news is not None
@@ -432,25 +394,28 @@ class PreforkPool:
                 del self._by_fd[fd]
                 self._news.remove(fd)
 
-    def _replace(self, slot: Slot, by_job: bool) -> None:
-        """Bring up another child for one that has ended, at once unless children die in a row for no known reason."""
-        now = time.monotonic()
-        if slot.leaving or self._stopping:
-            pass
-        elif by_job:
+    def _replace(self, slot: Slot, outcome: str | None) -> None:
+        """Bring up another child for one that has ended; at once, unless children die in a row for no known reason.
+
+        Args:
+            outcome: Of the job that ran when it ended, if one did.
+        """
+        pause_s = 0.0
+        if not slot.ready:
+            self._trouble = slot.trouble or f"its process ended with {slot.cause()}"
+        if outcome == "lost":
             log.warning("pool.child_lost", pid=slot.pid, cause=slot.cause())
-        else:
-            log.error("pool.child_died", pid=slot.pid, cause=slot.cause(), reason=self._why or None)
-            self._deaths.append(now)
-        if len(self._deaths) == STORM_DEATHS and now - self._deaths[0] < STORM_S:
-            recently = now < self._storm_until
-            self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1]) if recently else BACK_OFF_S[0]
-            self._storm_until = now + self._back_off_s + STORM_S
-            self._deaths.clear()
-            self._refill_at = now + self._back_off_s
-            log.error("pool.refill_delayed", delay_s=self._back_off_s, reason=self._why or slot.cause())
+        elif outcome is None and not slot.leaving and not self._stopping:
+            log.error("pool.child_died", pid=slot.pid, cause=slot.cause(), trouble=slot.trouble or None)
+            pause_s = self._guard.count(time.monotonic())
+        if pause_s:
+            self._pause(pause_s, slot.trouble or slot.cause())
         elif self._refill_at == math.inf:
             self._refill()
+
+    def _pause(self, pause_s: float, reason: str) -> None:
+        log.error("pool.refill_delayed", delay_s=pause_s, reason=reason)
+        self._refill_at = time.monotonic() + pause_s
 
     def _refill(self) -> None:
         """Fork until there are as many children as wanted."""
@@ -460,70 +425,49 @@ class PreforkPool:
         staying = sum(not slot.leaving for slot in self._slots.values())
         try:
             for _ in range(self._target - staying):
-                self._fork()
-        except OSError as exc:  # no process or descriptor to be had: what runs goes on, and we try again
-            self._why = f"it cannot be made: {exc}"
-            self._refill_at = time.monotonic() + BACK_OFF_S[0]
-            log.error("pool.refill_delayed", delay_s=BACK_OFF_S[0], reason=str(exc))
+                self._add_slot()
+        except OSError as exc:  # no process or no descriptor to be had: what runs goes on, and we try again
+            self._trouble = f"it cannot be made: {exc}"
+            self._pause(PAUSE_S[0], self._trouble)
 
-    def _fork(self) -> None:
+    def _add_slot(self) -> None:
         assert self._news is not None
         options = self._options
         limits = child.Limits(options.max_tasks_per_child, options.max_memory_per_child_kib, self._fresh_kib)
         slot = Slot(budget=options.max_tasks_per_child, files=self._files)
-        ends = child.Ends(slot.jobs_end, slot.reports_end, slot.page, os.getpid(), limits)
-        sys.stdout.flush()  # else both processes print what is in the buffers
-        sys.stderr.flush()
-        # No signal before the child has its own handlers: with ours it would tell the worker to stop.
-        mask = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
-        try:
-            with warnings.catch_warnings():
-                # From 3.12 on, a fork of a process with threads warns. A child uses nothing that they may hold.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
-            if pid == 0:
-                self._become_child(slot, ends)
-        except OSError:
-            slot.forget()
-            raise
-        finally:
-            signals.pthread_sigmask(signals.SIG_SETMASK, mask)
-        slot.born(pid)
+        fork(self._program, slot, limits, lambda: self._let_go(slot))
         slot.ready_by = time.monotonic() + self._start_timeout_s
         self._look_at = min(self._look_at, slot.ready_by)
-        self._slots[pid] = slot
+        self._slots[slot.pid] = slot
         for fd in (slot.reports.fileno(), slot.pidfd):
             if fd is not None:
                 slot.watched.add(fd)
                 self._by_fd[fd] = slot
                 self._news.add(fd)
 
-    def _become_child(self, slot: Slot, ends: child.Ends) -> None:
-        """In a fresh fork: let go of all that is the parent's, and never return."""
-        try:
-            assert self._news is not None
-            self._news.forget()
-            for sibling in self._slots.values():
-                sibling.forget()
-            for fd in self._files.values():
-                os.close(fd)
-            slot.jobs.close()
-            slot.reports.close()
-            child.main(self._program, ends)
-        finally:
-            os._exit(70)
+    def _let_go(self, slot: Slot) -> None:
+        """In a fresh child: close all that is the parent's and the siblings'."""
+        assert self._news is not None
+        self._news.forget()
+        for sibling in self._slots.values():
+            sibling.forget()
+        for fd in self._files.values():
+            os.close(fd)
+        slot.jobs.close()
+        slot.reports.close()
 
-    def _judge(self, slot: Slot) -> bool:
-        """Report what a dead child had started, requeue the rest; whether a job may have ended it."""
-        jobs = list(slot.given)
+    def _judge(self, slot: Slot) -> str | None:
+        """Report what a dead child had started, requeue the rest. Returns the outcome of the job it ran, if any."""
+        jobs, outcome = list(slot.given), None
         slot.given.clear()
         last, running = slot.started_last(), slot.running() is not None
         begun = next((index for index, job in enumerate(jobs, 1) if job.token == last), 0)
         for job in jobs[:begun]:
-            text = slot.cause()
-            if job.token != last or not running:
-                text += ", after the run and before its report"
+            ran = job.token == last and running
+            text = slot.cause() if ran else f"{slot.cause()}, after the run and before its report"
             lost = JobReport(job.token, "lost", detail=text, pid=slot.pid)
-            self._finish(slot.doomed.pop(job.token, lost))
+            report = slot.doomed.pop(job.token, lost)
+            outcome = report.outcome if ran else None
+            self._finish(report)
         self._requeue(slot, jobs[begun:])
-        return running
+        return outcome

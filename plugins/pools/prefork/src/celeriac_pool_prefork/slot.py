@@ -58,6 +58,8 @@ class Slot:
         self.stuck = False
         self.limit_at = math.inf
         self.ready_by = math.inf
+        self.gone_by = math.inf
+        self.trouble = ""
         self.soft_sent: int | None = None
         self.doomed: dict[int, JobReport] = {}
         self.withdrawn: set[int] = set()
@@ -242,11 +244,7 @@ class Slot:
         if self.status is None or self.status == _UNKNOWN:
             return "an end that nobody saw"
         if os.WIFSIGNALED(self.status):
-            number = os.WTERMSIG(self.status)
-            try:
-                return f"signal {number} ({signal.Signals(number).name})"
-            except ValueError:
-                return f"signal {number}"
+            return signal_name(os.WTERMSIG(self.status))
         return f"exit code {os.WEXITSTATUS(self.status)}"
 
     def started_last(self) -> int:
@@ -266,6 +264,14 @@ class Slot:
         if not os.WIFSTOPPED(status):
             self.status = status
         return status
+
+
+def signal_name(number: int) -> str:
+    """A signal for people: `signal 9 (SIGKILL)`."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"  # a real-time signal
 
 
 _UNKNOWN: Final = -1
