@@ -119,7 +119,7 @@ def refusal(folder: Path, *words: str, code: int = 2) -> str:
 
 
 def test_the_page_says_what_runs_where_with_plugins_and_versions(start: Start, folder: Path) -> None:
-    worker = start("-n", "w1@%h", "-Q", "fast,slow", "-E")
+    worker = start("-n", "w1@%h", "-Q", "fast,slow")
     assert worker.stop() == 0
     page = worker.out
     assert page.strip().startswith("w1@")
@@ -131,7 +131,7 @@ def test_the_page_says_what_runs_where_with_plugins_and_versions(start: Start, f
         "  sqlite (celeriac-backend-sqlite 0.1.0)",
         ".> concurrency: 1 (solo)",
         "solo (celeriac-pool-solo 0.1.0)",
-        ".> task events: ON",
+        ".> task events: OFF",
         ".> fast             exchange=fast(direct) key=fast",
         ".> slow             exchange=slow(direct) key=slow",
         "  . tasks.add",
@@ -235,7 +235,7 @@ def test_settings_may_stand_behind_the_options(start: Start) -> None:
 
 
 def test_celerys_options_without_a_meaning_here_are_taken(start: Start) -> None:
-    worker = start("--without-gossip", "--without-mingle", "--without-heartbeat", "-O", "fair", "--pool-putlocks")
+    worker = start("--without-gossip", "--without-mingle", "--without-heartbeat", "-O", "fair", "--pool-putlocks", "-E")
     assert worker.stop() == 0
 
 

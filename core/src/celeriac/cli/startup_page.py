@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from celeriac.worker.worker import Worker
 
 
-def startup_page(worker: Worker, plugins: Mapping[str, PluginInfo], *, task_events: bool, with_tasks: bool) -> str:
+def startup_page(worker: Worker, plugins: Mapping[str, PluginInfo], *, with_tasks: bool) -> str:
     """The page of a worker that has begun to consume.
 
     Args:
@@ -30,7 +30,7 @@ def startup_page(worker: Worker, plugins: Mapping[str, PluginInfo], *, task_even
         ("", worker.broker_info, ""),
         ("results", results, by.get("backend", "")),
         ("concurrency", f"{worker.pool.slots} ({worker.pool_name})", by.get("pool", "")),
-        ("task events", "ON" if task_events else "OFF", ""),
+        ("task events", "OFF", ""),
     ]
     width = max(len(value) for _, value, plugin in config if plugin)
     system = f"Python {platform.python_version()}, {platform.system()} {platform.release()}"

@@ -17,7 +17,7 @@ from celeriac.cli.types import Level, Slots, Words
 from celeriac.utils.log import task_logger
 from celeriac.worker.worker import Worker
 
-NO_EFFECT = "No effect; taken so that Celery's scripts run."
+NO_EFFECT = "No effect in this version; taken so that Celery's scripts run."
 
 
 def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
@@ -49,9 +49,9 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option(
     "--prefetch-multiplier", type=click.IntRange(0), metavar="N", help="Hold N messages per slot. Default: as fits."
 )
-@option("-E", "--task-events", "--events", is_flag=True, help="Send task events for monitors.")
 @option("--purge", "--discard", is_flag=True, help="First remove all messages from its queues. No way back!")
-@option("-S", "--statedb", metavar="FILE", help="Keep revoked ids in this file over restarts.")
+@_without_effect("-E", "--task-events", "--events", is_flag=True)
+@_without_effect("-S", "--statedb", metavar="FILE")
 @_without_effect("-O", "--optimization")
 @_without_effect("--without-gossip", is_flag=True)
 @_without_effect("--without-mingle", is_flag=True)
@@ -82,7 +82,7 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
         plugins = {info.kind: info for info in kernel.loaded()}
         if not state.given.quiet:
             with_tasks = options["loglevel"] <= logging.INFO
-            page = startup_page(worker, plugins, task_events=options["task_events"], with_tasks=with_tasks)
+            page = startup_page(worker, plugins, with_tasks=with_tasks)
             with contextlib.suppress(OSError):  # nobody reads it: no reason not to work
                 click.echo(page)
         names = {kind: info.name for kind, info in plugins.items()}
