@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from celeriac.app.settings_table import OWN
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -16,6 +19,7 @@ PAGES = sorted(
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 #: Names of files and folders of the repository, as text in backticks.
 _PATH = re.compile(r"`((?:core|plugins|docs|tests|scripts|examples|benchmarks)/[\w./-]*)`")
+_IMPORT = re.compile(r"^(?:>>> )?from (celeriac(?:\.\w+)*) import ([^(\n]+)$", re.MULTILINE)
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -42,6 +46,19 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     for name in _PATH.findall(page.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), f"{name} does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_examples_import_from_celeriac_exists(page: Path) -> None:
+    for module, names in _IMPORT.findall(page.read_text(encoding="utf-8")):
+        imported = importlib.import_module(module)
+        for name in names.split("#")[0].split(","):
+            assert hasattr(imported, name.strip()), f"from {module} import {name.strip()}"
+
+
+def test_every_setting_of_our_own_is_named_to_those_who_come_from_celery() -> None:
+    text = (ROOT / "docs" / "coming-from-celery.md").read_text(encoding="utf-8")
+    assert not [name for name in OWN if f"`{name}`" not in text and f"`{name} =" not in text]
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
