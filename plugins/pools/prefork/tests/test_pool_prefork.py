@@ -274,6 +274,13 @@ def test_brief_jobs_are_spread_over_the_slots_and_travel_together(monkeypatch: p
         driver.outcomes(unknown)
 
 
+def test_long_queue_names_do_not_burst_a_packet() -> None:
+    with started() as driver:
+        jobs = [brief(f"padded {'x' * 400}", queue="ж" * 600) for _ in range(200)]
+        driver.submit(*jobs)
+        assert driver.outcomes(jobs) == ["succeeded"] * 200
+
+
 def test_a_brief_job_that_is_not_is_left_alone_with_its_slot(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     with started(slots=1) as driver:

@@ -122,7 +122,7 @@ class _Slot:
                 os.close(self._file)
                 self._file = None
             if self._is_used_up() or (memory is not None and memory.is_over()):
-                self._leave()
+                self._reports.send(frames.LEAVING)
                 break
         self._program.end()
         return 0
@@ -198,8 +198,8 @@ class _Slot:
         interrupted = frame
         while frame is not None and frame.f_globals is not _OURS:
             frame = frame.f_back
-        if frame is None or frame is interrupted or frame.f_code is not _RUN_BATCH:
-            return
+        if frame is not None and (frame is interrupted or frame.f_code is not _RUN_BATCH):
+            return  # else it is below the program's `run`, or on a stack of its own (a greenlet)
         words = self._words
         if words[SINCE] and words[SOFT] == words[TOKEN]:
             words[SOFT] = 0
@@ -254,13 +254,8 @@ class _Slot:
                 self._pending.append(JobReport(job.token, HANDED_BACK))
             self._flush()
 
-    # -- ending -------------------------------------------------------------------------------------------
-
     def _is_used_up(self) -> bool:
         return self._limits.max_tasks is not None and self._started >= self._limits.max_tasks
-
-    def _leave(self) -> None:
-        self._reports.send(frames.LEAVING)
 
 
 _OURS: Final = globals()

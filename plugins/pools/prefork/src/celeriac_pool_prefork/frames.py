@@ -48,6 +48,7 @@ ASKED: Final = 3  #: parent: how many tokens it has ever put into the ring that 
 CANCELLED: Final = 4  #: parent: a ring of tokens (plus one) that must not start
 CANCELLED_LIMIT: Final = mmap.PAGESIZE // 8 - CANCELLED
 
+_CLOSE_ON_EXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _ONE_DESCRIPTOR: Final = socket.CMSG_SPACE(4)
 
 encode: Final = msgspec.msgpack.Encoder().encode
@@ -82,7 +83,7 @@ class Inbox:
         Raises:
             BlockingIOError: Nothing is there, and `flags` says not to wait.
         """
-        size, ancillary, _, _ = sock.recvmsg_into((self._buffer,), _ONE_DESCRIPTOR, flags)
+        size, ancillary, _, _ = sock.recvmsg_into((self._buffer,), _ONE_DESCRIPTOR, flags | _CLOSE_ON_EXEC)
         if not ancillary:
             return self._view[:size], None
         return self._view[:size], descriptor(ancillary)

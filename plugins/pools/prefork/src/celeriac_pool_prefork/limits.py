@@ -15,7 +15,7 @@ from typing import Final
 from celeriac.spec import Job, JobReport
 from celeriac_pool_prefork.slot import Slot
 
-#: A soft limit is signalled again at this pace until the child has raised it.
+#: A soft limit is signalled again until the child has raised it: after so long, then after twice as long …
 INSIST_S: Final = 0.020
 
 
@@ -65,7 +65,7 @@ def _enforce_on(slot: Slot, job: Job, since: float, now: float) -> float:
     if slot.is_soft_limit_raised(job.token):
         return hard_at
     slot.raise_soft_limit(job.token)
-    return min(hard_at, now + INSIST_S)
+    return min(hard_at, now + max(INSIST_S, now - soft_at))
 
 
 def _kill(slot: Slot, job: Job) -> None:

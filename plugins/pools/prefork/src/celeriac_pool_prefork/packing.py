@@ -88,9 +88,12 @@ def _serve(slot: Slot, backlog: deque[Job], level: float, now: float) -> float:
             limit_s = min(limit_s, least_limit(job))
         if load >= full:
             break
-    if not slot.send(parcel):
-        backlog.extendleft(reversed(parcel))
-        return now + STUCK_S
+    sent = slot.send(parcel)
+    if sent < len(parcel):
+        backlog.extendleft(reversed(parcel[sent:]))
+        if not sent:
+            return now + STUCK_S
+        load -= sum(job.cost_s + OVERHEAD_S for job in parcel[sent:])
     slot.load_s = load
     slot.limit_at = min(slot.limit_at, now + limit_s)
     return min(slot.limit_at, now + STUCK_S) if len(slot.given) > 1 else slot.limit_at

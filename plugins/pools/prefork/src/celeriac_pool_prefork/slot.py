@@ -88,21 +88,25 @@ class Slot:
 
     # -- jobs ---------------------------------------------------------------------------------------------
 
-    def send(self, jobs: list[Job]) -> bool:
-        """Give the child these jobs in one packet; False if there is no room for it now."""
+    def send(self, jobs: list[Job]) -> int:
+        """Give the child these jobs in one packet. Returns how many it got: none if there is no room for it now."""
         try:
             if len(jobs) == 1 and (fd := self._file_of(jobs)) is not None:
                 frames.send_file(self.jobs, fd, jobs[0].token)
             else:
-                self.jobs.send(frames.encode(jobs))
+                data = frames.encode(jobs)
+                while len(data) > frames.PACKET_BYTES:  # queues have names of a hundred letters, then
+                    jobs = jobs[: len(jobs) // 2]
+                    data = frames.encode(jobs)
+                self.jobs.send(data)
         except OSError as exc:
             if exc.errno not in _NO_ROOM:
                 raise
             self.full = True
-            return False
+            return 0
         self.given.extend(jobs)
         self.budget -= len(jobs)
-        return True
+        return len(jobs)
 
     def is_open(self) -> bool:
         """Whether it may be given more jobs, as far as it is known."""
