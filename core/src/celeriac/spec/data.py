@@ -162,9 +162,9 @@ class Job(Struct, array_like=True):
     """One call for a pool slot.
 
     Attributes:
-        token: Names the job between worker and pool; never used twice by one worker.
+        token: Names the job between worker and pool; never used twice by one worker. From 0 to 2**63 - 1.
         raw: The message as the broker carries it; the slot unpacks it.
-        announce: Send an `accepted` report when the slot has truly taken the call.
+        announce: The slot's program emits an `accepted` report when it has truly taken the call (P2).
         soft_limit_s, hard_limit_s: Time limits that a pool with these abilities enforces; None: none.
         cost_s: How long the worker expects the run to take; `UNKNOWN_COST_S` if it cannot say. Jobs whose
             costs add up to a few milliseconds may travel to a slot together; all others travel alone.

@@ -19,7 +19,10 @@ from celeriac.spec.transport import Poller
 
 
 class SlotProgram(Protocol):
-    """What runs in the slots; core makes it. Inherited by forked children, so it need not be pickled."""
+    """What runs in the slots; core makes it. Inherited by forked children, so it need not be pickled.
+
+    The pool calls `begin` and `end`, in `Pool.start` and `Pool.stop` where the slots are in its own process.
+    """
 
     def begin(self) -> None:
         """Once in each process that has slots, before its first job (in a child: after the fork)."""
