@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
-BROKER = PLUGINS / "brokers/sqlite/src/celeriac_broker_sqlite"
-BACKEND = PLUGINS / "backends/sqlite/src/celeriac_backend_sqlite"
 
 
-@pytest.mark.parametrize("name", ["file.py", "wake.py"])
-def test_the_sqlite_broker_and_backend_share_a_module_word_for_word(name: str) -> None:
-    assert (BROKER / name).read_text() == (BACKEND / name).read_text(), f"change both copies of {name} together"
+@pytest.mark.parametrize(("store", "module"), [("sqlite", "file.py"), ("sqlite", "wake.py"), ("redis", "wire.py")])
+def test_a_broker_and_a_backend_of_one_store_share_a_module_word_for_word(store: str, module: str) -> None:
+    broker = PLUGINS / "brokers" / store / "src" / f"celeriac_broker_{store}" / module
+    backend = PLUGINS / "backends" / store / "src" / f"celeriac_backend_{store}" / module
+    assert broker.read_text() == backend.read_text(), f"change both copies of {module} together"

@@ -35,12 +35,7 @@ time.sleep(600)
 @pytest.fixture
 def redis(private_service: Any) -> RedisService:
     """A server to break, whose data survives it."""
-
-    class DurableRedis(RedisService):
-        def command(self) -> Any:
-            return [*super().command(), "--appendonly", "yes", "--appendfsync", "always"]
-
-    service: RedisService = private_service(DurableRedis())
+    service: RedisService = private_service(RedisService(durable=True))
     return service
 
 

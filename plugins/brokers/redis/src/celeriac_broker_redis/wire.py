@@ -406,7 +406,8 @@ def _network_hint(address: Address, exc: OSError) -> str:
     if isinstance(exc, ssl.SSLError):
         return "Does the server speak TLS on this port? Without TLS the URL begins with redis://."
     if isinstance(exc, TimeoutError):
-        return "Check host, port and firewall."
+        tls = "" if address.tls is None else " Does the server speak TLS on this port?"
+        return f"Check host, port and firewall.{tls}"
     return "Is the server running there? Start one with: redis-server"
 
 
