@@ -272,7 +272,7 @@ def test_an_unreachable_result_store_is_one_sentence_and_69(folder: Path) -> Non
     ],
 )
 def test_what_makes_no_sense_is_one_sentence_and_2(folder: Path, words: tuple[str, ...], text: str) -> None:
-    assert text in refusal(folder, "-A", "tasks", *words)
+    assert text in refusal(folder, "-A", "tasks", *words, "--pool", "solo")
 
 
 def test_a_task_module_that_fails_shows_its_own_traceback_only(folder: Path) -> None:

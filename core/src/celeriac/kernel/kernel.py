@@ -314,6 +314,7 @@ def _not_found(choice: Choice) -> PluginNotFound:
         parts.append(f"Did you mean {near[0]!r}?")
     elif re.fullmatch(r"[a-z][a-z0-9-]*", name):
         parts.append(f"Try: pip install celeriac-{choice.kind}-{name}")
+    parts += catalog().troubles  # it may be in one of those
     return PluginNotFound(" ".join(parts), kind=choice.kind, name=name)
 
 
