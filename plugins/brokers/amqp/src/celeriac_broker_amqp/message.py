@@ -22,7 +22,16 @@ import msgspec
 from celeriac.exceptions import PublishRejected
 from celeriac.spec import Head, Malformed, Payload, Route
 from celeriac_broker_amqp import methods
-from celeriac_broker_amqp.table import BadTable, find_values, read_table, write_table
+from celeriac_broker_amqp.plain import make_headers, read_plain, write_plain
+from celeriac_broker_amqp.table import (
+    BadTable,
+    find_entries,
+    find_values,
+    read_entries,
+    read_table,
+    table_end,
+    write_table,
+)
 
 #: Headers of ours: deliveries lost before the message was last published anew; and the unix time before which it
 #: should not run, where its `eta` does not say so already.
@@ -103,7 +112,12 @@ class Marks(msgspec.Struct):
 def scan(raw: bytes) -> tuple[Head | Malformed, Marks | None]:
     """The head of a message, and the marks on it if there are any. Never raises."""
     try:
-        values = _find_headers(raw)
+        table = _find_table(raw)
+        if table:
+            head = _scan_plain(raw, table)
+            if head is not None:
+                return head, None
+        values = find_values(raw, table, _WANTED) if table else {}
     except (BadTable, IndexError, error) as exc:
         return Malformed(f"not a message of AMQP: {exc}"), None
     get = values.get
@@ -149,18 +163,52 @@ def unpack(raw: bytes) -> Payload:
     return Payload(body, content_type, content_encoding, headers, properties, Route(routing_key, exchange))
 
 
-def _find_headers(raw: bytes) -> dict[bytes, Any]:
+def _find_table(raw: bytes) -> int:
+    """Where the header table stands; 0 if there is none."""
     pos = 1 + raw[0]
     pos += 1 + raw[pos] + 8
     (flags,) = _read_flags(raw, pos)
     pos += 2
     if not flags & _HEADERS:
-        return {}
+        return 0
     if flags & _CONTENT_TYPE:
         pos += 1 + raw[pos]
     if flags & _CONTENT_ENCODING:
         pos += 1 + raw[pos]
-    return find_values(raw, pos, _WANTED)
+    return pos
+
+
+def _scan_plain(raw: bytes, table: int) -> Head | None:
+    """The head of a plain call."""
+    plain = read_plain(raw, table + 4)
+    if plain is None:
+        return None
+    (task, task_id, *_), _, pos = plain
+    end = table_end(raw, table)
+    if pos > end or (pos < end and find_entries(raw, pos, end, _WANTED)):
+        return None
+    try:
+        return Head(task_id.decode(), task.decode())
+    except UnicodeDecodeError:
+        return None
+
+
+def _read_headers(raw: bytes, table: int) -> tuple[dict[str, Any], int]:
+    """The headers in the table at `table`, and where it ends."""
+    plain = read_plain(raw, table + 4)
+    if plain is not None:
+        texts, tail, pos = plain
+        end = table_end(raw, table)
+        try:
+            headers = make_headers(texts, tail)
+        except UnicodeDecodeError:
+            return read_table(raw, table)
+        if pos == end:
+            return headers, end
+        if pos < end:
+            headers.update(read_entries(raw, pos, end))
+            return headers, end
+    return read_table(raw, table)
 
 
 def _find_problem(values: Mapping[bytes, Any]) -> str | None:
@@ -194,7 +242,7 @@ def _read_properties(raw: bytes, pos: int) -> tuple[str, str, dict[str, Any], di
     if flags & _CONTENT_ENCODING:
         content_encoding, pos = methods.read_short_text(raw, pos)
     if flags & _HEADERS:
-        headers, pos = read_table(raw, pos)
+        headers, pos = _read_headers(raw, pos)
     if flags & _DELIVERY_MODE:
         properties["delivery_mode"] = raw[pos]
         pos += 1
@@ -247,7 +295,7 @@ def _pack_header(payload: Payload) -> bytes:
         b"",
         _short(payload.content_type),
         _short(payload.content_encoding),
-        write_table(payload.headers),
+        _write_headers(payload.headers),
         bytes((int(_MODES.get(mode, mode)),)),
     ]
     priority = get("priority")
@@ -261,6 +309,11 @@ def _pack_header(payload: Payload) -> bytes:
             out.append(_pack_number(value) if is_number else methods.short_text(str(value)))
     out[0] = _write_header(60, 0, len(payload.body), flags)
     return b"".join(out)
+
+
+def _write_headers(headers: Mapping[str, Any]) -> bytes:
+    plain = write_plain(headers)
+    return write_table(headers) if plain is None else len(plain).to_bytes(4, "big") + plain
 
 
 def _short(text: str) -> bytes:

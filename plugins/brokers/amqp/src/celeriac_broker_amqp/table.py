@@ -135,9 +135,18 @@ def read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
     Raises:
         BadTable: Cut short, an unknown type, or beyond a limit.
     """
+    end = table_end(data, at)
+    return read_entries(data, at + 4, end), end
+
+
+def read_entries(data: bytes, pos: int, end: int) -> dict[str, Any]:
+    """The entries from `pos` to `end`.
+
+    Raises:
+        BadTable: As `read_table`.
+    """
     try:
-        end = _end_of(data, at)
-        return _read_entries(data, at + 4, end, MAX_DEPTH), end
+        return _read_entries(data, pos, end, MAX_DEPTH)
     except (error, IndexError, OverflowError) as exc:
         raise BadTable(f"not a field table: {exc}") from exc
 
@@ -148,10 +157,13 @@ def find_values(data: bytes, at: int, wanted: Container[bytes]) -> dict[bytes, A
     Raises:
         BadTable: As `read_table`.
     """
+    return find_entries(data, at + 4, table_end(data, at), wanted)
+
+
+def find_entries(data: bytes, pos: int, end: int, wanted: Container[bytes]) -> dict[bytes, Any]:
+    """As `find_values`, among the entries from `pos` to `end`."""
     found: dict[bytes, Any] = {}
     try:
-        end = _end_of(data, at)
-        pos = at + 4
         entries = 0
         while pos < end:
             start = pos + 1
@@ -182,8 +194,16 @@ def find_values(data: bytes, at: int, wanted: Container[bytes]) -> dict[bytes, A
     return found
 
 
-def _end_of(data: bytes, at: int) -> int:
-    size: int = _read_long(data, at)[0]
+def table_end(data: bytes, at: int) -> int:
+    """Where the table ends whose length stands at `at`.
+
+    Raises:
+        BadTable: Beyond the end of the data, or too large.
+    """
+    try:
+        size: int = _read_long(data, at)[0]
+    except error as exc:
+        raise BadTable(f"not a field table: {exc}") from exc
     if size > MAX_TABLE_BYTES:
         raise BadTable(f"a field table of {size} bytes; at most {MAX_TABLE_BYTES} are read")
     if at + 4 + size > len(data):
