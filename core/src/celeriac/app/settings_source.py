@@ -6,14 +6,12 @@ Also knows every spelling of a name, and which wrong names are likely misspelt.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import json
 import os
 import re
 import sys
-import traceback
 import types
 import warnings
 from collections.abc import Iterable, Mapping
@@ -144,6 +142,8 @@ def _is_anothers(name: str) -> bool:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
+    import difflib  # only a wrong name pays for it
+
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=NEAR)
     return found[0] if found else None
 
@@ -241,6 +241,8 @@ def _missing_module(path: str, exc: ModuleNotFoundError) -> str:
 
 def _failed_module(path: str, exc: Exception) -> str:
     """With the last line of the module's own, or of whatever it imported, that Python was at."""
+    import traceback  # only a module that fails pays for it
+
     if isinstance(exc, SyntaxError):
         place = f"{exc.filename}, line {exc.lineno}"
     else:
