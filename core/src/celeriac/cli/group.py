@@ -32,7 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 
 class Common(NamedTuple):
-    """The options that all commands share, as given; see `COMMON_OPTIONS`."""
+    """The options that all commands share, as given; see `common_options`."""
 
     app: str | None = None
     broker: str | None = None

@@ -22,6 +22,8 @@ from celeriac.exceptions import (
     PluginError,
     PluginNotFound,
     Unsupported,
+    WorkerShutdown,
+    WorkerTerminate,
     join_words,
     mask_url,
 )
@@ -268,8 +270,8 @@ def first_url(urls: str | Iterable[str] | None) -> str:
 def _call(info: PluginInfo, call: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     try:
         return call(**arguments)
-    except CeleriacError:
-        raise  # the plugin says itself what is wrong, and with what
+    except (CeleriacError, WorkerShutdown, WorkerTerminate):
+        raise  # the plugin says itself what is wrong, and with what; or this process is asked to end
     except ModuleNotFoundError as exc:
         dist = info.dist_name or info.module
         todo = f"Try: pip install --force-reinstall {dist}, or choose another {info.kind}."

@@ -86,10 +86,8 @@ class Loader:
 
 def broken(info: PluginInfo, what: str, todo: str = "") -> PluginBroken:
     """The error for a plugin that does not keep its contract: who, what, what to do."""
-    todo = (
-        todo
-        or f"Reinstall or upgrade {info.dist_name or info.module}, tell its authors, or choose another {info.kind}."
-    )
+    dist = info.dist_name or info.module
+    todo = todo or f"Reinstall or upgrade {dist}, tell its authors, or choose another {info.kind}."
     return PluginBroken(f"plugin {info} is broken: {what}. {todo}", kind=info.kind, name=info.name)
 
 
@@ -159,7 +157,7 @@ def _check_hooks(info: PluginInfo, plugin: Any) -> None:
         trial.register(plugin, f"{info.kind}:{info.name}")
         trial.check_pending()
     except pluggy.PluginValidationError as exc:
-        raise broken(info, _first_line(exc)) from exc
+        raise broken(info, _explain(exc)) from exc
     hook = KINDS[info.kind][2]
     if hook and not any(caller.name == hook for caller in trial.get_hookcallers(plugin) or ()):
         if callable(getattr(plugin, hook, None)):
@@ -167,8 +165,8 @@ def _check_hooks(info: PluginInfo, plugin: Any) -> None:
         raise broken(info, f"it has no hook {hook}")
 
 
-def _first_line(exc: pluggy.PluginValidationError) -> str:
-    """What pluggy says, without its first words (the plugin's name, which we have given already) and its tail."""
+def _explain(exc: pluggy.PluginValidationError) -> str:
+    """What pluggy says, in a few words."""
     text = " ".join(str(exc).split())
     unknown = text.partition("unknown hook ")[2].partition(" in plugin")[0]
     if unknown:

@@ -178,14 +178,10 @@ def json_line(now: float, level: int, event: str, fields: Mapping[str, Any]) -> 
 def _to_json(record: Mapping[str, Any]) -> str:
     try:
         return _encode(record).decode()
-    except (
-        ValueError,
-        OverflowError,
-        RecursionError,
-        TypeError,
-    ):  # a lone surrogate, a huge int, keys that are no text
-        safe = {key: value if isinstance(value, (str, int, float)) else repr(value) for key, value in record.items()}
-        return json.dumps(safe)
+    except (ValueError, OverflowError, RecursionError, TypeError):
+        # A lone surrogate, a huge number, a loop, keys that are no text: json.dumps takes what is plain.
+        plain = (str, int, float, type(None))
+        return json.dumps({key: value if isinstance(value, plain) else repr(value) for key, value in record.items()})
 
 
 def _mask(value: Any) -> Any:

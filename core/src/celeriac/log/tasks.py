@@ -46,8 +46,9 @@ class TaskLog:
             return
         now = time.time()
         if self._console is None:
-            if "traceback" in fields:
-                fields["exception"] = fields.pop("traceback")
+            trace = fields.pop("traceback", None)
+            if trace:
+                fields["exception"] = trace
             self._lines.append(json_line(now, level, event, fields))
             return
         keys = KEYS.get(event)
