@@ -24,13 +24,16 @@ of_kind = option("-k", "--kind", type=click.Choice(list(KINDS)), help="Only plug
 
 
 @click.group(invoke_without_command=True)
+@option("--check", "check_all", is_flag=True, help="The same as the command check.")
 @click.pass_context
-def plugins(ctx: click.Context) -> None:
+def plugins(ctx: click.Context, /, check_all: bool) -> None:
     """List, show and check the installed plugins.
 
     `list` and `show` read metadata and import nothing; `check` imports each plugin in a process of its own.
     """
-    if ctx.invoked_subcommand is None:
+    if ctx.invoked_subcommand is None and check_all:
+        ctx.invoke(check, name=None, timeout=10.0, as_json=False)
+    elif ctx.invoked_subcommand is None:
         ctx.invoke(list_plugins, kind=None, as_json=False)
 
 
