@@ -251,6 +251,17 @@ def test_a_cold_stop_may_be_soft_first(sqlite_house: House) -> None:
     assert result.get(timeout=1) == "short"
 
 
+def test_a_warm_stop_ends_with_its_last_task(sqlite_house: House) -> None:
+    worker = sqlite_house.worker("-c", "1")
+    result = sqlite_house.send("sleep", 1.0, "last")
+    wait_until(lambda: sqlite_house.ran(), what="the task's start")
+    worker.send(signal.SIGTERM)
+    assert result.get(timeout=10) == "last"
+    ended = time.monotonic()
+    assert worker.process.wait(10) == 0
+    assert time.monotonic() - ended < 0.8, "it slept on although nothing was left to do"
+
+
 def test_a_worker_killed_outright_loses_nothing(house: House) -> None:
     first = house.worker("-c", "2")
     results = [house.send("sleep", 0.2, f"n{n}") for n in range(10)]

@@ -129,6 +129,8 @@ class Loop:
         self._sleeper.sleep(self._how_long())
 
     def _how_long(self) -> float:
+        if self._stopping and not len(self.flights):
+            return 0.0  # the last task has ended: whoever waits for the worker's end need not wait longer
         now, pause_s = time.monotonic(), IDLE_S
         deadline = self._pool.deadline()
         if deadline is not None:
