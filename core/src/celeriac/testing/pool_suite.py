@@ -13,6 +13,7 @@ the test of a pool without it checks what holds instead, so nothing is skipped.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -118,6 +119,7 @@ class ScriptedProgram:
         elif verb == "exit":
             os._exit(int(rest[0]))
         elif verb == "kill":
+            faulthandler.disable()  # pytest's would print a page for a death that is meant
             os.kill(os.getpid(), int(rest[0]))
         elif verb == "leave":
             raise SystemExit(3)

@@ -56,6 +56,7 @@ class PreforkPool:
         self._target = options.slots
         self._slots: dict[int, Slot] = {}  # by pid
         self._by_fd: dict[int, Slot] = {}
+        self._deaf: set[Slot] = set()  # closed their end of the reports, and are not yet known to have ended
         self._backlog: deque[Job] = deque()
         self._done: list[JobReport] = []
         self._files: dict[int, int] = {}
@@ -240,21 +241,25 @@ class PreforkPool:
     def _gather(self, reports: list[JobReport], timeout_s: float = 0.0) -> None:
         """Read what the children sent, and bury those that have ended."""
         assert self._news is not None
+        if self._deaf:
+            timeout_s = min(timeout_s, INSIST_S)
         for _ in range(ROUNDS):
             fds = self._news.ready(timeout_s)
             if not fds:
-                return
+                break
             timeout_s = 0.0
-            ended: dict[int, Slot] = {}
+            ended: set[Slot] = set()
             for fd in fds:
                 slot = self._by_fd[fd]
                 try:
                     if fd == slot.pidfd or not self._read(slot, reports):
-                        ended[slot.pid] = slot
+                        ended.add(slot)
                 except BlockingIOError:
                     pass  # nothing after all; the next round asks again
-            for slot in ended.values():  # only now, for their successors may get the numbers of their descriptors
+            for slot in ended:  # only now, for their successors may get the numbers of their descriptors
                 self._bury(slot, reports)
+        for slot in list(self._deaf):
+            self._bury(slot, reports)
 
     def _read_all(self, slot: Slot, reports: list[JobReport]) -> None:
         try:
@@ -343,9 +348,8 @@ class PreforkPool:
 
     def _look_after_slot(self, slot: Slot, now: float) -> float:
         """See to one slot; returns when to do it again."""
-        if slot.deaf:
-            self._bury(slot, self._done)
-            return now + INSIST_S if slot.pid in self._slots else math.inf
+        if slot in self._deaf:
+            return now + INSIST_S  # `collect` tries to bury it
         if now >= slot.ready_by:
             slot.trouble = f"it was not ready within {self._start_timeout_s:g} s"
             slot.ready_by = math.inf
@@ -376,11 +380,12 @@ class PreforkPool:
         if not slot.has_ended():
             slot.signal(signals.SIGKILL)  # changes nothing for one that is on its way out
             self._unwatch(slot, slot.reports.fileno())
-            slot.deaf = True
+            self._deaf.add(slot)
             self._look_at = min(self._look_at, time.monotonic() + INSIST_S)
             return
         self._read_all(slot, reports)
         del self._slots[slot.pid]
+        self._deaf.discard(slot)
         self._unwatch(slot, *slot.watched)
         outcome = self._judge(slot)
         slot.forget()

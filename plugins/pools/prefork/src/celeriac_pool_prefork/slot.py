@@ -63,7 +63,6 @@ class Slot:
         self.soft_sent: int | None = None
         self.doomed: dict[int, JobReport] = {}
         self.withdrawn: set[int] = set()
-        self.deaf = False
         self.watched: set[int] = set()
 
     def born(self, pid: int) -> None:
