@@ -351,10 +351,10 @@ class PreforkPool:
         if slot in self._deaf:
             return now + INSIST_S  # `collect` tries to bury it
         if now >= slot.ready_by:
-            slot.trouble = f"it was not ready within {self._start_timeout_s:g} s"
+            slot.trouble = f"it was not ready within {slot.start_timeout_s:g} s"
             slot.ready_by = math.inf
             slot.signal(signals.SIGKILL)
-            self._start_timeout_s = min(2 * self._start_timeout_s, START_S)  # a slow machine needs time, not kills
+            self._start_timeout_s = min(2 * slot.start_timeout_s, START_S)  # a slow machine needs time, not kills
         if slot.leaving and not slot.given:
             slot.gone_by = min(slot.gone_by, now + LEAVE_S)
             if now >= slot.gone_by:
@@ -441,7 +441,8 @@ class PreforkPool:
         limits = child.Limits(options.max_tasks_per_child, options.max_memory_per_child_kib, self._fresh_kib)
         slot = Slot(budget=options.max_tasks_per_child, files=self._files)
         fork(self._program, slot, limits, lambda: self._let_go(slot))
-        slot.ready_by = time.monotonic() + self._start_timeout_s
+        slot.start_timeout_s = self._start_timeout_s
+        slot.ready_by = time.monotonic() + slot.start_timeout_s
         self._look_at = min(self._look_at, slot.ready_by)
         self._slots[slot.pid] = slot
         for fd in (slot.reports.fileno(), slot.pidfd):

@@ -57,6 +57,7 @@ class Slot:
         self.full = False
         self.stuck = False
         self.limit_at = math.inf
+        self.start_timeout_s = math.inf
         self.ready_by = math.inf
         self.gone_by = math.inf
         self.trouble = ""
