@@ -12,7 +12,7 @@ from celeriac.spec.data import UNKNOWN_COST_S, Delivery, Head
 from celeriac.utils.times import after
 from celeriac.worker.admission import RUN, Admission, Bucket, Waiting, parse_rate
 from celeriac.worker.plans import TaskPlan
-from celeriac.worker.window import CAP, Window
+from celeriac.worker.window import BRIEF_S, CAP, Window
 
 
 def plan(**options: Any) -> TaskPlan:
@@ -29,6 +29,8 @@ def test_the_window_starts_at_one_a_slot_grows_for_brief_tasks_and_shrinks_at_on
     assert window.size == 200
     window.learn(0.00001, 1000)
     assert window.size == CAP
+    window.learn(0.002, 1)
+    assert window.size > 10, "an interruption is no long task"
     window.learn(1.0, 1)
     assert window.size == 2
 
@@ -42,14 +44,16 @@ def test_a_multiplier_is_obeyed() -> None:
     assert Window(3, 0).size == 65535
 
 
-def test_a_cost_is_unknown_until_a_few_runs_were_seen_and_a_long_run_is_believed_at_once() -> None:
+def test_a_cost_is_unknown_until_a_few_runs_were_seen_and_an_interruption_does_not_make_it_long() -> None:
     one = plan()
     assert one.cost_s == UNKNOWN_COST_S
     for _ in range(3):
         one.learn(0.0001)
     assert one.cost_s == pytest.approx(0.00013)
+    one.learn(0.01)
+    assert one.cost_s < BRIEF_S
     one.learn(2.0)
-    assert one.cost_s > 1.9
+    assert one.cost_s > BRIEF_S
     for _ in range(400):
         one.learn(0.0001)
     assert one.cost_s < 0.001

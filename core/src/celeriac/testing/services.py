@@ -480,7 +480,7 @@ class RabbitMQService(Service):
             "management.tcp.port": self._management_port,
             "log.console": "false",
             "disk_free_limit.absolute": "50MB",
-            "vm_memory_high_watermark.absolute": "512MB",
+            "vm_memory_high_watermark.absolute": "2GB",  # below half of it nothing is paged to disk
         }
         lines = [f"{name} = {value}\n" for name, value in settings.items()]
         (self.folder / "rabbitmq.conf").write_text("".join(lines))

@@ -179,8 +179,8 @@ class Link:
             return []
 
     def resize(self, window: int) -> None:
-        """Tell the consumer, if it is news."""
-        if window != self._window and self.consumer is not None:
+        """Tell the consumer, if it is news: more at once, less only when it is much less."""
+        if self.consumer is not None and (window > self._window or window <= self._window // 4):
             self._window = window
             self._try(self.consumer.resize, window)
 

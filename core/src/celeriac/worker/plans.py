@@ -22,6 +22,7 @@ class TaskPlan:
     """
 
     __slots__ = (
+        "_trial_s",
         "ack_on_failure",
         "ack_on_timeout",
         "announce",
@@ -30,7 +31,6 @@ class TaskPlan:
         "hard_s",
         "name",
         "requeue_lost",
-        "seen",
         "soft_s",
         "task",
     )
@@ -47,19 +47,21 @@ class TaskPlan:
         self.ack_on_timeout = _first(task.acks_on_timeout, base)
         self.requeue_lost = not self.early and task.reject_on_worker_lost is not False
         self.cost_s = UNKNOWN_COST_S
-        self.seen = 0
+        self._trial_s: list[float] = []
 
     def learn(self, runtime_s: float) -> None:
-        """A run took so long. A longer one than expected is believed at once, shorter ones slowly."""
-        spent = runtime_s + OVERHEAD_S
-        if self.seen < TRIAL_RUNS:
-            self.seen += 1
-            if self.seen == TRIAL_RUNS:
-                self.cost_s = spent
-        elif spent > 8 * self.cost_s:
-            self.cost_s = spent
+        """A run took so long.
+
+        A truly long run makes the type long at once. One that was merely interrupted (a busy machine takes a slot's
+        processor away for some milliseconds) does not.
+        """
+        spent_s = runtime_s + OVERHEAD_S
+        if self.cost_s == UNKNOWN_COST_S:
+            self._trial_s.append(spent_s)
+            if len(self._trial_s) == TRIAL_RUNS:
+                self.cost_s = sorted(self._trial_s)[TRIAL_RUNS // 2]
         else:
-            self.cost_s += (spent - self.cost_s) * 0.05
+            self.cost_s += (spent_s - self.cost_s) * (0.1 if spent_s > self.cost_s else 0.05)
 
 
 def _first(value: bool | None, fallback: bool | None) -> bool:

@@ -13,6 +13,8 @@ WORK_AHEAD_S: Final = 0.005
 CAP: Final = 256
 #: A task that takes less than this is brief: it may wait with others in one slot.
 BRIEF_S: Final = 0.002
+#: More than an interruption by the operating system: such a task is truly long.
+LONG_S: Final = 0.05
 
 
 class Window:
@@ -43,10 +45,10 @@ class Window:
         """`count` tasks that ended cost `cost_s` seconds of slot time each."""
         if self._multiplier is not None:
             return
-        if self._mean_s is None or cost_s > 4 * self._mean_s:
+        if self._mean_s is None:
             self._mean_s = cost_s
         else:
-            weight = min(0.5, 0.02 * count)
+            weight = 0.5 if cost_s >= LONG_S else min(0.5, 0.02 * count)
             self._mean_s += (cost_s - self._mean_s) * weight
         self.size = self._found()
 

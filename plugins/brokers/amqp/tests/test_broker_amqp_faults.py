@@ -137,7 +137,7 @@ def test_a_memory_alarm_stops_publishing_in_time_and_lets_acknowledgements_throu
         assert time.monotonic() - started < 3.0
         assert len(listener.consumer._held) == 2
     finally:
-        tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "absolute", "512MB")
+        tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "absolute", "2GB")
     listener.consumer.flush(10.0)
     tools.wait_until(lambda: transport.depth("next") == 3, "published when the alarm was over")
     listener.consumer._link.drop()
