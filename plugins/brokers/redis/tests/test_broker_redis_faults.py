@@ -306,7 +306,7 @@ def test_two_sweepers_return_a_message_once(redis_url: str, desks: Any, server: 
     first, second = desk.consumer(owner="w2"), desk.consumer(owner="w3")
     time.sleep(1.6)
     for consumer in (first, second):
-        consumer._leases.renew([])
+        consumer._leases.renew([], [])
     results: list[int] = []
 
     def sweep(consumer: Any) -> None:
@@ -372,7 +372,7 @@ def test_nothing_of_a_closed_consumer_stays_behind(desk: Any, server: Any) -> No
     consumer.renew()
     consumer.close()
     left = set(server.call("KEYS", "*"))
-    assert left <= {b"unacked_index", b"celeriac.sweep"}
+    assert left <= {b"unacked_index", b"celeriac.sweep", b"celeriac.serves.celery"}
 
 
 def test_the_traces_of_a_dead_owner_are_removed_in_time(redis_url: str, desks: Any, server: Any) -> None:

@@ -44,11 +44,11 @@ def test_priority_steps_and_separator_are_as_configured(desks: Any, redis_url: s
 
 
 def test_a_batch_for_several_lists_is_stored_as_a_whole_or_not_at_all(desk: Any, server: Any) -> None:
-    server.call("SET", "broken", "not a list")
+    server.pipeline([("SET", "broken", "not a list"), ("SET", "celeriac.serves.celery", "1")])
     batch = [desk.payload("good"), desk.payload("later", due=time.time() + 60), desk.payload("bad", queue="broken")]
     with pytest.raises(PublishRejected, match="WRONGTYPE"):
         desk.transport.send(batch)
-    assert server.call("KEYS", "*") == [b"broken"]
+    assert sorted(server.call("KEYS", "*")) == [b"broken", b"celeriac.serves.celery"]
     desk.transport.send(batch[:2])
     server.call("SCRIPT", "FLUSH")
     desk.transport.send(batch[:2])
@@ -394,7 +394,18 @@ def test_a_message_that_only_mentions_redelivery_is_on_its_first_delivery(desk: 
 # -- delays -------------------------------------------------------------------------------------------------
 
 
+def test_where_no_worker_of_ours_serves_the_queue_a_delayed_message_waits_for_celerys(desk: Any, server: Any) -> None:
+    desk.send("later", due=time.time() + 60, priority=3)
+    assert server.call("LLEN", "celery\x06\x163") == 1
+    consumer = desk.consumer()
+    consumer.close()
+    desk.send("later", due=time.time() + 60)
+    assert server.pipeline([("LLEN", "celery"), ("ZCARD", "celeriac.delayed.celery")]) == [0, 1]
+    assert 3500 < server.call("TTL", "celeriac.serves.celery") <= 3600
+
+
 def test_a_delayed_message_keeps_its_priority(desk: Any, server: Any) -> None:
+    desk.consumer().close()
     desk.send("later", due=time.time() + 0.3, priority=9)
     assert desk.transport.depth("celery") == 0
     consumer = desk.consumer()
@@ -404,6 +415,7 @@ def test_a_delayed_message_keeps_its_priority(desk: Any, server: Any) -> None:
 
 
 def test_due_messages_come_in_the_order_of_their_times(desk: Any) -> None:
+    desk.consumer().close()
     now = time.time()
     for name, wait in (("c", 0.3), ("a", 0.1), ("b", 0.2)):
         desk.send(name, due=now + wait)
@@ -423,6 +435,7 @@ def test_without_the_option_delay_messages_go_out_at_once(desks: Any, redis_url:
 
 
 def test_purge_and_delete_reach_every_list_of_a_queue(desk: Any, server: Any) -> None:
+    desk.consumer().close()
     for priority in (0, 3, 6, 9):
         desk.send("x", "y", priority=priority)
     desk.send("later", due=time.time() + 60)

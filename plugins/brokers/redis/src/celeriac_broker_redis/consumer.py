@@ -127,7 +127,7 @@ class RedisConsumer:
         self._settle_scripts: dict[str, Script] = {}
         self._waits = Waits(conf.keys, self.token, poller, self._dial, conf.options.max_waits)
         self._leases = Leases(conf, self.token)
-        self._leases.open()
+        self._leases.open(self._queues)
         self._wire = self._dial()
         poller.watch(self._wire.fileno())
 
@@ -258,7 +258,7 @@ class RedisConsumer:
         if settlement.started:
             raw = mark_lost(raw)
         if settlement.due is not None and settlement.due > time.time():
-            member = self._producer.delayed_member(source.step, raw)
+            member = self._producer.delayed_head(source.step) + raw
             return ("delay", self._keys.delayed(source.queue), 2, settlement.due, member)
         return ("next", source.key, 1, raw)
 
@@ -303,7 +303,7 @@ class RedisConsumer:
         """See `Consumer.renew`. Also looks after consumers that are gone. Called from a thread of its own."""
         try:
             held = [number for number in list(self._held) if number not in self._adopting]
-            positions = self._leases.renew([self._tag % number for number in held])
+            positions = self._leases.renew([self._tag % number for number in held], self._queues)
             lost = [held[position] for position in positions if held[position] in self._held]
             self._leases.sweep()
         except (WireLost, ReplyError) as exc:
@@ -553,7 +553,7 @@ class RedisConsumer:
         try:
             self._wire = self._dial()
             self._poller.watch(self._wire.fileno())
-            self._leases.open()
+            self._leases.open(self._queues)
             for script in self._settle_scripts.values():
                 self._leases.load(script)
             # What we wrote on the old connections may still be on its way: not after this. An error says that one is

@@ -12,6 +12,7 @@
 `celeriac.waits.<token>`                  set      lists that the consumer waits on
 `celeriac.inbox.<token>.<list>`           list     what it was handed while it waited, until it is in `unacked`
 `celeriac.delayed.<queue>`                zset     `step:unique:message` → unix time when it is due
+`celeriac.serves.<queue>`                 string   consumers of ours serve the queue, or did within the hour
 `celeriac.dead.<queue>`                   stream   messages set aside: `raw reason error attempt owner`
 `celeriac.sweep`                          string   held while somebody looks for the messages of dead consumers
 ========================================  =======  =====================================================================
@@ -77,6 +78,9 @@ class Keys:
 
     def delayed(self, queue: str) -> str:
         return f"{self.prefix}celeriac.delayed.{queue}"
+
+    def serves(self, queue: str) -> str:
+        return f"{self.prefix}celeriac.serves.{queue}"
 
     def dead(self, queue: str) -> str:
         return f"{self.prefix}celeriac.dead.{queue}"

@@ -39,10 +39,10 @@ class Leases:
         self._lock = threading.Lock()
         self._wire: Wire | None = None
 
-    def open(self) -> None:
+    def open(self, queues: Sequence[str]) -> None:
         """Connect, teach the server our scripts, and take the lease."""
         self._call([("SCRIPT", "LOAD", script.text) for script in (CLAIM, RETURN, RENEW, EMPTY_INBOX)])
-        self.renew([])
+        self.renew([], queues)
 
     def load(self, script: Script) -> None:
         """Teach the server one more script."""
@@ -61,10 +61,11 @@ class Leases:
         """End another connection's wait."""
         self._call([("CLIENT", "UNBLOCK", client_id, "ERROR")])
 
-    def renew(self, tags: Sequence[bytes]) -> list[int]:
-        """Prove that the consumer lives; returns the positions of tags that are no longer its own."""
+    def renew(self, tags: Sequence[bytes], queues: Sequence[str]) -> list[int]:
+        """Prove that the consumer lives and serves these queues; the positions of tags that are no longer its own."""
         words = [self._token, self._conf.options.lease_s, SENTINEL, *tags]
-        return list(self._run(RENEW, [self._keys.index, self._keys.owners], words))
+        keys = [self._keys.index, self._keys.owners, *(self._keys.serves(queue) for queue in list(queues))]
+        return list(self._run(RENEW, keys, words))
 
     def end(self) -> None:
         """Give up the lease, after everything was given back."""

@@ -17,6 +17,8 @@ from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.options import Options
 
 Command = tuple[Any, ...]
+#: The command that only our scripts know.
+DELAY: Final = "DELAY"
 #: Messages in one command, at most: a script can pass on about 8,000 words at once.
 PIECE: Final = 4000
 #: exchange → its bindings: (routing key, pattern, queue)
@@ -48,6 +50,8 @@ class Producer:
     def commands(self, payloads: Sequence[Payload], tables: Tables | None = None) -> list[Command]:
         """The commands that store these payloads: one for each list that gets any, in the order of payloads.
 
+        Those are the server's, but for `DELAY` (see `scripts.SEND`).
+
         Raises:
             PublishRejected: One goes to an exchange to which no queue is bound that would take it.
         """
@@ -63,16 +67,18 @@ class Producer:
             step = self._keys.step(payload.properties.get("priority"))
             due = payload.due
             for queue in (route.routing_key,) if not route.exchange else matching(route, tables or {}):
+                key = self._keys.list_key(queue, step)
                 if due is not None and due > now and self._delay:
-                    others.append(("ZADD", self._keys.delayed(queue), due, self.delayed_member(step, raw)))
+                    delayed, serves = self._keys.delayed(queue), self._keys.serves(queue)
+                    others.append((DELAY, delayed, serves, key, due, self.delayed_head(step), raw))
                 else:
-                    pushes.setdefault(self._keys.list_key(queue, step), []).append(raw)
+                    pushes.setdefault(key, []).append(raw)
         pieces = ((key, raws[at : at + PIECE]) for key, raws in pushes.items() for at in range(0, len(raws), PIECE))
         return [*(("LPUSH", key, *raws) for key, raws in pieces), *others]
 
-    def delayed_member(self, step: int, raw: bytes) -> bytes:
-        """A message as it waits in a delayed set; two equal messages are two members."""
-        return b"%d:%x:%b" % (step, self._next(), raw)
+    def delayed_head(self, step: int) -> bytes:
+        """What stands before a message in a delayed set: its step, and what makes two equal messages two members."""
+        return f"{step}:{self.next_tag()}:".encode()
 
     def _topic(self, route: Route) -> str:
         return (

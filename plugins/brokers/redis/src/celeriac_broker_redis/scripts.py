@@ -173,9 +173,10 @@ return redis.call('LLEN', KEYS[1])
 """
 )
 
-#: Renews a lease and the time of everything held under it, so that neither we nor kombu's peers take it for abandoned.
+#: Renews a lease and the time of everything held under it, so that neither we nor kombu's peers take it for abandoned;
+#: and says which queues are served.
 #:
-#: KEYS: index, owners. ARGV: token, lease in seconds, sentinel, tags.
+#: KEYS: index, owners, keys that say so. ARGV: token, lease in seconds, sentinel, tags.
 #: Returns: the positions (from 0) of tags that are held no longer.
 RENEW: Final = Script(
     """
@@ -183,6 +184,7 @@ local stamp = redis.call('TIME')[1]
 redis.call('ZREM', KEYS[2], '')
 redis.call('ZADD', KEYS[2], 'GT', stamp + ARGV[2], ARGV[1])
 redis.call('ZADD', KEYS[1], '+inf', ARGV[3])
+for i = 3, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', 3600) end
 local lost = {}
 for from = 4, #ARGV, 1000 do
   local to = math.min(from + 999, #ARGV)
@@ -202,17 +204,32 @@ return lost
 """
 )
 
+#: One command of a publish. A message for later is kept in a set where workers of ours will move it on; where none
+#: serves the queue it goes to its list at once, for Celery's workers keep such messages themselves.
+PERFORM: Final = """
+local function perform(from, size)
+  if ARGV[from] ~= 'DELAY' then
+    redis.call(unpack(ARGV, from, from + size - 1))
+  elseif redis.call('EXISTS', ARGV[from + 2]) == 1 then
+    redis.call('ZADD', ARGV[from + 1], ARGV[from + 4], ARGV[from + 5] .. ARGV[from + 6])
+  else
+    redis.call('LPUSH', ARGV[from + 3], ARGV[from + 6])
+  end
+end
+"""
+
 #: What a settled batch does, in the one safe order; nothing at all when none of it is held any more.
 #: `joined` is a result backend's part: the body of a Lua function of the table ARGV and the index of its first word.
 #:
 #: KEYS: index, unacked, odd. ARGV: number of tags (0: unconditional), number of those to acknowledge, number of words
 #: of what to publish, whether a message among them is odd (1) or none (0); then tags (those to acknowledge first),
 #: words to publish, words of `joined`.
-#: Words to publish: for each command its number of words, then the command.
+#: Words to publish: as those of `SEND`.
 SETTLE: Final = """
 local function joined(ARGV, first)
 %s
 end
+%s
 local index, unacked, odd = KEYS[1], KEYS[2], KEYS[3]
 local tags, acks, words = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local held = tags == 0
@@ -225,9 +242,8 @@ if not held then return 0 end
 if #ARGV >= body + words then joined(ARGV, body + words) end
 local at = body
 while at < body + words do
-  local size = tonumber(ARGV[at])
-  redis.call(unpack(ARGV, at + 1, at + size))
-  at = at + 1 + size
+  perform(at + 1, tonumber(ARGV[at]))
+  at = at + 1 + ARGV[at]
 end
 for from = 5, 4 + acks, 1000 do
   local to = math.min(from + 999, 4 + acks)
@@ -240,11 +256,12 @@ return 1
 
 
 #: Stores messages in several lists, or in none.
-#: ARGV: for each command its number of words, then the command: `LPUSH list message …`, `ZADD set due member` or
-#: `PUBLISH channel message`.
+#: ARGV: for each command its number of words, then the command: `LPUSH list message …`, `PUBLISH channel message`, or
+#: `DELAY set serves list due head message`, where the set's member is head and message.
 SEND: Final = Script(
-    """
-local types, at = {LPUSH = 'list', ZADD = 'zset'}, 1
+    PERFORM
+    + """
+local types, at = {LPUSH = 'list', DELAY = 'zset'}, 1
 while ARGV[at] do
   local found = redis.call('TYPE', ARGV[at + 2]).ok
   if found ~= 'none' and types[ARGV[at + 1]] and found ~= types[ARGV[at + 1]] then
@@ -254,9 +271,8 @@ while ARGV[at] do
 end
 at = 1
 while ARGV[at] do
-  local size = tonumber(ARGV[at])
-  redis.call(unpack(ARGV, at + 1, at + size))
-  at = at + 1 + size
+  perform(at + 1, tonumber(ARGV[at]))
+  at = at + 1 + ARGV[at]
 end
 return 1
 """
@@ -265,4 +281,4 @@ return 1
 
 def settle_script(joined: str = "") -> Script:
     """The script that settles, with a result backend's part in it."""
-    return Script(SETTLE % joined)
+    return Script(SETTLE % (joined, PERFORM))

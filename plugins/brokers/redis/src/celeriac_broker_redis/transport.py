@@ -22,7 +22,7 @@ from celeriac.spec.envelope import read_head, unpack
 from celeriac.spec.transport import Poller
 from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.options import Configuration, configure
-from celeriac_broker_redis.producer import Command, Producer, Tables, binding_rows, topic_pattern
+from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
 from celeriac_broker_redis.scripts import SEND
 from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
 
@@ -65,7 +65,7 @@ class RedisTransport:
         commands = self._producer.commands(payloads, tables)
         if not commands:
             return
-        if len(commands) == 1:
+        if len(commands) == 1 and commands[0][0] != DELAY:
             reply = self._store(commands[0], len(payloads), deadline)
         else:
             words = [word for command in commands for word in (len(command), *command)]
@@ -128,7 +128,7 @@ class RedisTransport:
 
     def delete(self, queue: str) -> None:
         """See `Transport.delete`. Bindings to it are removed too, wherever they are."""
-        self._ask([("DEL", *self._keys.lists(queue), self._keys.delayed(queue))])
+        self._ask([("DEL", *self._keys.lists(queue), self._keys.delayed(queue), self._keys.serves(queue))])
         ending = (self._keys.sep + queue).encode()
         for key in self._scan(self._keys.binding("*"), self._keys.permanent_binding("*")):
             members = [member for member in self._ask([("SMEMBERS", key)])[0] if member.endswith(ending)]
