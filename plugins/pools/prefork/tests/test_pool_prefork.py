@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,43 @@ def test_a_slot_told_to_go_goes_even_when_its_jobs_are_withdrawn(tmp_path: Path)
         driver.pool.withdraw()
         assert driver.outcomes(busy) == ["succeeded"] * 2
         driver.until(lambda: len(driver.pool.pids()) == 1, "the end of a slot")
+
+
+# -- out of descriptors ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """This process can open nothing until the end of the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_big_job_waits_until_a_descriptor_is_free() -> None:
+    with started() as driver:
+        jobs = [job(f"padded {'x' * 200_000}"), job("pass")]
+        with no_descriptors_left():
+            driver.submit(*jobs)
+            driver.idle(0.2)
+            assert len(driver.open) == 2
+        assert driver.outcomes(jobs) == ["succeeded"] * 2
+
+
+def test_a_big_report_that_cannot_be_taken_costs_its_own_job_and_the_pool_recovers() -> None:
+    with started() as driver:
+        one, after = job("echo 200000"), [job("pass") for _ in range(5)]
+        with no_descriptors_left():
+            driver.submit(one)
+            assert driver.final(one).outcome == "lost"
+        driver.submit(*after)
+        assert driver.outcomes(after) == ["succeeded"] * 5
+        driver.until(lambda: len(driver.pool.pids()) == 2, "two slots")
 
 
 # -- packing --------------------------------------------------------------------------------------------------

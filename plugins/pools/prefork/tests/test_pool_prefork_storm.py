@@ -78,7 +78,7 @@ def _disturb(chance: random.Random, driver: PoolDriver, jobs: list[Job]) -> None
     what = chance.random()
     pids = driver.pool.pids()
     if what < 0.30 and pids:
-        os.kill(chance.choice(pids), chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
+        os.kill(chance.choice(pids), chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGALRM]))
     elif what < 0.40:
         driver.pool.cancel(chance.choice(jobs[-60:]).token)
     elif what < 0.45:

@@ -47,24 +47,27 @@ class Slot:
         self.page = frames.Page()
         self.pid = 0
         self.pidfd: int | None = None
-        self.status: int | None = None
+        self.watched: set[int] = set()  #: descriptors that the pool has registered
+        self._status: int | None = None  # of `waitpid`, once it has ended
+        self._soft_token: int | None = None  # the job that was last sent a soft limit
 
-        self.given: deque[Job] = deque()
-        self.load_s = 0.0
-        self.budget = math.inf if budget is None else budget
-        self.ready = False
-        self.leaving = False
-        self.full = False
-        self.stuck = False
-        self.limit_at = math.inf
-        self.start_timeout_s = math.inf
+        self.given: deque[Job] = deque()  #: given and not reported, in the order in which they run
+        self.load_s = 0.0  #: what they are expected to take together
+        self.budget = math.inf if budget is None else budget  #: how many more it may be given
+        self.withdrawn: set[int] = set()  #: tokens that go to the worker, not to a sibling, if they come back
+        self.doomed: dict[int, JobReport] = {}  #: token → what to say of it if the child does not report it
+
+        self.ready = False  #: it has begun
+        self.leaving = False  #: it takes no more jobs and is about to end
+        self.full = False  #: its socket had no room
+        self.stuck = False  #: what it runs takes long, so nothing should wait behind it
+        self.trouble = ""  #: why it could not begin
+
+        # `time.monotonic` at which somebody must look:
+        self.limit_at = math.inf  #: not before this does a job reach a limit
         self.ready_by = math.inf
         self.gone_by = math.inf
-        self.trouble = ""
-        self.soft_sent: int | None = None
-        self.doomed: dict[int, JobReport] = {}
-        self.withdrawn: set[int] = set()
-        self.watched: set[int] = set()
+        self.start_timeout_s = math.inf
 
     def born(self, pid: int) -> None:
         """The fork has happened; this is the parent."""
@@ -73,9 +76,8 @@ class Slot:
         if hasattr(os, "pidfd_open"):
             try:
                 self.pidfd = os.pidfd_open(pid)
-            except OSError as exc:
-                if exc.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
-                    raise  # ENOSYS, EPERM, EINVAL: an old kernel or a sandbox; the end of the stream must do
+            except OSError:
+                pass  # an old kernel, a sandbox, no descriptor left: the end of the stream of reports must do
 
     def forget(self) -> None:
         """Close everything, in the parent after the child's end or in a sibling after a fork."""
@@ -131,6 +133,7 @@ class Slot:
                 break
             if ancillary:
                 os.close(frames.descriptor(ancillary))  # `files` has it still
+            if data[:1] == frames.FILED:
                 tokens.add(frames.token_of_file(data))
             elif data == frames.STOP:
                 told_to_stop = True
@@ -198,13 +201,13 @@ class Slot:
 
     def raise_soft_limit(self, token: int) -> None:
         """Interrupt the job, if the child still runs it. Call again until `is_soft_limit_raised`."""
-        if self.soft_sent != token:
-            self.soft_sent = token
+        if self._soft_token != token:
+            self._soft_token = token
             self.page.words[SOFT] = token + 1
         self.signal(signal.SIGUSR1)
 
     def is_soft_limit_raised(self, token: int) -> bool:
-        return self.soft_sent == token and self.page.words[SOFT] == 0
+        return self._soft_token == token and self.page.words[SOFT] == 0
 
     # -- its end ------------------------------------------------------------------------------------------
 
@@ -213,7 +216,7 @@ class Slot:
         try:
             if self.pidfd is not None and hasattr(signal, "pidfd_send_signal"):
                 signal.pidfd_send_signal(self.pidfd, number)
-            elif self.status is None:
+            elif self._status is None:
                 os.kill(self.pid, number)
         except ProcessLookupError:
             pass  # just what the caller wanted, or about to be noticed
@@ -237,36 +240,36 @@ class Slot:
 
     def has_ended(self) -> bool:
         """Whether the child is gone; reaps it."""
-        return self.status is not None or self._wait(os.WNOHANG) is not None
+        return self._status is not None or self._wait(os.WNOHANG) is not None
 
     def give_up(self) -> None:
         """Take the child for dead although it cannot be reaped."""
-        self.status = _UNKNOWN
+        self._status = _UNKNOWN
 
     def cause(self) -> str:
         """How the child ended, for people: `signal 9 (SIGKILL)`, `exit code 3`."""
-        if self.status is None or self.status == _UNKNOWN:
+        if self._status is None or self._status == _UNKNOWN:
             return "an end that nobody saw"
-        if os.WIFSIGNALED(self.status):
-            return signal_name(os.WTERMSIG(self.status))
-        return f"exit code {os.WEXITSTATUS(self.status)}"
+        if os.WIFSIGNALED(self._status):
+            return signal_name(os.WTERMSIG(self._status))
+        return f"exit code {os.WEXITSTATUS(self._status)}"
 
     def started_last(self) -> int:
         """The token of the job that the child started last; -1 if it never started any."""
         return self.page.words[TOKEN] - 1
 
     def _wait(self, flags: int) -> int | None:
-        if self.status is not None:
-            return self.status
+        if self._status is not None:
+            return self._status
         try:
             pid, status = os.waitpid(self.pid, flags)
         except ChildProcessError:
-            self.status = _UNKNOWN  # somebody's wait() took it, or SIGCHLD is ignored
-            return self.status
+            self._status = _UNKNOWN  # somebody's wait() took it, or SIGCHLD is ignored
+            return self._status
         if pid == 0:
             return None
         if not os.WIFSTOPPED(status):
-            self.status = status
+            self._status = status
         return status
 
 
