@@ -1,8 +1,7 @@
 """This plugin and py-amqp, client against client, on one RabbitMQ: `python wire.py [amqp url]`.
 
 Without a URL it starts a private server. Rounds are interleaved; printed are medians of messages a second and of the
-client's CPU a message. Messages are persistent, queues durable and classic. "received" acknowledges in batches, as far as the
-client can.
+client's CPU a message. Messages are persistent, the queue is durable and classic.
 """
 
 from __future__ import annotations

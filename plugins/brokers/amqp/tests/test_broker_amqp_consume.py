@@ -86,7 +86,10 @@ def test_a_narrower_window_gives_back_what_waits_and_a_wider_one_asks_for_more(
     first = listen(transport, tools.spec("q"), window=64)
     got = first.take(10)
     first.consumer.resize(2)
-    first.consumer.flush(5.0)
+    first.consumer.resize(64)  # only a hiccup
+    assert first.consumer._shrink_at is None
+    first.consumer.resize(2)
+    tools.wait_until(lambda: first.consumer.receive(0) == [] and first.consumer._prefetch == 2, "it stays narrow")
     tools.wait_until(lambda: transport.depth("q") == 300 - 10 - 2, "the surplus is back")
     second = listen(transport, tools.spec("q"), window=64)
     ids = {delivery.head.id for delivery in got}

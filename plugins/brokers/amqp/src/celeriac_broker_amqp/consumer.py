@@ -26,6 +26,7 @@ from celeriac.exceptions import TransportLost, TransportUnreachable
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
 from celeriac_broker_amqp import message, methods, topology
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
+from celeriac_broker_amqp.methods import METHOD, frame
 from celeriac_broker_amqp.publisher import Item, Publisher, make_item
 
 CHANNEL: Final = 1
@@ -36,6 +37,9 @@ PUBLISH_TIMEOUT_S: Final = 10.0
 FAIR_WINDOW: Final = 32
 AHEAD: Final = 4
 MAX_PREFETCH: Final = 1024
+#: A window that has been narrower for so long stays so.
+SHRINK_AFTER_S: Final = 1.0
+TAGS_KEPT: Final = 16
 #: With so much unread in memory the socket is left alone until the worker has caught up.
 MAX_READY_BYTES: Final = 64 * 1024 * 1024
 #: Messages due sooner than this wait here, others at the broker; and at most so many of them.
@@ -107,6 +111,8 @@ class AmqpConsumer:
         self._channel: Channel = link.open_channel(CHANNEL)
         self._prefetch = _choose_prefetch(window)
         self._prefetch_told = 0
+        self._shrink_to = 0
+        self._shrink_at: float | None = None
         self._numbers = itertools.count(1)
         self._subscriptions: dict[str, _Subscription] = {}
         self._by_tag: dict[bytes, _Subscription] = {}
@@ -140,25 +146,48 @@ class AmqpConsumer:
 
     def resize(self, window: int) -> None:
         wanted = _choose_prefetch(window)
-        shrinks = wanted < self._prefetch
-        if wanted == self._prefetch or (wanted > FAIR_WINDOW and self._prefetch // 2 < wanted < self._prefetch * 2):
-            return  # near enough; a change costs a few exchanges with the broker
-        self._prefetch = wanted
+        self._shrink_at = self._shrink_at if wanted < self._prefetch else None
+        if wanted > self._prefetch and (wanted <= FAIR_WINDOW or wanted >= self._prefetch * 2):
+            self._widen(wanted)
+        elif wanted < self._prefetch and (wanted <= FAIR_WINDOW or wanted <= self._prefetch // 2):
+            # Giving back hundreds of messages is dear, and a window narrows at every hiccup: see whether it stays so.
+            self._shrink_to = wanted
+            self._shrink_at = self._shrink_at or time.monotonic() + SHRINK_AFTER_S
+
+    def _widen(self, prefetch: int) -> None:
+        """Ask for more at once: a new consumer for each queue, without waiting for an answer."""
+        self._prefetch = self._prefetch_told = prefetch
+        out = [frame(METHOD, CHANNEL, methods.limit_prefetch(prefetch))]
+        for subscription in self._subscriptions.values():
+            out.append(frame(METHOD, CHANNEL, methods.cancel(subscription.tags[-1], wait=False)))
+            out.append(frame(METHOD, CHANNEL, methods.consume(subscription.spec.name, self._new_tag(subscription))))
+        self._link.send(b"".join(out))
+
+    def _shrink(self) -> None:
+        """Hold less, and give back what waits here: the new prefetch count would know nothing of it."""
+        self._prefetch, self._shrink_at = self._shrink_to, None
         for subscription in self._subscriptions.values():
             self._cancel(subscription)
-            if shrinks:
-                self._give_back(subscription)  # all of it, for the new prefetch count knows nothing of these
+            self._give_back(subscription)
             self._consume(subscription)
 
     def _consume(self, subscription: _Subscription) -> None:
-        """Have the queue's messages pushed, under a new consumer tag: the prefetch count of an old one is fixed."""
+        """Have the queue's messages pushed."""
         if self._prefetch_told != self._prefetch:
             self._call(methods.limit_prefetch(self._prefetch), methods.BASIC_QOS_OK)
             self._prefetch_told = self._prefetch
+        tag = self._new_tag(subscription)
+        self._call(methods.consume(subscription.spec.name, tag), methods.BASIC_CONSUME_OK)
+
+    def _new_tag(self, subscription: _Subscription) -> str:
+        """A new consumer tag, for the prefetch count of an old one is fixed. Deliveries under the old ones may still
+        be on their way, so the last few are remembered."""
         tag = f"{self._owner[:200]}.{next(self._numbers)}"
         subscription.tags.append(tag)
         self._by_tag[tag.encode()] = subscription
-        self._call(methods.consume(subscription.spec.name, tag), methods.BASIC_CONSUME_OK)
+        if len(subscription.tags) > TAGS_KEPT:
+            self._by_tag.pop(subscription.tags.pop(0).encode())
+        return tag
 
     def _cancel(self, subscription: _Subscription) -> None:
         """Have nothing more pushed; what was on its way is in `ready` afterwards."""
@@ -220,10 +249,14 @@ class AmqpConsumer:
                 self._poller.unwatch(link.fileno())
                 break
         self._take_arrived()
-        if self._channel.closed is not None:
-            raise self._lose(self._channel.closed)
-        if self._channel.cancelled:
+        channel = self._channel
+        if channel.closed is not None:
+            raise self._lose(channel.closed)
+        channel.replies.clear()  # to what was asked without waiting
+        if channel.cancelled:
             self._consume_anew()
+        if self._shrink_at is not None and not self._stopped and time.monotonic() >= self._shrink_at:
+            self._shrink()
         link.beat()
 
     def _take_arrived(self) -> None:
@@ -494,10 +527,9 @@ class AmqpConsumer:
             self._publisher.absorb(min(left_s, self.poll_interval_s or left_s))
             self._release()
         # Answered in turn: what went out before is known to the broker when this is.
-        self._prefetch_told = self._prefetch
+        left_s = max(deadline - time.monotonic(), 0.05)
         try:
-            request = methods.limit_prefetch(self._prefetch)
-            self._link.call(self._channel, request, methods.BASIC_QOS_OK, max(deadline - time.monotonic(), 0.05))
+            self._link.call(self._channel, methods.FLOW, methods.CHANNEL_FLOW_OK, left_s)
         except ChannelClosed as exc:
             raise self._lose(exc) from exc
 

@@ -365,7 +365,7 @@ class Link:
             channel.closed = ChannelClosed(code, methods.read_short_text(arguments, 2)[0])
             self.send(frame(METHOD, number, methods.CHANNEL_CLOSE_OK.to_bytes(4, "big")))
         elif method == methods.CHANNEL_FLOW:
-            self.send(frame(METHOD, number, (20 << 16 | 21).to_bytes(4, "big") + arguments[:1]))
+            self.send(frame(METHOD, number, methods.CHANNEL_FLOW_OK.to_bytes(4, "big") + arguments[:1]))
         else:
             channel.replies.append((method, arguments))
 

@@ -28,6 +28,7 @@ CONNECTION_BLOCKED: Final = 10 << 16 | 60
 CONNECTION_UNBLOCKED: Final = 10 << 16 | 61
 CHANNEL_OPEN_OK: Final = 20 << 16 | 11
 CHANNEL_FLOW: Final = 20 << 16 | 20
+CHANNEL_FLOW_OK: Final = 20 << 16 | 21
 CHANNEL_CLOSE: Final = 20 << 16 | 40
 CHANNEL_CLOSE_OK: Final = 20 << 16 | 41
 EXCHANGE_DECLARE_OK: Final = 40 << 16 | 11
@@ -57,6 +58,8 @@ _SHORT = Struct(">H").pack
 
 HEARTBEAT_FRAME: Final = _frame_start(HEARTBEAT, 0, 0) + b"\xce"
 CHANNEL_OPEN: Final = b"\x00\x14\x00\x0a\x00"
+#: A question that changes nothing: deliveries flow as they do.
+FLOW: Final = b"\x00\x14\x00\x14\x01"
 CONFIRM_SELECT: Final = b"\x00\x55\x00\x0a\x00"
 
 
@@ -146,8 +149,9 @@ def consume(queue: str, consumer_tag: str) -> bytes:
     return b"\x00\x3c\x00\x14\0\0" + short_text(queue) + short_text(consumer_tag) + b"\0" + write_table({})
 
 
-def cancel(consumer_tag: str) -> bytes:
-    return b"\x00\x3c\x00\x1e" + short_text(consumer_tag) + b"\0"
+def cancel(consumer_tag: str, *, wait: bool = True) -> bytes:
+    """basic.cancel; without `wait` there is no answer."""
+    return b"\x00\x3c\x00\x1e" + short_text(consumer_tag) + bytes((not wait,))
 
 
 def publish(exchange: str, routing_key: str, mandatory: bool) -> bytes:
