@@ -28,7 +28,7 @@ import pytest
 
 from celeriac import states
 from celeriac.spec import Document, Host, ResultBackend, StoredResult
-from celeriac.testing.kit import PATIENCE_S, AbilityAware, KitHost, eventually, make_by_hook, needs
+from celeriac.testing.kit import PATIENCE_S, AbilityAware, Bench, KitHost, eventually, make_by_hook, needs
 
 __all__ = ["BackendConformance"]
 
@@ -164,10 +164,12 @@ class BackendConformance(AbilityAware):
 
     def test_R3_holds_when_many_write_at_once(self, url: str, host: Host, backend: ResultBackend) -> None:
         ids = [_new_id() for _ in range(20)]
+        together = threading.Barrier(4, timeout=PATIENCE_S)
 
         def write(state: str, value: int) -> None:
             mine = self.make(url, host)
             for task_id in ids:
+                together.wait()
                 mine.store([self.result(mine, task_id, state, value)])
             mine.close()
 
@@ -347,7 +349,7 @@ def _document(task_id: str, state: str, value: Any) -> Document:
 def _told(backend: ResultBackend, watch: Any, count: int) -> dict[str, tuple[str, Any]]:
     """The news of `count` tasks, as far as it comes in time."""
     told: dict[str, tuple[str, Any]] = {}
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + Bench.patience_s
     while len(told) < count and time.monotonic() < deadline:
         for task_id, data in watch.wait(1.0):
             document = backend.decode(data)

@@ -31,7 +31,7 @@ import pytest
 
 from celeriac.exceptions import PublishRejected
 from celeriac.spec import Consumer, Head, Malformed, Payload, QueueSpec, Route, Settlement, Transport
-from celeriac.testing.kit import PATIENCE_S, AbilityAware, Bench, eventually, make_transport, needs
+from celeriac.testing.kit import AbilityAware, Bench, eventually, make_transport, needs
 
 __all__ = ["BrokerConformance", "make_payload"]
 
@@ -256,7 +256,7 @@ class BrokerConformance(AbilityAware):
         benches = Bench(), Bench()
         consumers = [open_consumer(queue, poller=bench, window=4) for bench in benches]
         seen: list[str] = []
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + Bench.patience_s
         while len(seen) < 60 and time.monotonic() < deadline:
             for bench, consumer in zip(benches, consumers, strict=True):
                 taken = bench.take(consumer, 4, 0.02)
@@ -361,7 +361,7 @@ class BrokerConformance(AbilityAware):
             bench.take_none(consumer)
             killed = time.monotonic()
             victim.send_signal(signal.SIGKILL)
-            (delivery,) = bench.take(consumer, 1, self.recovery_s + 5)
+            (delivery,) = bench.take(consumer, 1, self.recovery_s + 1)
             assert time.monotonic() - killed < self.recovery_s
         finally:
             victim.kill()

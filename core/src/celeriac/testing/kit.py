@@ -102,6 +102,8 @@ class KitHost:
 class Bench:
     """A poller for one consumer, and a worker's way of using both: ask, sleep until there is news, renew."""
 
+    patience_s = PATIENCE_S
+
     def __init__(self) -> None:
         self._renew_at = 0.0
         self._poll = select.poll()
@@ -118,16 +120,20 @@ class Bench:
 
     def sleep(self, consumer: Consumer, timeout_s: float) -> None:
         """Until a descriptor has news, the consumer wants to be asked again, or the time is over."""
-        if time.monotonic() >= self._renew_at:
-            consumer.renew()
-            self._renew_at = time.monotonic() + RENEW_S
         interval_s = consumer.poll_interval_s
-        pause_s = min(timeout_s, RENEW_S if interval_s is None else interval_s)
-        self._poll.poll(max(pause_s, 0.0) * 1000 + 1)
+        until = time.monotonic() + (timeout_s if interval_s is None else min(timeout_s, interval_s))
+        while True:
+            now = time.monotonic()
+            if now >= self._renew_at:
+                consumer.renew()
+                self._renew_at = now + RENEW_S
+            pause_s = max(min(until, self._renew_at) - now, 0.0)
+            if self._poll.poll(pause_s * 1000 + 1) or time.monotonic() >= until:
+                return
 
-    def take(self, consumer: Consumer, count: int, within_s: float = PATIENCE_S) -> list[Delivery]:
-        """Receive `count` deliveries; fewer if they do not come in time."""
-        deadline = time.monotonic() + within_s
+    def take(self, consumer: Consumer, count: int, within_s: float | None = None) -> list[Delivery]:
+        """Receive `count` deliveries; fewer if they do not come in time (`patience_s`, unless given)."""
+        deadline = time.monotonic() + (self.patience_s if within_s is None else within_s)
         taken: list[Delivery] = []
         while True:
             taken += consumer.receive(count - len(taken))
