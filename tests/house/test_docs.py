@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from celeriac.app.settings_table import OWN
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -59,6 +65,16 @@ def test_what_examples_import_from_celeriac_exists(page: Path) -> None:
 def test_every_setting_of_our_own_is_named_to_those_who_come_from_celery() -> None:
     text = (ROOT / "docs" / "coming-from-celery.md").read_text(encoding="utf-8")
     assert not [name for name in OWN if f"`{name}`" not in text and f"`{name} =" not in text]
+
+
+def test_the_readme_names_every_plugin() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in ROOT.glob("plugins/*/*/pyproject.toml"):
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        kind = project["name"].split("-")[1]
+        assert project["name"] in text or f"`celeriac-{kind}-…`" in text, project["name"]
+        for names in project["entry-points"].values():
+            assert not [name for name in names if f"`{name}`" not in text], project["name"]
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
