@@ -1,5 +1,0 @@
-"""`python -m celeriac.cli`."""
-
-from celeriac.cli import main
-
-main()
