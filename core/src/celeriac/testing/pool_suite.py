@@ -34,6 +34,8 @@ __all__ = ["PoolConformance", "PoolDriver", "ScriptedProgram", "brief", "job"]
 
 #: What a test waits for comes long before; only a broken pool needs so much.
 PATIENCE_S: Final = 15.0
+#: What a busy machine may add to a bound of the contract.
+SLACK_S: Final = 1.0
 
 _tokens = iter(range(1, sys.maxsize))
 
@@ -256,6 +258,11 @@ class PoolConformance:
     #: What a test waits for at most.
     patience_s = PATIENCE_S
 
+    @property
+    def long_s(self) -> float:
+        """How long a job takes that others must not wait for; long only where nobody waits for it at the end."""
+        return 4.0 if self.runs_beside else 0.2
+
     def make_pool(self, program: SlotProgram, options: PoolOptions) -> Pool:
         """Make the pool under test, not started."""
         raise NotImplementedError("a subclass says how to make its pool")
@@ -286,14 +293,14 @@ class PoolConformance:
 
     def test_P1_a_job_does_not_wait_behind_another_while_a_slot_is_idle(self) -> None:
         with self.started() as driver:
-            long, short = job("sleep 1"), [job("pass") for _ in range(5)]
+            long, short = job(f"sleep {self.long_s}"), [job("pass") for _ in range(5)]
             driver.submit(long, *short)
             driver.outcomes(short)
             assert (long.token in driver.open) == (self.slots > 1)
 
     def test_P1_jobs_expected_to_be_brief_do_not_wait_behind_one_that_is_not(self) -> None:
         with self.started() as driver:
-            first = brief("sleep 2")
+            first = brief(f"sleep {self.long_s}")
             driver.submit(first, *(others := [brief() for _ in range(60)]))
             driver.outcomes(others)
             assert (first.token in driver.open) == (self.slots > 1)
@@ -302,7 +309,7 @@ class PoolConformance:
         if not self.runs_beside:
             return  # where jobs run inside `collect`, it returns between them
         with self.started(slots=1) as driver:
-            before, long = [brief() for _ in range(10)], brief("sleep 2")
+            before, long = [brief() for _ in range(10)], brief(f"sleep {self.long_s}")
             driver.submit(*before, long)
             driver.outcomes(before)
             assert long.token in driver.open
@@ -355,13 +362,13 @@ class PoolConformance:
             began = time.monotonic()
             driver.stop(grace_s=0.2)
             assert driver.outcomes([busy]) == ["lost" if self.runs_beside else "returned"]
-            assert time.monotonic() - began < 3.0
+            assert time.monotonic() - began < 0.2 + 2.0 + SLACK_S
 
     # -- P2: accepted and progress ---------------------------------------------------------------------------------
 
     def test_P2_accepted_and_progress_come_while_the_job_runs_and_in_order(self) -> None:
         with self.started() as driver:
-            one = job("emit 3; sleep 0.7", announce=True)
+            one = job("emit 3; sleep 1", announce=True)
             driver.submit(one)
             driver.until(lambda: len(driver.reports) >= 4, "accepted and three reports of progress")
             assert (one.token in driver.open) == self.runs_beside
@@ -380,7 +387,7 @@ class PoolConformance:
             driver.submit(slow, *quick)
             report = driver.final(slow)
             assert report.timed_out == enforces
-            assert 0.2 <= report.runtime_s < 1.5
+            assert 0.2 <= report.runtime_s < 2.5
             assert driver.outcomes(quick) == ["succeeded"] * 50
 
     def test_P3_a_soft_limit_never_strikes_the_next_job(self) -> None:
@@ -402,9 +409,9 @@ class PoolConformance:
             began = time.monotonic()
             driver.submit(*jobs, *(others := [brief() for _ in range(20)]))
             assert driver.outcomes(jobs) == ["timed_out"] * self.slots
-            assert time.monotonic() - began < 1.4
+            assert time.monotonic() - began < 0.4 + 1.0 + SLACK_S
             assert driver.outcomes(others) == ["succeeded"] * 20
-            assert time.monotonic() - began < 2.4
+            assert time.monotonic() - began < 0.4 + 2.0 + SLACK_S
 
     def test_P3_limits_of_brief_jobs_hold_too(self) -> None:
         with self.started() as driver:
@@ -562,7 +569,7 @@ class PoolConformance:
             os.kill(worker, signal.SIGKILL)
             os.waitpid(worker, 0)
         pids = [int(pid) for pid in lines(pids_file)[0].split(",")]
-        _poll(lambda: not any(_is_alive(pid) for pid in pids), "the end of its slots", patience_s=2.0)
+        _poll(lambda: not any(_is_alive(pid) for pid in pids), "the end of its slots", patience_s=2.0 + SLACK_S)
 
     def _be_a_worker(self, pids_file: Path) -> None:
         try:
