@@ -6,12 +6,17 @@ import os
 import re
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["celeriac.testing.fixtures"]
 
 FORBID_SKIPS = "CELERIAC_FORBID_SKIPS"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 LONGEST_ID = 60
+
+# How long an example takes says more of the other processes on the machine than of the test.
+settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
