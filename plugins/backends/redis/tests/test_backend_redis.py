@@ -230,6 +230,24 @@ def test_a_watching_connection_is_used_again_and_brings_no_old_news(backend: Red
     watch.close()
 
 
+def test_what_a_watch_leaves_subscribed_the_next_one_on_its_connection_ends(backend: RedisBackend, server: Any) -> None:
+    def heard_by(*names: str) -> list[int]:
+        return [int(server.call("PUBSUB", "NUMSUB", f"celery-task-meta-{name}")[1]) for name in names]
+
+    for name in ("a", "b"):
+        backend.store([stored(backend, name)])
+        watch = backend.watch([name])
+        assert watch.wait(5.0)
+        watch.close()
+    assert heard_by("a", "b") == [0, 1]
+    many = [f"many-{number}" for number in range(100)]
+    watch = backend.watch(["b", *many])
+    assert watch.wait(5.0)
+    watch.close()
+    assert backend.fetch(["b"])
+    assert heard_by("b", *many[:3]) == [0, 0, 0, 0]
+
+
 def test_a_watch_whose_connection_is_cut_goes_on(backend: RedisBackend, server: Any) -> None:
     watch = backend.watch(["x", "y"])
     assert watch.wait(0.05) == []

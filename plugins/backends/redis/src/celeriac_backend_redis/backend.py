@@ -56,6 +56,7 @@ class RedisBackend:
         self._pid = os.getpid()
         self._idle: deque[Wire] = deque()
         self._idle_watching: deque[Wire] = deque()
+        self._leftovers: dict[int, list[bytes]] = {}
 
     # documents
 
@@ -121,7 +122,9 @@ class RedisBackend:
 
     def watch(self, task_ids: Sequence[str]) -> RedisWatch:
         """See `ResultBackend.watch`."""
-        watch = RedisWatch(self._prefix, self._acquire_watching, self._release_watching, self._translated)
+        watch = RedisWatch(
+            self._prefix, self._acquire_watching, self._release_watching, self._translated, self._leftovers
+        )
         watch.add(task_ids)
         return watch
 
@@ -156,7 +159,7 @@ class RedisBackend:
         """See `ResultBackend.after_fork`."""
         self._pid = os.getpid()
         idle = [*self._idle, *self._idle_watching]
-        self._idle, self._idle_watching = deque(), deque()
+        self._idle, self._idle_watching, self._leftovers = deque(), deque(), {}
         for wire in idle:
             wire.close()
 
@@ -165,6 +168,7 @@ class RedisBackend:
         for idle in (self._idle, self._idle_watching):
             while idle:
                 idle.pop().close()
+        self._leftovers.clear()
 
     # connections
 
@@ -204,6 +208,7 @@ class RedisBackend:
                 break
             if not wire.is_stale(ignore_news=protocol == 3):
                 return wire
+            self._leftovers.pop(wire.client_id, None)
             wire.close()
         try:
             return connect(self._address, protocol=protocol)
@@ -214,6 +219,7 @@ class RedisBackend:
         if len(idle) < IDLE_WIRES:
             idle.append(wire)
         else:
+            self._leftovers.pop(wire.client_id, None)
             wire.close()
 
     def _acquire_watching(self) -> Wire:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from hiredis import PushNotification
 
 from celeriac_backend_redis.wire import ReplyError, Wire, WireLost, pack
+
+#: So few subscriptions are left to the connection's next user, who ends them in the command that begins its own.
+FEW: Final = 8
 
 
 class RedisWatch:
@@ -20,6 +23,7 @@ class RedisWatch:
         acquire: Lends a connection that speaks RESP3, on which one may subscribe and read.
         release: Takes it back; without one when it is of no more use.
         translate: Makes a `BackendLost` or `BackendUnreachable` of an error of the connection.
+        leftovers: By a connection's client id: what its last user is still subscribed to.
     """
 
     def __init__(
@@ -28,11 +32,13 @@ class RedisWatch:
         acquire: Callable[[], Wire],
         release: Callable[[Wire], None],
         translate: Callable[[Exception], Exception],
+        leftovers: dict[int, list[bytes]],
     ) -> None:
         self._prefix = prefix
         self._acquire = acquire
         self._release = release
         self._translate = translate
+        self._leftovers = leftovers
         self._keys: dict[bytes, str] = {}
         self._asked: deque[list[bytes]] = deque()
         self._wire: Wire | None = None
@@ -74,7 +80,9 @@ class RedisWatch:
             wire.close()
             return
         try:
-            if self._keys:
+            if 0 < len(self._keys) <= FEW:
+                self._leftovers[wire.client_id] = list(self._keys)
+            elif self._keys:
                 wire.write(pack(("UNSUBSCRIBE", *self._keys)))
         except WireLost:
             wire.close()
@@ -110,8 +118,11 @@ class RedisWatch:
 
     def _subscribe(self, keys: list[bytes]) -> None:
         """First subscribe, then read: what is stored between is heard."""
-        assert self._wire is not None
-        self._wire.write(pack(("SUBSCRIBE", *keys)) + pack(("MGET", *keys)))
+        wire = self._wire
+        assert wire is not None
+        data = pack(("SUBSCRIBE", *keys)) + pack(("MGET", *keys))
+        left = [key for key in self._leftovers.pop(wire.client_id, ()) if key not in self._keys]
+        wire.write(pack(("UNSUBSCRIBE", *left)) + data if left else data)
         self._asked.append(keys)
 
     def _look(self, deadline: float) -> list[tuple[str, bytes]]:
