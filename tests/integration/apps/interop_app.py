@@ -1,5 +1,6 @@
 """One app, made of Celery or of celeriac as INTEROP_LIB says: the same code is worker and client on both sides."""
 
+import ast
 import importlib
 import os
 import sys
@@ -22,6 +23,8 @@ if "INTEROP_RESULT_SERIALIZER" in os.environ:
     app.conf.result_serializer = os.environ["INTEROP_RESULT_SERIALIZER"]
 if "INTEROP_RESULT_COMPRESSION" in os.environ:
     app.conf.result_compression = os.environ["INTEROP_RESULT_COMPRESSION"]
+if "INTEROP_SETTINGS" in os.environ:
+    app.conf.update(ast.literal_eval(os.environ["INTEROP_SETTINGS"]))
 
 
 class OddError(Exception):
@@ -90,8 +93,6 @@ def progress(self):
 
 def serve():
     """The client's half: a request on each line of stdin, an answer on each line of stdout, both as Python literals."""
-    import ast
-
     for line in sys.stdin:
         verb, words = ast.literal_eval(line)
         try:

@@ -159,6 +159,17 @@ def bind_delayed(link: Link, queue: str, deadline: float) -> None:
     _ask(link, methods.bind_queue(queue, DELIVERY_EXCHANGE, key), methods.QUEUE_BIND_OK, deadline)
 
 
+def bind_for_celery(link: Link, spec: QueueSpec, queue_type: str, deadline: float) -> None:
+    """Let in what Celery's clients delay natively, as a Celery worker does at its start: for quorum queues, with a
+    topic or fanout exchange. They publish to the delay queues whether anybody has bound them or not."""
+    if spec.arguments.get("x-queue-type") != "quorum" or spec.exchange_type not in ("topic", "fanout"):
+        return
+    ensure_delays(link, queue_type, deadline)
+    key = spec.routing_key if spec.routing_key.startswith("#") else f"#.{spec.routing_key}"
+    _ask(link, methods.bind_exchange(spec.exchange, DELIVERY_EXCHANGE, key), methods.EXCHANGE_BIND_OK, deadline)
+    _ask(link, methods.bind_queue(spec.name, spec.exchange, key), methods.QUEUE_BIND_OK, deadline)
+
+
 def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
     for level in range(DELAY_BITS):
         name = _level(level)

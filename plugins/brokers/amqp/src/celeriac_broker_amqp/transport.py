@@ -28,6 +28,8 @@ from celeriac_broker_amqp.publisher import Publisher, make_item
 
 #: A worker that vanished with its host is noticed after two of these.
 CONSUMER_HEARTBEAT_S: Final = 10.0
+#: Making the delay queues, which is done once in the life of a broker, may take so long.
+DELAYS_TIMEOUT_S: Final = 30.0
 
 Result = TypeVar("Result")
 
@@ -173,6 +175,7 @@ class AmqpTransport:
         except ImproperlyConfigured:
             if spec.name not in self._consumed:
                 raise
+        topology.bind_for_celery(link, spec, self._delay_queue_type, time.monotonic() + DELAYS_TIMEOUT_S)
         self._known[spec.name] = spec
         self._consumed.add(spec.name)
 
