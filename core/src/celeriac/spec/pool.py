@@ -28,7 +28,8 @@ class SlotProgram(Protocol):
         """Once in each process that has slots, before its first job (in a child: after the fork)."""
 
     def run(self, job: Job, emit: Callable[[JobReport], None]) -> JobReport:
-        """Run one job and return its final report. Reports passed to `emit` go ahead of it, at once.
+        """Run one job and return its final report. Reports passed to `emit` go ahead of it, at once (`accepted`
+        of a job that is expected to be brief may wait some milliseconds for company).
 
         Never raises an `Exception`; `SystemExit` and the like are turned into reports too.
         """

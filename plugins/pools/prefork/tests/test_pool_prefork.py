@@ -313,6 +313,18 @@ def test_brief_jobs_are_spread_over_the_slots_and_travel_together(monkeypatch: p
         driver.outcomes(unknown)
 
 
+def test_brief_jobs_are_accepted_before_their_end_and_a_long_one_among_them_soon() -> None:
+    with started(slots=1) as driver:
+        jobs = [brief(announce=True) for _ in range(20)]
+        slow = brief("sleep 3", announce=True)
+        driver.submit(*jobs, slow)
+        assert driver.outcomes(jobs) == ["succeeded"] * 20
+        driver.until(lambda: any(report.token == slow.token for report in driver.reports), "accepted")
+        assert slow.token in driver.open
+        said = [report.outcome for report in driver.reports]
+        assert said == ["accepted", "succeeded"] * 20 + ["accepted"]
+
+
 def test_long_queue_names_do_not_burst_a_packet() -> None:
     with started() as driver:
         jobs = [brief(f"padded {'x' * 400}", queue="ж" * 600) for _ in range(200)]

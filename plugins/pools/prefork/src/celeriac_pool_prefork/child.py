@@ -97,6 +97,7 @@ class _Slot:
         self._inbox = frames.Inbox()
         self._file: int | None = None
         self._batch: deque[Job] = deque()
+        self._together = False  # the packet held several jobs, which are brief then
         self._pending: deque[JobReport] = deque()
         self._sending = threading.RLock()
         self._watcher: _Watcher | None = None
@@ -132,6 +133,7 @@ class _Slot:
     def _read(self) -> bool:
         """Wait for the next packet and put its jobs into the batch; False at the end."""
         view, fd = self._inbox.receive(self._jobs)
+        self._together = False
         if fd is not None:
             self._file = fd
             self._batch.extend(frames.read_jobs(fd))
@@ -142,6 +144,7 @@ class _Slot:
             raise OSError(errno.EMFILE, "the job is in a file, and this process has no descriptor left to take it")
         self._batch.extend(frames.decode_jobs(view))
         if len(self._batch) > 1:
+            self._together = True
             if self._watcher is None:
                 self._watcher = _Watcher(self)
             self._watcher.wake()
@@ -150,15 +153,16 @@ class _Slot:
     def _run_batch(self) -> None:
         batch, pending, words, run, emit = self._batch, self._pending, self._words, self._program.run, self._emit
         monotonic_ns, pid = time.monotonic_ns, self._pid
-        gathered_since = 0
+        flushed = monotonic_ns()
         while True:
             try:
                 job = batch.popleft()
             except IndexError:
                 return
             now = monotonic_ns()
-            if pending and (job.cost_s > BRIEF_S or now - gathered_since > GATHER_NS or len(pending) >= GATHER):
+            if pending and (job.cost_s > BRIEF_S or now - flushed > GATHER_NS or len(pending) >= GATHER):
                 self._flush()
+                flushed = now
             token = job.token
             words[SINCE] = now
             words[TOKEN] = token + 1
@@ -177,8 +181,6 @@ class _Slot:
             words[SINCE] = 0
             self._started += 1
             report.token, report.pid = token, pid
-            if not pending:
-                gathered_since = now
             pending.append(report)
 
     def _is_cancelled(self, token: int) -> bool:
@@ -208,10 +210,15 @@ class _Slot:
     # -- reports ------------------------------------------------------------------------------------------
 
     def _emit(self, report: JobReport) -> None:
-        """Send a report ahead of the final one, at once."""
+        """Send a report ahead of the final one; at once, but for `accepted` of brief jobs that came together.
+
+        Those gather like final reports, and the watcher sends them if their job is not brief after all: a worker
+        that acknowledges early would otherwise pay a wake for each of them.
+        """
         report.pid = self._pid
         self._pending.append(report)
-        self._flush()
+        if report.outcome != "accepted" or not self._together:
+            self._flush()
 
     def _flush(self) -> None:
         """Send the reports that wait. May block until the parent has room for them."""
