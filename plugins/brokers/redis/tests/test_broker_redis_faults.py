@@ -103,14 +103,15 @@ def test_a_message_that_came_at_the_moment_of_the_cut_is_in_the_inbox(desk: Any,
     consumer = desk.consumer()
     desk.idle(consumer)
     (wait,) = consumer._waits.lines
+    inbox = wait.inbox
     desk.send("a")
-    desk.until(lambda: server.call("LLEN", wait.inbox) == 1)
+    desk.until(lambda: server.call("LLEN", inbox) == 1)
     swallow(wait.wire)
     kill_connections(desk)
     (delivery,) = desk.receive(consumer, 1)
     assert (delivery.head.id, delivery.redelivered) == ("a", False)
     desk.settle(consumer, [delivery])
-    assert not any(server.pipeline([("HLEN", "unacked"), ("LLEN", wait.inbox), ("LLEN", "celery")]))
+    assert not any(server.pipeline([("HLEN", "unacked"), ("LLEN", inbox), ("LLEN", "celery")]))
 
 
 def test_a_settlement_on_a_cut_connection_is_performed_once(desk: Any, server: Any) -> None:
@@ -380,7 +381,7 @@ def test_the_traces_of_a_dead_owner_are_removed_in_time(redis_url: str, desks: A
     consumer = desk.consumer()
     server.call("ZADD", "celeriac.owners", time.time() - 60, "f00d")
     server.call("SADD", "celeriac.waits.f00d", "celery")
-    server.call("RPUSH", "celeriac.inbox.f00d.celery", json.dumps({"headers": {"id": "x"}, "properties": {}}))
+    server.call("RPUSH", "celeriac.inbox.f00d.2.celery", json.dumps({"headers": {"id": "x"}, "properties": {}}))
     desk.until(lambda: (consumer.renew(), server.call("EXISTS", "celeriac.waits.f00d") == 0)[1])
     assert server.call("ZSCORE", "celeriac.owners", "f00d") is None
     (delivery,) = desk.receive(consumer, 1)

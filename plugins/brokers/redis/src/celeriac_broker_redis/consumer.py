@@ -1,9 +1,9 @@
 """The consumer: claims, waits, settles, over one connection for work and one for each list it waits on.
 
 Whatever leaves a list is recorded in the same step under a tag of this consumer (`scripts.CLAIM`), or, for a message
-that came while it waited, in its inbox, from which the next claim takes it up. Claims travel ahead: `receive` writes
-one and returns; when the answer is there, the worker is woken and calls again. A settlement is written at once, so it
-is on its way before the claim that follows it.
+that came while it waited, in an inbox, where it is settled or from which a claim takes it up before long. Claims travel
+ahead: `receive` writes one and returns; when the answer is there, the worker is woken and calls again. A settlement is
+written at once, so it is on its way before the claim that follows it.
 
 A connection that breaks loses nothing, for all that was under way can be done again or looked up: a tag is settled
 once, however often that is asked, and what a claim took stands under the tags that it chose. So the consumer connects
@@ -46,6 +46,8 @@ MEND_INTERVAL_S: Final = 1.0
 #: Errors with which a server refuses to write for the time being: the settlement is offered again after a pause.
 REFUSALS: Final = frozenset({"OOM", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN"})
 REFUSED_S: Final = (0.5, 5.0)
+#: A message that came while waiting is recorded among the others when its task has not ended after so long.
+ADOPT_S: Final = 0.005
 #: Each consumer of a transport numbers its deliveries from another multiple of this, so that a tag of an old one means
 #: nothing to a new one. Lua writes whole numbers below 10**14 as they are.
 NUMBERS: Final = 10**11
@@ -53,7 +55,7 @@ NUMBERINGS: Final = 900
 
 
 class Adoption(Struct, frozen=True):
-    """A message that came while waiting: handed out already, to be taken up from its inbox under this number."""
+    """A message that came while waiting: handed out under this number, and recorded nowhere but in its inbox."""
 
     number: int
     source: Source
@@ -70,10 +72,11 @@ class Claim(Struct, frozen=True):
 
 
 class Settled(Struct, frozen=True):
-    """A settlement on its way: how many replies it gets, and its bytes."""
+    """A settlement on its way: how many replies it gets, its bytes, and what it removes from inboxes."""
 
     replies: int
     data: bytes
+    adoptions: list[Adoption] = []
 
 
 class RedisConsumer:
@@ -107,11 +110,14 @@ class RedisConsumer:
         #: number → (source, raw) of what was handed out and is not settled
         self._held: dict[int, tuple[Source, bytes]] = {}
         self._odd: set[int] = set()
+        #: Handed out and not recorded yet; and those of them for which no claim is on its way.
         self._adopting: dict[int, Adoption] = {}
-        self._to_adopt: list[Adoption] = []
+        self._to_adopt: dict[int, Adoption] = {}
+        self._adopt_at = 0.0
         self._ready: list[Delivery] = []
         self._pending: deque[Claim | Settled] = deque()
-        self._claiming = False
+        self._error: ReplyError | None = None
+        self._claiming = 0
         #: The last claim found less than it asked for: wait rather than ask again.
         self._dry = False
         self._idle_s = IDLE_S[0]
@@ -183,6 +189,7 @@ class RedisConsumer:
         acks: list[bytes] = []
         odd = False
         others: list[Settlement] = []
+        adopted: list[Adoption] = []
         held, tag = self._held, self._tag
         for settlement in batch:
             number = settlement.tag
@@ -190,17 +197,23 @@ class RedisConsumer:
                 if number in held:
                     others.append(settlement)
             elif held.pop(number, None) is not None:
-                acks.append(tag % number)
+                if number in self._to_adopt:
+                    adopted.append(self._to_adopt.pop(number))
+                    del self._adopting[number]
+                else:
+                    acks.append(tag % number)
                 if number in self._odd:
                     self._odd.discard(number)
                     odd = True
+        if others and self._to_adopt:
+            self._attempt(lambda: self._claim(0))
         if publish or joined is not None:
-            if acks or others or not batch:
-                self._post(1, self._settling(acks, odd, others, publish, joined))
-        elif acks:
-            self._post(*self._acknowledging(acks, odd))
+            if acks or adopted or others or not batch:
+                self._post(Settled(1, self._settling(acks, odd, adopted, others, publish, joined), adopted))
+        elif acks or adopted:
+            self._post(self._acknowledging(acks, odd, adopted))
         if others:
-            self._post(1, self._ending(others))
+            self._post(Settled(1, self._ending(others)))
 
     def flush(self, timeout_s: float) -> None:
         """See `Consumer.flush`."""
@@ -216,13 +229,26 @@ class RedisConsumer:
         self._wire.wait(min(timeout_s, REFUSED_S[0]))
         self._hear()
 
-    def _acknowledging(self, acks: list[bytes], odd: bool) -> tuple[int, bytes]:
+    def _acknowledging(self, acks: list[bytes], odd: bool, adopted: list[Adoption]) -> Settled:
         """The commonest settlement, without a script."""
-        data = pack(("HDEL", self._keys.unacked, *acks)) + pack(("ZREM", self._keys.index, *acks))
-        return (3, data + pack(("HDEL", self._keys.odd, *acks))) if odd else (2, data)
+        keys = self._keys
+        commands: list[tuple[Any, ...]] = []
+        if acks:
+            commands = [("HDEL", keys.unacked, *acks), ("ZREM", keys.index, *acks)]
+            if odd:
+                commands.append(("HDEL", keys.odd, *acks))
+        if adopted:
+            commands.append(("DEL", *(adoption.inbox for adoption in adopted)))
+        return Settled(len(commands), b"".join(map(pack, commands)), adopted)
 
     def _settling(
-        self, acks: list[bytes], odd: bool, others: list[Settlement], publish: Sequence[Payload], joined: Any
+        self,
+        acks: list[bytes],
+        odd: bool,
+        adopted: list[Adoption],
+        others: list[Settlement],
+        publish: Sequence[Payload],
+        joined: Any,
     ) -> bytes:
         """The script call that stores results, publishes and acknowledges; see `scripts.SETTLE`."""
         text, joined_words = joined if joined is not None else ("", ())
@@ -237,7 +263,8 @@ class RedisConsumer:
             for command in self._producer.commands(publish, self._leases.tables(exchanges) if exchanges else None):
                 words += (len(command), *command)
         sizes = (len(tags), len(acks), len(words), int(odd))
-        return self._script(script, self._records, [*sizes, *tags, *words, *joined_words])
+        keys = (*self._records, *(adoption.inbox for adoption in adopted))
+        return self._script(script, keys, [*sizes, *tags, *words, *joined_words])
 
     def _ending(self, settlements: Sequence[Settlement]) -> bytes:
         """The script call that sends messages elsewhere; see `scripts.RETURN`."""
@@ -274,17 +301,24 @@ class RedisConsumer:
     def _script(self, script: Script, keys: Sequence[Any], words: Sequence[Any]) -> bytes:
         return pack(("EVALSHA", script.sha, len(keys), *keys, *words))
 
-    def _post(self, replies: int, data: bytes) -> None:
+    def _post(self, settled: Settled) -> None:
         """Write a settlement."""
-        self._pending.append(Settled(replies, data))
+        self._pending.append(settled)
         try:
-            self._wire.write(data)
+            self._wire.write(settled.data)
         except WireLost as exc:
             self._mend(exc)  # which writes again all that is pending
 
-    def _not_settled(self, entry: Settled, error: ReplyError) -> None:
-        """Keep a settlement that the server refuses for now; see `_check` for other errors."""
+    def _was_settled(self, entry: Settled) -> None:
+        """All its replies are here. One that the server refuses for now is kept; see `_check` for other errors."""
+        error, self._error = self._error, None
+        if error is None:
+            self._refused_s = REFUSED_S[0]
+            for adoption in entry.adoptions:
+                self._waits.release(adoption.source, adoption.inbox)
+            return
         if error.code not in REFUSALS:
+            self._pending.appendleft(entry)  # for `_catch_up`
             self._check(error)
         self._refused.append(entry)
         self._offer_at = time.monotonic() + self._refused_s
@@ -359,7 +393,8 @@ class RedisConsumer:
             if not self._wire.wait(deadline - time.monotonic()):
                 raise WireLost(f"{self._conf.address} did not answer in time")
             self._hear()
-        self._ask(0)  # what an inbox still holds
+        if self._to_adopt:
+            self._claim(0)
 
     # hearing
 
@@ -387,24 +422,23 @@ class RedisConsumer:
             assert type(entry) is Settled
             got = replies[at : at + entry.replies]
             at += len(got)
-            if len(got) == entry.replies:
-                pending.popleft()
-            else:
-                pending[0] = Settled(entry.replies - len(got), entry.data)
             for reply in got:
                 if isinstance(reply, ReplyError):
-                    self._not_settled(entry, reply)
-                    break
+                    self._error = reply
+            if len(got) == entry.replies:
+                pending.popleft()
+                self._was_settled(entry)
             else:
-                self._refused_s = REFUSED_S[0]
+                pending[0] = Settled(entry.replies - len(got), entry.data, entry.adoptions)
 
     def _claimed(self, claim: Claim, reply: Any) -> None:
-        self._claiming = False
+        self._claiming -= 1
         if isinstance(reply, ReplyError):
             self._pending.appendleft(claim)  # for `_catch_up`
             self._check(reply)
         for adoption in claim.adoptions:
             self._adopting.pop(adoption.number, None)
+            self._waits.release(adoption.source, adoption.inbox)
         self._next_due = time.monotonic() + reply[0] / 1000 if reply[0] >= 0 else None
         if reply[1]:
             structlog.get_logger(__name__).error("queue.unreadable", queues=self._queues, error=reply[1].decode())
@@ -413,8 +447,9 @@ class RedisConsumer:
             size += self._deliver(claim.order.sources[group[0] - 1], group[1:], number)
             number += len(group) - 1
         got = number - claim.number
-        self._dry = got < claim.limit and size < MAX_CLAIM_BYTES
-        if got or claim.adoptions:
+        if claim.limit:
+            self._dry = got < claim.limit and size < MAX_CLAIM_BYTES
+        if got:
             self._idle_s = IDLE_S[0]
 
     def _deliver(self, source: Source, raws: list[bytes], number: int) -> int:
@@ -434,21 +469,23 @@ class RedisConsumer:
         return size
 
     def _woken(self, news: News) -> None:
-        """A wait ended."""
-        self._dry = False
+        """A wait ended. One message is no reason to claim: the list was empty before it, and is waited for again."""
         if news.raw is not None and news.source is not None:
             self._idle_s = IDLE_S[0]
+            self._dry = self._dry and not self._to_adopt
             self._adopt(news.source, news.inbox, news.raw)
-        elif not news.changed:
+            return
+        self._dry = False
+        if not news.changed:
             self._idle_s = min(self._idle_s * 2, IDLE_S[1])
 
     def _adopt(self, source: Source, inbox: str, raw: bytes) -> None:
-        """Deliver a message that lies in an inbox; the next claim takes it up from there."""
-        adoption = Adoption(self._number, source, inbox)
+        """Deliver a message that lies in an inbox."""
+        number = self._number
         self._number += 1
-        self._adopting[adoption.number] = adoption
-        self._to_adopt.append(adoption)
-        self._deliver(source, [raw], adoption.number)
+        self._adopting[number] = self._to_adopt[number] = Adoption(number, source, inbox)
+        self._adopt_at = time.monotonic() + ADOPT_S
+        self._deliver(source, [raw], number)
 
     def _check(self, error: ReplyError) -> None:
         """An error that ends this connection.
@@ -469,16 +506,24 @@ class RedisConsumer:
         if self._claiming:
             return
         room = 0 if self._stopping or self._refused else limit - len(self._ready) - self._waits.armed
-        if self._dry and not self._to_adopt and (self._next_due is None or time.monotonic() < self._next_due):
-            if room > 0:
-                self._wait(room)
-        elif room > 0 or self._to_adopt:
-            self._claim(min(max(room, 0), MAX_CLAIM))
+        if not self._dry or self._is_time():
+            if room > 0 or self._to_adopt:
+                self._claim(min(max(room, 0), MAX_CLAIM))
+        elif room > 0:
+            self._wait(room)
+
+    def _is_time(self) -> bool:
+        """Something is to be done that a wait does not do: move a message that is due, or record one handed out."""
+        now = time.monotonic()
+        return (self._next_due is not None and now >= self._next_due) or (
+            bool(self._to_adopt) and now >= self._adopt_at
+        )
 
     def _claim(self, limit: int) -> None:
         order = self._turns[self._turn]
         self._turn = (self._turn + 1) % len(self._turns)
-        adoptions, self._to_adopt = self._to_adopt, []
+        adoptions = list(self._to_adopt.values())
+        self._to_adopt.clear()
         keys = self._keys
         data = pack(
             (
@@ -493,7 +538,7 @@ class RedisConsumer:
         )  # fmt: skip
         self._pending.append(Claim(self._number, limit, order, adoptions))
         self._number += limit
-        self._claiming = True
+        self._claiming += 1
         self._wire.write(data)
 
     def _wait(self, room: int) -> None:
@@ -515,12 +560,13 @@ class RedisConsumer:
     def _dial(self, protocol: int = 2) -> Wire:
         return connect(self._conf.address, protocol=protocol, name=f"celeriac:{self.token}")
 
-    def _hang_up(self) -> list[int]:
-        """Let go of all connections but the lease's; returns the server's numbers for them."""
+    def _hang_up(self) -> tuple[list[int], list[Line]]:
+        """Let go of all connections but the lease's; the server's numbers for them, and the lines that were blocked."""
         if self._wire.fileno() >= 0:
             self._poller.unwatch(self._wire.fileno())
         self._wire.close()
-        return [self._wire.client_id, *self._waits.hang_up()]
+        numbers, blocked = self._waits.hang_up()
+        return [self._wire.client_id, *numbers], blocked
 
     def _lost(self, exc: Exception) -> TransportLost:
         return TransportLost(f"{exc}.")
@@ -547,9 +593,7 @@ class RedisConsumer:
         if now - self._mended_at < MEND_INTERVAL_S:
             raise self._lost(exc) from exc
         self._mended_at = now
-        old = self._hang_up()
-        inboxes = [(line.source, line.inbox) for line in self._waits.lines]
-        self._waits.lines.clear()
+        old, blocked = self._hang_up()
         try:
             self._wire = self._dial()
             self._poller.watch(self._wire.fileno())
@@ -560,23 +604,24 @@ class RedisConsumer:
             # gone already, or that we may not; then we have closed it, which is the next best.
             self._wire.write(b"".join(pack(("CLIENT", "KILL", "ID", client_id)) for client_id in old))
             self._wire.read(len(old))
-            self._catch_up(inboxes)
+            self._catch_up(blocked)
         except (WireLost, ReplyError) as again:
             raise self._lost(again) from exc
         structlog.get_logger(__name__).warning("transport.reopened", reason=str(exc))
 
-    def _catch_up(self, inboxes: Sequence[tuple[Source, str]]) -> None:
+    def _catch_up(self, blocked: Sequence[Line]) -> None:
         """Find what claims and waits brought while nobody heard, and settle again what may not have been."""
-        pending, self._pending = self._pending, deque()
-        self._claiming = self._dry = False
+        pending, self._pending, self._error = self._pending, deque(), None
+        self._claiming, self._dry = 0, False
         for entry in pending:
             if type(entry) is Claim:
                 self._look_up(entry)
-        for source, inbox in inboxes:
-            raws = self._wire.call("LRANGE", inbox, 0, -1)[::-1]
-            known = sum(adoption.inbox == inbox for adoption in self._to_adopt)
-            for raw in raws[known:]:
-                self._adopt(source, inbox, raw)
+        for line in blocked:
+            raws = self._wire.call("LRANGE", line.inbox, 0, 0)
+            if raws:
+                self._adopt(line.source, line.inbox, raws[0])
+            else:
+                self._waits.release(line.source, line.inbox)
         if self._to_adopt:
             self._claim(0)  # before their settlements, which may be among the following
         settled = [entry for entry in pending if type(entry) is Settled]
@@ -595,10 +640,12 @@ class RedisConsumer:
         for number, entry, odd in zip(numbers, entries, odds, strict=True):
             recorded = entry is not None or odd is not None
             if number in adoptions:
+                adoption = adoptions[number]
                 if recorded:
                     self._adopting.pop(number, None)
+                    self._waits.release(adoption.source, adoption.inbox)
                 else:
-                    self._to_adopt.append(adoptions[number])
+                    self._to_adopt[number] = adoption
             elif recorded:
                 key, raw = origin(self._keys, entry, odd)
                 self._deliver(sources.get(key, claim.order.sources[0]), [raw], number)

@@ -10,7 +10,7 @@
 `celeriac.odd`                            hash     tag → `length:listmessage`, held ones that kombu could not read
 `celeriac.owners`                         zset     token of a consumer → server time at which its lease ends
 `celeriac.waits.<token>`                  set      lists that the consumer waits on
-`celeriac.inbox.<token>.<list>`           list     what it was handed while it waited, until it is in `unacked`
+`celeriac.inbox.<token>.<slot>.<list>`    list     one message handed over while it waited, until settled or recorded
 `celeriac.delayed.<queue>`                zset     `step:unique:message` → unix time when it is due
 `celeriac.serves.<queue>`                 string   consumers of ours serve the queue, or did within the hour
 `celeriac.dead.<queue>`                   stream   messages set aside: `raw reason error attempt owner`
@@ -30,6 +30,8 @@ from typing import Any, Final
 DEFAULT_SEP: Final = "\x06\x16"
 DEFAULT_STEPS: Final = (0, 3, 6, 9)
 MAX_PRIORITY: Final = 9
+#: Messages from one list that may be handed out before the first of them is recorded or settled.
+INBOXES: Final = 4
 
 
 class Keys:
@@ -88,9 +90,9 @@ class Keys:
     def waits(self, token: str) -> str:
         return f"{self.prefix}celeriac.waits.{token}"
 
-    def inbox(self, token: str, source: str) -> str:
-        """`source` is the list's whole key."""
-        return f"{self.prefix}celeriac.inbox.{token}.{source}"
+    def inboxes(self, token: str, source: str) -> list[str]:
+        """Where what comes from a list (its whole key) is put for a consumer that waits, one message in each."""
+        return [f"{self.prefix}celeriac.inbox.{token}.{slot}.{source}" for slot in range(INBOXES)]
 
     def binding(self, exchange: str) -> str:
         return f"{self.prefix}_kombu.binding.{exchange}"

@@ -122,11 +122,11 @@ class Leases:
     def _empty_inboxes(self, token: str) -> int:
         returned = 0
         for source in self._call([("SMEMBERS", self._keys.waits(token))])[0]:
-            inbox = self._keys.inbox(token, source.decode())
-            raws = self._call([("LRANGE", inbox, 0, SWEEP_BATCH)])[0]
-            if raws:
-                self._run(EMPTY_INBOX, [inbox, source], [word for raw in raws for word in (raw, mark_lost(raw))])
-                returned += len(raws)
+            inboxes = self._keys.inboxes(token, source.decode())
+            for inbox, raws in zip(inboxes, self._call([("LRANGE", inbox, 0, -1) for inbox in inboxes]), strict=True):
+                if raws:
+                    self._run(EMPTY_INBOX, [inbox, source], [word for raw in raws for word in (raw, mark_lost(raw))])
+                    returned += len(raws)
         return returned
 
     def _restore_abandoned(self, now: float) -> int:

@@ -221,9 +221,9 @@ end
 #: What a settled batch does, in the one safe order; nothing at all when none of it is held any more.
 #: `joined` is a result backend's part: the body of a Lua function of the table ARGV and the index of its first word.
 #:
-#: KEYS: index, unacked, odd. ARGV: number of tags (0: unconditional), number of those to acknowledge, number of words
-#: of what to publish, whether a message among them is odd (1) or none (0); then tags (those to acknowledge first),
-#: words to publish, words of `joined`.
+#: KEYS: index, unacked, odd, inboxes of messages to acknowledge that are not recorded. ARGV: number of tags (0 without
+#: inboxes: unconditional), number of those to acknowledge, number of words of what to publish, whether a message among
+#: them is odd (1) or none (0); then tags (those to acknowledge first), words to publish, words of `joined`.
 #: Words to publish: as those of `SEND`.
 SETTLE: Final = """
 local function joined(ARGV, first)
@@ -232,7 +232,8 @@ end
 %s
 local index, unacked, odd = KEYS[1], KEYS[2], KEYS[3]
 local tags, acks, words = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local held = tags == 0
+local held = tags == 0 and #KEYS == 3
+for i = 4, #KEYS do held = held or redis.call('EXISTS', KEYS[i]) == 1 end
 local body = 5 + tags
 for i = 5, 4 + tags do
   if held then break end
@@ -251,6 +252,7 @@ for from = 5, 4 + acks, 1000 do
   redis.call('ZREM', index, unpack(ARGV, from, to))
   if ARGV[4] == '1' then redis.call('HDEL', odd, unpack(ARGV, from, to)) end
 end
+for i = 4, #KEYS do redis.call('DEL', KEYS[i]) end
 return 1
 """
 

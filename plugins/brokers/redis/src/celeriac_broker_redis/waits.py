@@ -32,7 +32,7 @@ class News(Struct, frozen=True):
     """Why a wait ended.
 
     Attributes:
-        raw: The message that came, which now lies in `inbox`; None if the time was over or a list has changed.
+        raw: The message that came, which now lies alone in `inbox`; None if the time was over or a list has changed.
         changed: It was a change.
     """
 
@@ -43,15 +43,19 @@ class News(Struct, frozen=True):
 
 
 class Line:
-    """A connection that blocks on one list."""
+    """A connection that blocks on one list.
+
+    Attributes:
+        inbox: While it blocks, where the message will be put.
+        overdue_at: While it blocks, when it should have been answered at the latest.
+    """
 
     __slots__ = ("inbox", "overdue_at", "source", "wire")
 
-    def __init__(self, wire: Wire, source: Source, inbox: str) -> None:
+    def __init__(self, wire: Wire, source: Source) -> None:
         self.wire = wire
         self.source = source
-        self.inbox = inbox
-        #: While it blocks, when it should have been answered at the latest.
+        self.inbox = ""
         self.overdue_at: float | None = None
 
 
@@ -111,6 +115,8 @@ class Waits:
         self._most = most
         self._hints: Hints | None = None
         self._may_hint = True
+        #: list → inboxes that hold nothing and are not waited for
+        self._free: dict[str, deque[str]] = {}
         self.lines: list[Line] = []
 
     @property
@@ -126,8 +132,7 @@ class Waits:
         """
         blocked = {line.source.key for line in self.lines if line.overdue_at is not None}
         for source in order.sources[: min(order.first, self._most)]:
-            if room > 0 and source.key not in blocked:
-                self._block(self._line(source), timeout_s)
+            if room > 0 and source.key not in blocked and self._block(self._line(source), timeout_s):
                 blocked.add(source.key)
                 room -= 1
         if self._may_hint:
@@ -153,6 +158,10 @@ class Waits:
             news.append(News(changed=True))
         return news
 
+    def release(self, source: Source, inbox: str) -> None:
+        """This inbox is empty again."""
+        self._free[source.key].append(inbox)
+
     def end(self, lines: Sequence[Line], unblock: Callable[[int], None]) -> list[News]:
         """End these waits; what they brought at the last moment.
 
@@ -171,13 +180,17 @@ class Waits:
             self.lines.remove(line)
         return news
 
-    def hang_up(self) -> list[int]:
-        """Let go of all connections; returns the server's numbers for them. `lines` still tells the inboxes."""
+    def hang_up(self) -> tuple[list[int], list[Line]]:
+        """Let go of all connections.
+
+        Returns:
+            The server's numbers for them, and the lines that were blocked: their inboxes may have got a message.
+        """
         wires = [line.wire for line in self.lines] + ([self._hints.wire] if self._hints is not None else [])
         for wire in wires:
             self._close(wire)
-        self._hints = None
-        return [wire.client_id for wire in wires]
+        lines, self.lines, self._hints = self.lines, [], None
+        return [wire.client_id for wire in wires], [line for line in lines if line.overdue_at is not None]
 
     def abandon(self) -> None:
         """In a forked child: the same, without a word to the poller."""
@@ -186,9 +199,15 @@ class Waits:
         if self._hints is not None:
             self._hints.wire.close()
 
-    def _block(self, line: Line, timeout_s: float) -> None:
+    def _block(self, line: Line, timeout_s: float) -> bool:
+        """False when all inboxes are taken: then it is time to claim."""
+        free = self._free[line.source.key]
+        if not free:
+            return False
+        line.inbox = free.popleft()
         line.overdue_at = time.monotonic() + timeout_s + GRACE_S
         line.wire.write(pack(("BLMOVE", line.source.key, line.inbox, "RIGHT", "LEFT", f"{timeout_s:.3f}")))
+        return True
 
     def _line(self, source: Source) -> Line:
         for line in self.lines:
@@ -196,15 +215,20 @@ class Waits:
                 return line
         wire = self._dial(2)
         wire.call("SADD", self._keys.waits(self._token), source.key)
-        line = Line(wire, source, self._keys.inbox(self._token, source.key))
+        if source.key not in self._free:
+            self._free[source.key] = deque(self._keys.inboxes(self._token, source.key))
+        line = Line(wire, source)
         self.lines.append(line)
         self._poller.watch(wire.fileno())
         return line
 
     def _ended(self, line: Line, reply: Any) -> list[News]:
         line.overdue_at = None
-        if not isinstance(reply, ReplyError):
+        if isinstance(reply, bytes):
             return [News(line.source, line.inbox, reply)]
+        self.release(line.source, line.inbox)
+        if reply is None:
+            return [News()]
         if reply.code != "UNBLOCKED":
             raise reply
         return []
