@@ -208,6 +208,24 @@ def test_a_follower_that_no_queue_takes_is_set_aside(transport: AmqpTransport, l
     assert transport.depth("q") == 0
 
 
+@pytest.mark.parametrize("headers", [{"bad": object()}, {"huge": "x" * 200_000}])
+def test_a_follower_that_amqp_cannot_carry_is_set_aside(
+    transport: AmqpTransport, listen: Any, tools: Any, headers: dict[str, Any]
+) -> None:
+    transport.send([tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    follower = tools.payload("next", **headers)
+    listener.consumer.settle(acks(listener.take(1)), publish=[follower])
+    listener.consumer.flush(5.0)
+    (dead,) = listen(transport, QueueSpec("celeriac.dead.next", arguments=DEAD)).take(1)
+    payload = transport.unpack(dead.raw)
+    assert payload.body == follower.body
+    assert payload.headers["x-celeriac-reason"] == "unsendable"
+    assert follower.headers["id"] in payload.headers["x-celeriac-headers"]
+    listener.consumer.close()
+    assert transport.depth("q") == 0
+
+
 DEAD = {"x-message-ttl": 7 * 24 * 3600 * 1000, "x-max-length": 10_000}
 
 

@@ -91,8 +91,10 @@ def test_a_message_that_may_be_dropped_is(transport: AmqpTransport, tools: Any) 
 def test_an_unknown_exchange_is_an_error_and_the_next_send_works(transport: AmqpTransport, tools: Any) -> None:
     lost = tools.payload("q")
     lost.route = Route("key", "nowhere", "topic", "q")
-    with pytest.raises(PublishUncertain, match="NOT_FOUND"):
+    with pytest.raises(PublishRejected, match="NOT_FOUND"):
         transport.send([lost])
+    with pytest.raises(PublishUncertain, match="NOT_FOUND"):
+        transport.send([tools.payload("other"), lost])
     transport.send([tools.payload("q")])
     assert transport.depth("q") == 1
 
@@ -117,6 +119,13 @@ def test_headers_beyond_a_frame_are_refused_before_anything_is_written(transport
     with pytest.raises(PublishRejected, match="headers of"):
         transport.send([tools.payload("q", huge="x" * 200_000)])
     assert transport.depth("q") == 0
+
+
+def test_names_beyond_amqps_are_refused_and_long_ones_work(transport: AmqpTransport, tools: Any) -> None:
+    with pytest.raises(PublishRejected, match="255"):
+        transport.send([tools.payload("q" * 256)])
+    transport.send([tools.payload("q" * 255), tools.payload("q" * 255, due=time.time() + 60)])
+    assert transport.depth("q" * 255) == 2
 
 
 def test_threads_send_side_by_side(open_transport: Callable[..., AmqpTransport], tools: Any) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import structlog
 from msgspec import Struct
 
-from celeriac.exceptions import TransportLost, TransportUnreachable
+from celeriac.exceptions import PublishRejected, TransportLost, TransportUnreachable
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
 from celeriac_broker_amqp import message, methods, topology
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
@@ -109,6 +109,7 @@ class AmqpConsumer:
         self._declare = declare
         self._publisher: Publisher | None = None
         self._channel: Channel = link.open_channel(CHANNEL)
+        self._max_header_bytes = link.frame_max - methods.FRAME_OVERHEAD_BYTES
         self._prefetch = _choose_prefetch(window)
         self._prefetch_told = 0
         self._shrink_to = 0
@@ -343,7 +344,7 @@ class AmqpConsumer:
     def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
         acks: list[int] = []
         returns: list[int] = []
-        items = [make_item(payload) for payload in publish]
+        items = [self._make_follower(payload) for payload in publish]
         owned = self._owned
         for settlement in batch:
             delivery = owned.pop(settlement.tag, None)
@@ -395,6 +396,26 @@ class AmqpConsumer:
             low += 1
         self._low = low - 1
 
+    def _make_follower(self, payload: Payload) -> Item:
+        """A message that follows from a task; as a dead letter if it can never be sent as it is."""
+        try:
+            item = make_item(payload)
+            if len(item.header) <= self._max_header_bytes:
+                return item
+            problem = f"headers of {len(item.header)} bytes"
+        except PublishRejected as exc:
+            problem = str(exc)
+        log.error("publish.impossible", task=str(payload.headers.get("task")), error=problem)
+        reason = {
+            "x-celeriac-reason": "unsendable",
+            "x-celeriac-error": problem[:MAX_ERROR_CHARS],
+            "x-celeriac-headers": repr(payload.headers)[:MAX_ERROR_CHARS],
+            "x-celeriac-time": time.time(),
+            "x-celeriac-owner": self._owner,
+        }
+        name = topology.dead_queue(payload.route.routing_key or payload.route.exchange)
+        return make_item(Payload(payload.body, "application/data", "binary", reason, {}, Route(name)))
+
     def _bury(self, delivery: Delivery, settlement: Settlement) -> Item:
         """The delivery as a dead letter: the same bytes, with the reason among the headers."""
         reason = {
@@ -405,11 +426,11 @@ class AmqpConsumer:
             "x-celeriac-time": time.time(),
             "x-celeriac-owner": self._owner,
         }
-        route = Route(topology.DEAD_PREFIX + delivery.queue)
+        route = Route(topology.dead_queue(delivery.queue))
         try:
             _, _, header, body = message.split_record(delivery.raw)
             header = message.with_headers(header, reason)
-            if len(header) <= self._link.frame_max - methods.FRAME_OVERHEAD_BYTES:
+            if len(header) <= self._max_header_bytes:
                 return Item(route, header, body)
         except ValueError as exc:
             log.debug("message.malformed", queue=delivery.queue, error=str(exc))
@@ -512,7 +533,7 @@ class AmqpConsumer:
             log.error("publish.unroutable", exchange=exchange, routing_key=routing_key, broker=self._link.where)
             error = f"{text} for exchange {exchange!r}, routing key {routing_key!r}"
             reason = {"x-celeriac-reason": "unroutable", "x-celeriac-error": error, "x-celeriac-time": time.time()}
-            name = topology.DEAD_PREFIX + (routing_key or exchange)
+            name = topology.dead_queue(routing_key or exchange)
             items.append(Item(Route(name), message.with_headers(header, reason), body))
         last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
         for held in self._held:  # one of them it was; which one, a returned message does not say

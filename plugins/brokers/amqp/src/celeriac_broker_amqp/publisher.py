@@ -26,6 +26,7 @@ from celeriac.spec import Payload, QueueSpec, Route
 from celeriac_broker_amqp import methods, topology
 from celeriac_broker_amqp.link import Channel, Link
 from celeriac_broker_amqp.message import (
+    DELAY_BITS,
     delay_key,
     pack_header,
     split_record,
@@ -39,6 +40,11 @@ CHANNEL: Final = 1
 CHUNK_BYTES: Final = 1024 * 1024
 ROUTES_KEPT: Final = 1024
 DELAYED: Final = "celery_delayed_27"
+#: A longer queue name leaves no room for the wait in a routing key: its messages go at once, to be put off by workers.
+MAX_DELAYED_BYTES: Final = topology.MAX_NAME_BYTES - 2 * DELAY_BITS
+
+#: No such exchange, no permission: the broker closes the channel, and the message is not stored.
+REFUSALS: Final = frozenset({methods.NOT_FOUND, methods.ACCESS_REFUSED})
 
 log = structlog.get_logger(__name__)
 
@@ -63,13 +69,18 @@ def make_item(payload: Payload) -> Item:
     instance an answer to a client that has gone; a fanout exchange without listeners is no error either.
 
     Raises:
-        PublishRejected: It has headers that AMQP cannot carry.
+        PublishRejected: AMQP cannot carry its headers, or has no queues of such a name.
     """
     route = payload.route
+    name_bytes = len(route.routing_key.encode("utf-8", "surrogatepass"))
+    if name_bytes > topology.MAX_NAME_BYTES:
+        raise PublishRejected(
+            f"message was not sent: AMQP has no names like {route.routing_key[:40]!r}…, over 255 bytes"
+        )
     mandatory = payload.properties.get("mandatory", True) is not False and route.exchange_type != "fanout"
     header = pack_header(payload)
     due = payload.due
-    if due is None or route.exchange or due <= time.time():
+    if due is None or route.exchange or due <= time.time() or name_bytes > MAX_DELAYED_BYTES:
         return Item(route, header, payload.body, mandatory)
     return Item(route, with_due(header, due, payload.headers), payload.body, mandatory, due)
 
@@ -118,14 +129,19 @@ class Publisher:
         """Write messages, without waiting for confirms; returns the sequence number of the last.
 
         Raises:
+            PublishRejected: One has headers that are too large; nothing was written.
             TransportLost: The connection dropped, or the broker does not read; `link.bytes_sent` tells whether
                 any of it went out.
         """
+        room = self.link.frame_max - FRAME_OVERHEAD_BYTES
+        for item in items:
+            if len(item.header) > room:
+                raise PublishRejected(f"headers of {len(item.header)} bytes; RabbitMQ takes {room}")
+            if item.due is not None:
+                self._prepare_delay(item.route.routing_key, deadline)
         out: list[bytes] = []
         size = 0
         for item in items:
-            if item.due is not None:
-                self._prepare_delay(item.route.routing_key, deadline)
             size += self._add_frames(out, item)
             if size >= CHUNK_BYTES:
                 self.link.send(b"".join(out), deadline)
@@ -165,7 +181,8 @@ class Publisher:
         """Write messages and wait until the broker has taken them all.
 
         Raises:
-            PublishRejected: It refused some of them, or nobody takes them; the others are stored.
+            PublishRejected: It refused some of them, or nobody takes them; the others are stored. After a refusal
+                of the exchange itself the link is of no more use.
             PublishUncertain: It did not say in time.
             TransportLost: Nothing was written.
         """
@@ -185,6 +202,9 @@ class Publisher:
         except TransportLost as exc:
             if self.link.bytes_sent == before:
                 raise
+            closed = self._channel.closed
+            if closed is not None and closed.code in REFUSALS and len(items) == 1:
+                raise PublishRejected(f"message was not sent: RabbitMQ at {self.link.where} says {closed}") from exc
             raise PublishUncertain(
                 f"{exc}; whether the message was taken before is not known, sending it again may double it"
             ) from exc
@@ -262,8 +282,6 @@ class Publisher:
         out.append(frame(HEADER, CHANNEL, header))
         size = len(body)
         room = self.link.frame_max - FRAME_OVERHEAD_BYTES
-        if len(header) > room:
-            raise PublishRejected(f"headers of {len(header)} bytes; RabbitMQ at {self.link.where} takes {room}")
         if size <= room:
             if size:
                 out.append(frame(BODY, CHANNEL, body))
@@ -279,10 +297,7 @@ class Publisher:
         key = (route.exchange, route.routing_key, item.mandatory)
         written = self._routes.get(key)
         if written is None:
-            try:
-                written = frame(METHOD, CHANNEL, methods.publish(*key))
-            except ValueError as exc:
-                raise PublishRejected(f"message was not sent: {exc}") from exc
+            written = frame(METHOD, CHANNEL, methods.publish(*key))
             if len(self._routes) < ROUTES_KEPT:
                 self._routes[key] = written
         return written

@@ -25,6 +25,7 @@ from celeriac_broker_amqp.message import DELAY_BITS, DELIVERY_EXCHANGE
 
 SCRATCH_CHANNEL: Final = 2
 DEAD_PREFIX: Final = "celeriac.dead."
+MAX_NAME_BYTES: Final = 255
 DEAD_KEEP_MS: Final = 7 * 24 * 3600 * 1000
 DEAD_KEEP_COUNT: Final = 10_000
 
@@ -49,6 +50,12 @@ def default_queue(name: str) -> QueueSpec:
     if name.startswith(DEAD_PREFIX):
         return QueueSpec(name, arguments={"x-message-ttl": DEAD_KEEP_MS, "x-max-length": DEAD_KEEP_COUNT})
     return QueueSpec(name, exchange=name, routing_key=name)
+
+
+def dead_queue(queue: str) -> str:
+    """The queue for the dead letters of another; of a name near AMQP's limit only the beginning goes into it."""
+    name = (DEAD_PREFIX + queue).encode("utf-8", "surrogatepass")
+    return name[:MAX_NAME_BYTES].decode("utf-8", "ignore")
 
 
 def declare(link: Link, spec: QueueSpec) -> None:

@@ -150,6 +150,7 @@ class AmqpTransport:
             self.after_fork()
         deadline = time.monotonic() + self._timeout_s
         link = self._connector.open(f"celeriac {owner}", heartbeat_s=self._heartbeat_s, deadline=deadline)
+        consumer: AmqpConsumer | None = None
         try:
             consumer = AmqpConsumer(
                 link,
@@ -163,6 +164,8 @@ class AmqpTransport:
                 consumer.subscribe(queue)
         except BaseException:
             link.drop()
+            if consumer is not None:
+                consumer.close()
             raise
         self._consumers.add(consumer)
         return consumer
