@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.integration.conftest import CELERIAC, House, wait_until
 
+from celeriac import chain, group
 from celeriac.exceptions import TaskRevokedError, TimeLimitExceeded, TimeoutError, WorkerLostError
 from celeriac.result import ResultSet
 
@@ -197,6 +198,22 @@ def test_an_unknown_task_waits_for_a_worker_that_knows_it(house: House) -> None:
     finally:
         process.terminate()
         process.wait(15)
+
+
+def test_chains_and_groups(house: House) -> None:
+    house.worker()
+
+    def add(*args: Any) -> Any:
+        return house.app.signature("suite_app.add", args)
+
+    result = chain(add(1, 2), add(3), add(10))()
+    assert result.get(timeout=15) == 16
+    if not house.backend.startswith("rpc"):  # which tells the sender only of what it asked for
+        assert [result.parent.get(timeout=5), result.parent.parent.get(timeout=5)] == [6, 3]
+        broken = chain(add(1, 2), add("x"), add(10))()
+        with pytest.raises(TypeError):
+            broken.get(timeout=15)
+    assert group(add(n, n) for n in range(1200))().get(timeout=60) == [2 * n for n in range(1200)]
 
 
 # -- endings ------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from celeriac._state import current_app, current_task
     from celeriac.app.base import Celery, shared_task
     from celeriac.app.task import Task
+    from celeriac.canvas.chain import chain
+    from celeriac.canvas.group import group
     from celeriac.canvas.signature import Signature, maybe_signature, signature
     from celeriac.spec.hooks import hookimpl
     from celeriac.utils.ids import uuid
@@ -22,8 +24,10 @@ _WHERE = {
     "Celery": "celeriac.app.base",
     "Signature": "celeriac.canvas.signature",
     "Task": "celeriac.app.task",
+    "chain": "celeriac.canvas.chain",
     "current_app": "celeriac._state",
     "current_task": "celeriac._state",
+    "group": "celeriac.canvas.group",
     "hookimpl": "celeriac.spec.hooks",
     "maybe_signature": "celeriac.canvas.signature",
     "shared_task": "celeriac.app.base",
@@ -36,8 +40,10 @@ __all__ = [
     "Signature",
     "Task",
     "__version__",
+    "chain",
     "current_app",
     "current_task",
+    "group",
     "hookimpl",
     "maybe_signature",
     "shared_task",

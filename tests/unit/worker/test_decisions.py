@@ -10,7 +10,7 @@ import pytest
 from celeriac import Celery
 from celeriac.spec.data import UNKNOWN_COST_S, Delivery, Head
 from celeriac.utils.times import after
-from celeriac.worker.admission import RUN, Admission, Bucket, Waiting, parse_rate
+from celeriac.worker.admission import RUN, Admission, Bucket, Courtesy, Waiting, parse_rate
 from celeriac.worker.plans import TaskPlan
 from celeriac.worker.window import BRIEF_S, CAP, Window
 
@@ -149,3 +149,14 @@ def test_waiting_gives_what_is_due_earliest_first() -> None:
     assert waiting.next_in(20.0) == 10.0
     assert len(waiting.clear()) == 1
     assert waiting.next_in(0) is None
+
+
+def test_a_worker_holds_back_when_what_it_does_not_know_is_due_but_never_for_long() -> None:
+    courtesy = Courtesy()
+    courtesy.plan(100.0)
+    assert courtesy.left_s(99.9) == 0
+    assert courtesy.left_s(100.01) == pytest.approx(0.04)
+    courtesy.plan(100.5)
+    assert courtesy.left_s(100.5) == 0, "too soon after the last time"
+    courtesy.plan(101.5)
+    assert courtesy.left_s(101.5) > 0

@@ -359,20 +359,37 @@ class Celery:
         return self._send(name, args, kwargs, task_id or uuid(), options)
 
     def _send(self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]) -> AsyncResult[Any]:
+        add_to_parent = options.pop("add_to_parent", True)
+        return self.send_calls([(name, args, kwargs, task_id, options)], add_to_parent=add_to_parent)[0]
+
+    def send_calls(
+        self, calls: Sequence[tuple[str, Any, Any, str, dict[str, Any]]], *, add_to_parent: bool = True
+    ) -> list[AsyncResult[Any]]:
+        """Send several calls in one exchange with the broker.
+
+        Args:
+            calls: `(name, args, kwargs, task_id, options)` each; the options are consumed.
+            add_to_parent: Record them as children of the running task.
+        """
         if not self.finalized:
             self.finalize(auto=True)
-        steering: dict[str, Any] = {key: options[key] for key in ("retry", "retry_policy") if key in options}
-        add_to_parent = options.pop("add_to_parent", None)
-        payload = self.make_payload(name, args, kwargs, task_id, options)
-        if not payload.headers["ignore_result"]:
-            self.backend.expect((task_id,))
-        publish(self, [payload], steering)
-        result: AsyncResult[Any] = AsyncResult(task_id, self._parts.store, name, self)
-        result.ignored = bool(payload.headers["ignore_result"])
+        if not calls:
+            return []
+        steering: dict[str, Any] = {key: calls[0][4][key] for key in ("retry", "retry_policy") if key in calls[0][4]}
+        payloads = [self.make_payload(*call) for call in calls]
+        results: list[AsyncResult[Any]] = []
+        for (name, _, _, task_id, _), payload in zip(calls, payloads, strict=True):
+            result: AsyncResult[Any] = AsyncResult(task_id, self.backend, name, self)
+            result.ignored = bool(payload.headers["ignore_result"])
+            results.append(result)
+        wanted = [result.id for result in results if not result.ignored]
+        if wanted:
+            self.backend.expect(wanted)
+        publish(self, payloads, steering)
         running = _state.running()
-        if running is not None and add_to_parent is not False and running.task.trail:
-            running.request.children.append(result)
-        return result
+        if running is not None and add_to_parent and running.task.trail:
+            running.request.children.extend(results)
+        return results
 
     def make_payload(self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]) -> Payload:
         """The payload of a call by name, not sent: with the task's own options if it is registered."""

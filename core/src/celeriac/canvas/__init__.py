@@ -1,8 +1,7 @@
-"""Calls as values: signatures that can be passed on, stored and linked.
+"""Calls as values: signatures that can be passed on, stored, linked, chained and grouped."""
 
-Only single signatures and links stand here yet; chains, groups and chords come with the canvas issue.
-"""
-
+from celeriac.canvas.chain import chain
+from celeriac.canvas.group import group
 from celeriac.canvas.signature import Signature, maybe_signature, signature
 
-__all__ = ["Signature", "maybe_signature", "signature"]
+__all__ = ["Signature", "chain", "group", "maybe_signature", "signature"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from celeriac import _state
 from celeriac.utils.ids import uuid
@@ -18,6 +18,9 @@ class Signature(dict[str, Any]):
         task: A name, a task, or another signature's dict.
         immutable: Arguments given later (a parent's result) are not added.
     """
+
+    #: `subtask_type` → the class of that shape; how `|` and `from_dict` find them.
+    SHAPES: ClassVar[dict[str, type[Signature]]] = {}
 
     def __init__(
         self,
@@ -46,8 +49,21 @@ class Signature(dict[str, Any]):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """The signature in a dict that came over the wire."""
+        """The signature in a dict that came over the wire, in its own shape."""
+        shape = Signature.SHAPES.get(data.get("subtask_type") or "")
+        if shape is not None and shape is not cls:
+            return shape.from_dict(data, app=app)
         return cls(dict(data), app=app)
+
+    @classmethod
+    def register_type(cls, name: str) -> Any:
+        """Decorates the class of a shape."""
+
+        def register(shape: type[Signature]) -> type[Signature]:
+            cls.SHAPES[name] = shape
+            return shape
+
+        return register
 
     @property
     def app(self) -> Any:
@@ -146,6 +162,10 @@ class Signature(dict[str, Any]):
         """`link_error`, returning itself."""
         self.link_error(errback)
         return self
+
+    def __or__(self, other: Any) -> Any:
+        """`a | b`: `b` is called with the result of `a`."""
+        return Signature.SHAPES["chain"](self, other, app=self._app) if isinstance(other, Signature) else NotImplemented
 
     def _append(self, key: str, value: Any) -> Any:
         items = self["options"].setdefault(key, [])

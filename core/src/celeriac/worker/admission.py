@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import random
 import time
 from collections import OrderedDict
 from typing import Any, Final, NamedTuple
@@ -88,7 +89,8 @@ class Admission:
             return Verdict(
                 "dead", reason=f"unknown task {head.task!r}: no worker registered it within {self._patience_s:g} s"
             )
-        return Verdict("unknown", now + min(max(1.0, waited), 30.0, self._patience_s - waited))
+        pause_s = min(10.0, max(0.5, waited / 5)) * random.uniform(0.5, 1.5)
+        return Verdict("unknown", now + min(pause_s, self._patience_s - waited))
 
     def forget_promises(self) -> None:
         """What waited for its rate waits no more."""
@@ -136,6 +138,29 @@ def parse_rate(limit: Any) -> float:
         return float(number) / {"": 1, "s": 1, "m": 60, "h": 3600}[unit.strip().lower()[:1]]
     except (KeyError, ValueError):
         raise ValueError(f"rate limit {limit!r} is not like '10/s', '10/m', '10/h' or a number") from None
+
+
+class Courtesy:
+    """Moments at which this worker holds back, so that others are first at a message that it does not know.
+
+    Who gives a message back knows best when it is due, and would be the first to meet it again, for ever.
+    """
+
+    HEAD_START_S: Final = 0.05
+    REST_S: Final = 1.0  # at least so long between two of them: a worker may not starve itself
+
+    def __init__(self) -> None:
+        self._begins = 0.0
+        self._ends = 0.0
+
+    def plan(self, when: float) -> None:
+        """A message that this worker does not know is due at unix time `when`."""
+        if when >= self._ends + self.REST_S:
+            self._begins, self._ends = when, when + self.HEAD_START_S
+
+    def left_s(self, now: float) -> float:
+        """Seconds to hold back from now; 0 for none."""
+        return self._ends - now if self._begins <= now < self._ends else 0.0
 
 
 class Waiting:

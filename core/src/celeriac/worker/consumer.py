@@ -16,7 +16,7 @@ from celeriac import signals
 from celeriac.exceptions import NotRegistered
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
-from celeriac.worker.admission import RUN, Admission, Verdict, Waiting
+from celeriac.worker.admission import RUN, Admission, Courtesy, Verdict, Waiting
 from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
@@ -65,6 +65,7 @@ class Loop:
         self._limits = hard_s, soft_s
         self._plans: dict[str, TaskPlan] = {}
         self._waiting = Waiting()
+        self._courtesy = Courtesy()
         self._tokens = itertools.count(1)
         self._told_unknown: set[str] = set()
         self._stopping = False
@@ -118,7 +119,8 @@ class Loop:
         if link.epoch != self._epoch:
             self._begin_epoch()
         link.perform()
-        room = 0 if self._stopping else max(0, self._window.size - len(self.flights))
+        holding_back = self._stopping or self._courtesy.left_s(time.time()) > 0
+        room = 0 if holding_back else max(0, self._window.size - len(self.flights))
         deliveries = link.receive(room)
         if len(self._waiting) and not self._stopping:
             deliveries = [*deliveries, *self._waiting.due(time.time())]
@@ -139,8 +141,11 @@ class Loop:
         link_s = self._link.next_in(now, wanting)
         if link_s is not None:
             pause_s = min(pause_s, link_s)
-        waiting_s = self._waiting.next_in(time.time())
-        return pause_s if waiting_s is None else min(pause_s, waiting_s)
+        unix_now = time.time()
+        waiting_s = self._waiting.next_in(unix_now)
+        if waiting_s is not None:
+            pause_s = min(pause_s, waiting_s)
+        return min(pause_s, self._courtesy.left_s(unix_now) or pause_s)
 
     def _begin_epoch(self) -> None:
         """The link was opened anew: what the old one had delivered comes again, so none of it is begun any more."""
@@ -242,6 +247,7 @@ class Loop:
         elif verdict.what == "unknown":
             self._tell_unknown(head)
             self.endings.give_back(delivery, verdict.when)
+            self._courtesy.plan(verdict.when)
         elif verdict.what in ("expired", "revoked"):
             self._log.line(logging.INFO, f"task.{verdict.what}", task_name=head.task, task_id=head.id)
             self.endings.revoke(delivery, plan and plan.task, verdict.what)
