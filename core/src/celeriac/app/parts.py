@@ -121,10 +121,10 @@ class Parts:
     # -- letting go -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of all parts, and of their connections."""
+        """Let go of all connections, and of what was made from settings; the kernel stays, since it holds neither."""
         # Without the lock: who changes a setting holds the settings' lock, which makers of parts want too.
         store, transport = self.__dict__.pop("store", None), self.__dict__.pop("transport", None)
-        self._drop("kernel", *LIGHT_PARTS)
+        self._drop(*LIGHT_PARTS)
         if store is not None and store.plugin is not None:
             store.plugin.close()
         if transport is not None:

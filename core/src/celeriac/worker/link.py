@@ -123,7 +123,7 @@ class Link:
         consumer, self.consumer = self.consumer, None
         if consumer is None:
             return
-        _log.warning("Lost the broker: %s. Reopening; unfinished messages come again.", exc)
+        _log.warning("Lost the broker: %s. Reopening; unfinished messages come again.", _sentence(exc))
         self._settler = None
         self._declared.clear()
         if self._renewer is not None:
@@ -144,7 +144,7 @@ class Link:
             pause_s = random.uniform(0.1, min(LONGEST_PAUSE_S, 0.2 * 2 ** min(self._failures, 10)))
             self._reopen_at = now + pause_s
             level = logging.WARNING if self._failures in (1, 10, 100, 1000) else logging.DEBUG
-            _log.log(level, "Broker still away: %s. Next try in %.1f s.", exc, pause_s)
+            _log.log(level, "Broker still away: %s. Next try in %.1f s.", _sentence(exc), pause_s)
             return
         _log.info("The broker is back; consuming again.")
 
@@ -249,3 +249,8 @@ class Link:
             verb(*args)
         except OperationalError as exc:
             self.lose(exc)
+
+
+def _sentence(exc: Exception) -> str:
+    """An error's text, to stand within a sentence."""
+    return str(exc).rstrip(".?! ")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from celeriac import signals
 from celeriac.exceptions import (
@@ -93,8 +93,9 @@ class Worker:
             prefetch_multiplier if prefetch_multiplier is not None else conf["worker_prefetch_multiplier"]
         )
         self._purge = purge
+        self._log_format: Literal["console", "json"] = "json" if logformat == "json" else "console"
         self._task_log = TaskLog(
-            "json" if logformat == "json" else "console",
+            self._log_format,
             logging.CRITICAL + 1 if loglevel is None else loglevel,
             open_stream(logfile) if logfile else sys.stderr,
             False if no_color else conf["worker_log_color"],
@@ -107,6 +108,7 @@ class Worker:
         self.link: Link
         self.loop: Loop
         self.broker_info = ""
+        self._extensions: list[PluginInfo] = []
 
     # -- running --------------------------------------------------------------------------------------------
 
@@ -139,6 +141,9 @@ class Worker:
             __import__(name)
         app.import_default_modules()
         app.codec.check_accept()
+        self._extensions = app.kernel.extensions()
+        for info in self._extensions:
+            app.kernel.load(info)
         # First what may be wrong, then what costs: plugins, broker, results, and only then processes.
         self.transport = app.make_transport(app.conf["broker_read_url"])
         self.broker_info = self._reach_broker()
@@ -231,6 +236,7 @@ class Worker:
         if self._on_ready is not None:
             self._on_ready(self)
         signals.worker_ready.send(sender=self)
+        self._tell_extensions("celeriac_worker_ready")
         try:
             while not self._asked:
                 loop.turn()
@@ -239,6 +245,7 @@ class Worker:
         except WorkerTerminate:
             self._asked += 2
         signals.worker_shutting_down.send(sender=self.hostname, sig="", how="warm", exitcode=0)
+        _log.info("Stopping: running tasks finish, what no slot has begun is given back.")
         # Warm. First no new work; reports still come, so settling lives on; the link goes last: acks travel on it.
         loop.stop_receiving()
         self._let_finish(self.app.conf["worker_shutdown_grace"], until_asked=2)
@@ -253,9 +260,14 @@ class Worker:
             with contextlib.suppress(OperationalError):  # it is ending anyway
                 self.app.close()
         signals.worker_shutdown.send(sender=self)
+        self._tell_extensions("celeriac_worker_stopped")
         ends, how = loop.endings, ", some by force" if left else ""
         _log.info("Stopped: %d finished, %d given back%s.", ends.finished, ends.given_back, how)
         return EXIT_FORCED if left else EXIT_OK
+
+    def _tell_extensions(self, hook: str) -> None:
+        if self._extensions:
+            self.app.kernel.notify(hook, worker=self)
 
     def _let_finish(self, seconds: float | None, *, until_asked: int) -> None:
         """Go on until nothing runs, the seconds are over (None: no bound), or it was asked to stop so often."""
@@ -288,6 +300,8 @@ class Worker:
             how = "finishing running tasks (once more to give them up)"
         else:
             how = "giving up running tasks"
+        if self._log_format == "json":
+            return  # a stream of objects stays one; the log says it in its own words
         with contextlib.suppress(OSError):  # a closed terminal is no reason to fail
             os.write(2, f"\nworker: {signal.Signals(signum).name}: {how}\n".encode())
 
