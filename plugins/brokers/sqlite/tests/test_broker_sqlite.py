@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -569,6 +570,66 @@ def test_a_lock_that_stays_ends_in_an_error_within_the_timeout(
     writer.close()
     transport.send([make_payload("q")])
     assert transport.depth("q") == 2
+
+
+def test_a_reader_waits_while_another_process_has_the_file_for_itself(path: Path) -> None:
+    transport = SqliteTransport(f"sqlite:///{path}", {})
+    transport.send([make_payload("q")])
+    transport.close()
+    hermit = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    hermit.execute("PRAGMA locking_mode=EXCLUSIVE")
+    hermit.execute("BEGIN IMMEDIATE")
+    hermit.execute("COMMIT")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        sqlite3.connect(path, timeout=0).execute("SELECT 1 FROM celeriac_parts")
+    timer = threading.Timer(0.3, hermit.close)
+    timer.start()
+    assert transport.depth("q") == 1
+    timer.join()
+    transport.close()
+
+
+def test_a_worker_goes_on_beside_a_lock_and_gives_up_when_it_stays(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(consumer_module, "LOCK_TIMEOUT_S", 0.6)
+    transport.send([make_payload("q"), make_payload("q")])
+    consumer = open_consumer()
+    (delivery,) = consumer.receive(1)
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    consumer.settle([Settlement(delivery.tag)])
+    assert consumer.receive(1) == []
+    assert consumer.receive(0) == []
+    writer.execute("ROLLBACK")
+    assert len(bench.take(consumer, 1)) == 1
+    writer.execute("BEGIN IMMEDIATE")
+    consumer.settle([])
+    with pytest.raises(TransportLost, match="was locked"):
+        bench.take(consumer, 1, 5.0)
+    writer.execute("ROLLBACK")
+    writer.close()
+    assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(1,)]
+
+
+def test_B29_close_is_bounded_however_long_a_lock_stays(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "CLOSE_S", 0.4)
+    transport.send([make_payload("q"), make_payload("q")])
+    consumer = open_consumer()
+    first, _ = consumer.receive(2)
+    consumer.settle([Settlement(first.tag)])
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    consumer.close()
+    assert time.monotonic() - started < 1.0
+    writer.execute("ROLLBACK")
+    writer.close()
+    other = Bench()
+    assert len(other.take(open_consumer(poller=other), 2)) == 2
 
 
 def test_B3_a_full_disk_refuses_the_message_and_keeps_what_there_is(

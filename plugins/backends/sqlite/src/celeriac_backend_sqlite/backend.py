@@ -91,12 +91,13 @@ class SqliteBackend:
         """Results are kept whether somebody expects them or not."""
 
     def fetch(self, task_ids: Sequence[str]) -> dict[str, bytes]:
-        with self._errors(), self._database.connection() as conn:
-            return dict(conn.execute(FETCH, (json.dumps(list(task_ids)), time.time())).fetchall())
+        wanted = json.dumps(list(task_ids))
+        with self._errors():
+            return dict(self._database.read(lambda conn: conn.execute(FETCH, (wanted, time.time())).fetchall()))
 
     def watch(self, task_ids: Sequence[str]) -> Watch:
         with self._errors():
-            watch = SqliteWatch(self, self._spare.pop() if self._spare else self._new_ear())
+            watch = SqliteWatch(self, self._take_ear())
         watch.add(task_ids)
         return watch
 
@@ -135,7 +136,11 @@ class SqliteBackend:
         else:
             ear.close()
 
-    def _new_ear(self) -> Ear:
+    def _take_ear(self) -> Ear:
+        while self._spare:
+            ear = self._spare.pop()
+            if ear.is_open:  # those of a process that forked us are not
+                return ear
         with self._database.connection():
             pass  # what is wrong with the file itself is said first
         try:

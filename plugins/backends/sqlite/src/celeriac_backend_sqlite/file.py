@@ -14,10 +14,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from urllib.parse import parse_qs, unquote
 
 from celeriac.exceptions import ImproperlyConfigured
@@ -31,6 +31,7 @@ FIRST_PAUSE_S: Final = 0.000_1
 LONGEST_PAUSE_S: Final = 0.002
 DURABILITIES: Final = {"process": "NORMAL", "host": "FULL"}
 
+T = TypeVar("T")
 Trouble = Literal["unreachable", "locked", "full", "lost"]
 
 
@@ -143,6 +144,11 @@ class Database:
             yield conn
             conn.execute("COMMIT")
 
+    def read(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """What `step` reads with a borrowed connection; it may be called again."""
+        with self.connection() as conn:
+            return patiently(lambda: step(conn), self.path)
+
     def connect(self) -> sqlite3.Connection:
         """A new connection for the caller alone, with the tables in place.
 
@@ -197,28 +203,25 @@ class Database:
             self._pid = os.getpid()
 
     def _prepare(self, conn: sqlite3.Connection) -> None:
-        _patiently(conn, "PRAGMA journal_mode=WAL", self.path)
+        patiently(lambda: conn.execute("PRAGMA journal_mode=WAL"), self.path)
         conn.execute(f"PRAGMA synchronous={self._synchronous}")
         conn.execute("PRAGMA temp_store=MEMORY")
         with self._lock:
             # At every connection: a file may have been replaced by a fresh one that got the same inode.
-            self._make_tables(conn)
+            if patiently(lambda: _read_version(conn, self._part), self.path) != self._version:
+                self._make_tables(conn)
             self._identity = _identity(self.path)
 
     def _make_tables(self, conn: sqlite3.Connection) -> None:
-        version = _read_version(conn, self._part)
+        begin(conn, self.path, LOCK_TIMEOUT_S)
+        version = _read_version(conn, self._part)  # another process may have been quicker
         if version is None:
-            begin(conn, self.path, LOCK_TIMEOUT_S)
-            version = _read_version(conn, self._part)  # another process may have been quicker
-            if version is None:
-                conn.execute(
-                    "CREATE TABLE IF NOT EXISTS celeriac_parts (part TEXT PRIMARY KEY, version INTEGER NOT NULL)"
-                )
-                for statement in self._schema:
-                    conn.execute(statement)
-                conn.execute("INSERT INTO celeriac_parts VALUES (?, ?)", (self._part, self._version))
-                version = self._version
-            conn.execute("COMMIT")
+            conn.execute("CREATE TABLE IF NOT EXISTS celeriac_parts (part TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+            for statement in self._schema:
+                conn.execute(statement)
+            conn.execute("INSERT INTO celeriac_parts VALUES (?, ?)", (self._part, self._version))
+            version = self._version
+        conn.execute("COMMIT")
         if version != self._version:
             raise StoreTrouble(
                 "unreachable",
@@ -234,7 +237,35 @@ def begin(conn: sqlite3.Connection, path: str, timeout_s: float) -> None:
         StoreTrouble: `locked`, after that time.
         sqlite3.Error: As it comes; see `trouble`.
     """
-    _patiently(conn, "BEGIN IMMEDIATE", path, timeout_s)
+    patiently(lambda: conn.execute("BEGIN IMMEDIATE"), path, timeout_s)
+
+
+def patiently(step: Callable[[], T], path: str, timeout_s: float = LOCK_TIMEOUT_S) -> T:
+    """Do it, again and again while the file is locked. Even a reader can meet a lock, for the moment in which another
+    process opens the file after a crash or is the last to close it.
+
+    Raises:
+        StoreTrouble: `locked`, after `timeout_s`.
+        sqlite3.Error: As it comes; see `trouble`.
+    """
+    pause_s = FIRST_PAUSE_S
+    deadline: float | None = None
+    while True:
+        try:
+            return step()
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc):
+                raise
+        if deadline is None:
+            deadline = time.monotonic() + timeout_s
+        elif time.monotonic() >= deadline:
+            raise StoreTrouble(
+                "locked",
+                f"{path} was locked by another process for {timeout_s:g} seconds.",
+                f"A transaction of celeriac takes milliseconds; see who has it: fuser {path}",
+            )
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
 
 
 def rollback(conn: sqlite3.Connection) -> None:
@@ -275,28 +306,6 @@ def cannot_listen(folder: str, exc: OSError) -> StoreTrouble:
         f"a listener's files cannot be made in {folder}: {exc.strerror}.",
         f"User {os.getuid()} must be allowed to write there, and its file system must know FIFOs.",
     )
-
-
-def _patiently(conn: sqlite3.Connection, statement: str, path: str, timeout_s: float = LOCK_TIMEOUT_S) -> None:
-    pause_s = FIRST_PAUSE_S
-    deadline: float | None = None
-    while True:
-        try:
-            conn.execute(statement)
-            return
-        except sqlite3.OperationalError as exc:
-            if "locked" not in str(exc):
-                raise
-        if deadline is None:
-            deadline = time.monotonic() + timeout_s
-        elif time.monotonic() >= deadline:
-            raise StoreTrouble(
-                "locked",
-                f"{path} was locked by another process for {timeout_s:g} seconds.",
-                f"A transaction of celeriac takes milliseconds; see who has it: fuser {path}",
-            )
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
 
 
 def _read_version(conn: sqlite3.Connection, part: str) -> int | None:

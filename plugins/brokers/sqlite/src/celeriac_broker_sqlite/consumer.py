@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from celeriac.exceptions import TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Settlement, envelope
 from celeriac_broker_sqlite import store
-from celeriac_broker_sqlite.file import LOCK_TIMEOUT_S, StoreTrouble, begin, cannot_listen, rollback, trouble
+from celeriac_broker_sqlite.file import LOCK_TIMEOUT_S, StoreTrouble, begin, cannot_listen, patiently, rollback, trouble
 from celeriac_broker_sqlite.store import Claimed, Packed
 from celeriac_broker_sqlite.wake import Ear, folder_of, is_alive, remove, topic
 
@@ -32,6 +32,8 @@ T = TypeVar("T")
 LEASE_S: Final = 15.0
 #: The longest sleep of an idle consumer, and how often it looks for dead owners: their messages are back in a second.
 IDLE_S: Final = 0.5
+#: How long one `receive` waits for the write lock. The worker has other things to do; it asks again in its next pass.
+PATIENCE_S: Final = 0.5
 CLOSE_S: Final = 4.0
 
 
@@ -67,6 +69,7 @@ class SqliteConsumer:
         self._pending: list[_Unit] = []
         self._due: float | None = None
         self._found_nothing = False
+        self._locked_since: float | None = None
         self._stopped = self._closed = False
         self._tend_at = 0.0
         self._conn = transport.database.connect()
@@ -94,7 +97,7 @@ class SqliteConsumer:
             self._ear.sleep()  # before looking, so that what comes in after the look wakes us
             if self._found_nothing and not self._pending and not self._guard(self._look):
                 return []
-        claimed = self._guard(self._write, limit, LOCK_TIMEOUT_S)
+        claimed = self._guard(self._try_to_write, limit)
         self._found_nothing = not claimed
         if len(claimed) >= limit:
             self._ear.rise()
@@ -104,7 +107,8 @@ class SqliteConsumer:
         self._require_open()
         unit = _Unit(self._transport.pack(publish) if publish else [], joined)
         if publish:
-            self._guard(store.require_targets, self._conn, unit.publish)  # now, while the caller can still be told
+            # Now, while the caller can still be told.
+            self._guard(patiently, lambda: store.require_targets(self._conn, unit.publish), self._path)
         for settlement in batch:
             id = self._held.pop(settlement.tag, None)
             if id is None:
@@ -151,10 +155,11 @@ class SqliteConsumer:
         if self._closed:
             return
         self.stop()
+        deadline = time.monotonic() + CLOSE_S
         try:
             if self._pending:
                 self._write(0, CLOSE_S)
-            self._leave()
+            self._leave(deadline - time.monotonic())
         except (StoreTrouble, TransportLost, sqlite3.Error):
             pass  # the file is gone or locked, or we were given up: letting go of the page gives all back just as well
         self._closed = True
@@ -170,8 +175,22 @@ class SqliteConsumer:
     # -- one pass -----------------------------------------------------------------------------------------
 
     def _look(self) -> bool:
-        found, self._due = store.look(self._conn, self._queues, time.time())
+        found, self._due = patiently(lambda: store.look(self._conn, self._queues, time.time()), self._path)
         return found
+
+    def _try_to_write(self, limit: int) -> list[Claimed]:
+        """`_write`, unless somebody keeps the file locked; the next pass then tries again."""
+        try:
+            claimed = self._write(limit, PATIENCE_S)
+        except StoreTrouble as exc:
+            now = time.monotonic()
+            self._locked_since = self._locked_since or now
+            if exc.kind != "locked" or now - self._locked_since > LOCK_TIMEOUT_S:
+                raise
+            self._ear.poke()
+            return []
+        self._locked_since = None
+        return claimed
 
     def _write(self, limit: int, timeout_s: float) -> list[Claimed]:
         """Do what is pending and claim, in one transaction."""
@@ -255,9 +274,9 @@ class SqliteConsumer:
             raise
         self._poller.watch(self._ear.fd)
 
-    def _leave(self) -> None:
+    def _leave(self, timeout_s: float) -> None:
         """Give back what is unsettled: as lost, for nobody can say here what had been started."""
-        begin(self._conn, self._path, CLOSE_S)
+        begin(self._conn, self._path, timeout_s)
         queues = store.remove_owner(self._conn, self._owner)
         self._conn.execute("COMMIT")
         self._transport.bell.ring(map(queue_topic, queues))
@@ -276,12 +295,17 @@ class SqliteConsumer:
             raise StoreTrouble("lost", f"{self._path} was removed or replaced while in use.")
         if self._ear.is_given_up():
             raise self._given_up()
-        for owner, page in store.owners(self._conn):
+        for owner, page in patiently(lambda: store.owners(self._conn), self._path):
             if owner != self._owner and not is_alive(self._folder, page, LEASE_S):
                 self._take_over(owner, page)
 
     def _take_over(self, owner: int, page: str) -> None:
-        begin(self._conn, self._path, LOCK_TIMEOUT_S)
+        try:
+            begin(self._conn, self._path, PATIENCE_S)
+        except StoreTrouble as exc:
+            if exc.kind == "locked":
+                return  # half a second later we are here again
+            raise
         try:
             # Once more, now that nobody can write: it may have woken up meanwhile.
             queues = set() if is_alive(self._folder, page, LEASE_S) else store.remove_owner(self._conn, owner)

@@ -47,9 +47,8 @@ class SqliteTransport:
 
     def declare(self, queues: Sequence[QueueSpec]) -> None:
         with self.errors():
-            with self.database.connection() as conn:
-                if store.is_declared(conn, queues):
-                    return
+            if self.database.read(lambda conn: store.is_declared(conn, queues)):
+                return
             with self.database.transaction() as conn:
                 store.declare(conn, queues)
 
@@ -68,13 +67,13 @@ class SqliteTransport:
             dropped += some
 
     def depth(self, queue: str) -> int:
-        with self.errors(), self.database.connection() as conn:
-            return store.depth(conn, queue, time.time())
+        with self.errors():
+            return self.database.read(lambda conn: store.depth(conn, queue, time.time()))
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """What was set aside from this queue, oldest first."""
-        with self.errors(), self.database.connection() as conn:
-            return store.dead_letters(conn, queue)
+        with self.errors():
+            return self.database.read(lambda conn: store.dead_letters(conn, queue))
 
     def read_head(self, raw: bytes) -> Head | Malformed:
         return envelope.read_head(raw)

@@ -58,7 +58,8 @@ class Ear:
         self.fd = os.open(self._fifo_path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._lock_fd = os.open(self._page_path + ".new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        os.ftruncate(self._lock_fd, _PAGE_BYTES)
+        # Written, not just stretched: a full disk is then an error here, not a fatal signal at the first store.
+        os.write(self._lock_fd, bytes(_PAGE_BYTES))
         self._page = mmap.mmap(self._lock_fd, _PAGE_BYTES)
         self._wanted = [0] * _PAGE_BYTES
         self.live()
@@ -111,7 +112,10 @@ class Ear:
 
     def is_given_up(self) -> bool:
         """Whether others have taken us for dead: they remove our page first."""
-        return os.fstat(self._lock_fd).st_nlink == 0
+        try:
+            return os.fstat(self._lock_fd).st_nlink == 0
+        except OSError:
+            return False  # closed at this moment by its own thread
 
     def close(self) -> None:
         if self.is_open:
@@ -210,6 +214,8 @@ class Bell:
         """In a forked child: another thread of the parent may have had the lock at that moment."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        for listener in list(self._listeners.values()):
+            listener.close()
         self._listeners = {}
         self._seen_ns = 0
 
