@@ -19,6 +19,7 @@ import select
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -560,7 +561,9 @@ class PoolConformance:
 
     def test_P7_slots_end_when_their_worker_is_killed(self, tmp_path: Path) -> None:
         pids_file = tmp_path / "pids"
-        worker = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads of earlier tests; the child needs none
+            worker = os.fork()
         if worker == 0:
             self._be_a_worker(pids_file)
         try:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,6 +156,21 @@ def test_what_is_printed_before_a_fork_is_printed_once(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout, done.stderr) == ("before\n", "")
+
+
+def test_a_pool_may_live_in_a_thread_of_its_own() -> None:
+    outcomes: list[str] = []
+
+    def work() -> None:
+        with started() as driver:
+            jobs = [job("sleep 5", soft_limit_s=0.1), job("kill 9"), *(brief() for _ in range(10))]
+            driver.submit(*jobs)
+            outcomes.extend(driver.outcomes(jobs))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert outcomes == ["failed", "lost"] + ["succeeded"] * 10
 
 
 # -- replacing children ---------------------------------------------------------------------------------------
