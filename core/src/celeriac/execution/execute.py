@@ -105,6 +105,7 @@ class TaskProgram:
         self._store: ResultStore = app.backend
         self._fingerprint: str = app.results_fingerprint
         self._told: dict[str, int] = {}
+        self._request_now: Context | None = None
         self._parent_pid = os.getpid()
         self._pid = self._parent_pid
 
@@ -127,6 +128,13 @@ class TaskProgram:
 
     def run(self, job: Job, emit: Emit) -> JobReport:
         """See `SlotProgram.run`."""
+        self._request_now = None
+        try:
+            return self._run(job, emit)
+        except BaseException as exc:  # after the task: a hook, a limit that struck late, a bug of ours
+            return self._failed_internally(job, exc)
+
+    def _run(self, job: Job, emit: Emit) -> JobReport:
         started = _clock()
         try:
             payload = self._unpack(job.raw)
@@ -137,7 +145,7 @@ class TaskProgram:
             return JobReport(job.token, "rejected", detail=str(exc), dead=f"unknown task: {exc}")
         except (ValueError, KeyError, TypeError, SecurityError) as exc:
             return JobReport(job.token, "rejected", detail=str(exc), dead=f"malformed: {exc}")
-        request = self._request(job, payload, args, kwargs, embed, headers, emit)
+        request = self._request_now = self._request(job, payload, args, kwargs, embed, headers, emit)
         if request.chord:
             text = "it is part of a chord, which this version cannot join"
             return JobReport(job.token, "rejected", detail=text, dead=f"unsupported: {text}")
@@ -312,6 +320,26 @@ class TaskProgram:
         if signals.task_failure.receivers:
             _send_failure(ready, request, exc, info)
         self._finish(ready, request, states.FAILURE, exc, info)
+        return report
+
+    def _failed_internally(self, job: Job, exc: BaseException) -> JobReport:
+        """The run ended in a way that no step foresaw: a failure like others, and said as such."""
+        request = self._request_now
+        report = JobReport(job.token, "failed", detail=bounded_repr(exc, 2048), traceback=_traceback(exc))
+        report.timed_out = isinstance(exc, SoftTimeLimitExceeded)
+        if request is not None and self._store.plugin is not None and not request.ignore_result:
+            report.stored = [self._failure(request, exc, report.traceback or "")]
+        if signals.task_internal_error.receivers and request is not None:
+            signals.task_internal_error.send(
+                sender=self._app.tasks.get(request.task),
+                task_id=request.id,
+                args=request.args,
+                kwargs=request.kwargs,
+                request=request,
+                exception=exc,
+                traceback=exc.__traceback__,
+                einfo=ExceptionInfo(exc, report.traceback or ""),
+            )
         return report
 
     def _failure(self, request: Context, exc: BaseException, traceback: str) -> StoredResult:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from celeriac.exceptions import OperationalError
+from celeriac.exceptions import ImproperlyConfigured, OperationalError, QueueNotFound
 from celeriac.messaging.notices import NOTICE
 from celeriac.messaging.routes import Router
 from celeriac.spec.backend import ResultBackend
@@ -240,9 +240,13 @@ class Link:
             queue = payload.route.queue
             if queue and queue not in self._declared:
                 notice = payload.headers.get("task") == NOTICE
-                spec = reply_queue_spec(queue) if notice else self._router.spec(queue)
-                self._try(self._transport.declare, [spec])
                 self._declared.add(queue)
+                try:
+                    spec = reply_queue_spec(queue) if notice else self._router.spec(queue)
+                    self._try(self._transport.declare, [spec])
+                except (ImproperlyConfigured, QueueNotFound) as exc:
+                    # It may well be there under other terms; if it is not, the broker refuses the message itself.
+                    _log.error("Cannot declare queue %s: %s", queue, exc)
 
     def _try(self, verb: Callable[..., Any], *args: Any) -> None:
         try:

@@ -37,6 +37,9 @@ from celeriac.worker.window import Window
 EXIT_OK: Final = 0
 EXIT_FORCED: Final = 1
 COLD_GRACE_S: Final = 2.0
+#: More unexpected errors than this within this time end the worker: something is wrong that a new link does not mend.
+MAX_SURPRISES: Final = 5
+SURPRISE_PERIOD_S: Final = 60.0
 
 _log = logging.getLogger("celeriac.worker")
 
@@ -109,6 +112,7 @@ class Worker:
         self.loop: Loop
         self.broker_info = ""
         self._extensions: list[PluginInfo] = []
+        self._surprises: list[float] = []
 
     # -- running --------------------------------------------------------------------------------------------
 
@@ -239,7 +243,7 @@ class Worker:
         self._tell_extensions("celeriac_worker_ready")
         try:
             while not self._asked:
-                loop.turn()
+                self._turn()
         except (WorkerShutdown, SystemExit, KeyboardInterrupt):
             self._asked += 1
         except WorkerTerminate:
@@ -265,6 +269,18 @@ class Worker:
         _log.info("Stopped: %d finished, %d given back%s.", ends.finished, ends.given_back, how)
         return EXIT_FORCED if left else EXIT_OK
 
+    def _turn(self) -> None:
+        """One turn of the loop. What nobody foresaw costs a new link, not the worker; but not for ever."""
+        try:
+            self.loop.turn()
+        except Exception as exc:
+            now = time.monotonic()
+            self._surprises = [moment for moment in self._surprises if now - moment < SURPRISE_PERIOD_S] + [now]
+            if len(self._surprises) > MAX_SURPRISES:
+                raise
+            _log.exception("unexpected error in the worker; its link to the broker is made anew")
+            self.link.lose(exc)
+
     def _tell_extensions(self, hook: str) -> None:
         if self._extensions:
             self.app.kernel.notify(hook, worker=self)
@@ -273,7 +289,7 @@ class Worker:
         """Go on until nothing runs, the seconds are over (None: no bound), or it was asked to stop so often."""
         ends = None if seconds is None else time.monotonic() + seconds
         while len(self.loop.flights) and self._asked < until_asked and (ends is None or time.monotonic() < ends):
-            self.loop.turn()
+            self._turn()
 
     # -- signals --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,238 @@
+"""The slot's pipeline: one report for every job, whatever is in it and whatever the task does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from celeriac import Celery, Task
+from celeriac.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celeriac.execution import execute
+from celeriac.execution.execute import TaskProgram
+from celeriac.spec import JobReport, envelope
+from celeriac.spec.data import Job
+
+
+@pytest.fixture
+def app(request: pytest.FixtureRequest) -> Celery:
+    place = f"memory://{request.node.name}"
+    return Celery("slot", broker=place, backend=place)
+
+
+def run(app: Celery, name: str, *args: Any, early: list[JobReport] | None = None, **options: Any) -> JobReport:
+    app.finalize()
+    forged = options.pop("forged", {})
+    payload = app.make_payload(name, args, {}, "id-1", {"reply_to": "client", **options})
+    payload.headers.update(forged)
+    program = TaskProgram(app, envelope.unpack, "w@h", detail=True)
+    seen: list[JobReport] = [] if early is None else early
+    return program.run(Job(7, envelope.pack(payload, "tag"), "celery"), seen.append)
+
+
+def result_in(report: JobReport) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(report.stored[-1].data)
+    return document
+
+
+def test_a_value_is_stored_in_celerys_form(app: Celery) -> None:
+    @app.task(name="add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    report = run(app, "add", 2, 3)
+    assert (report.token, report.outcome, report.detail) == (7, "succeeded", "5")
+    document = result_in(report)
+    assert list(document) == ["status", "result", "traceback", "children", "date_done", "task_id"]
+    assert (document["status"], document["result"], document["task_id"]) == ("SUCCESS", 5, "id-1")
+    assert report.stored[0].reply_to == "client"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b'{"headers": {}, "properties": {}, "body": "!!"}',
+        b'{"headers": {"task": "t", "id": "i"}, "properties": {"body_encoding": "rot13"}, "body": ""}',
+        b'{"headers": {"task": "t", "id": "i"}, "properties": {"body_encoding": "base64"}, "body": "e30="}',
+    ],
+)
+def test_bytes_that_are_no_call_are_set_aside(app: Celery, raw: bytes) -> None:
+    report = TaskProgram(app, envelope.unpack, "w@h", detail=False).run(Job(1, raw), lambda report: None)
+    assert report.outcome == "rejected"
+    assert report.dead.startswith(("malformed", "unknown task"))
+
+
+def test_a_content_type_that_is_not_accepted_is_set_aside(app: Celery) -> None:
+    app.task(name="t")(lambda: None)
+    report = run(app, "t", serializer="pickle")
+    assert report.outcome == "rejected"
+    assert "accept_content" in report.dead
+
+
+def test_a_chord_part_is_set_aside_rather_than_forgotten(app: Celery) -> None:
+    app.task(name="t")(lambda: None)
+    report = run(app, "t", chord={"task": "body", "args": [], "kwargs": {}, "options": {}})
+    assert "chord" in report.dead
+
+
+def test_results_that_cannot_be_stored_are_failures_that_say_why(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.task(name="odd")(lambda: object())
+    report = run(app, "odd")
+    assert report.outcome == "failed"
+    assert "odd returned what cannot be stored" in result_in(report)["result"]["exc_message"][0]
+    monkeypatch.setattr(execute, "MAX_RESULT_BYTES", 1000)
+    app.task(name="big")(lambda: "x" * 2000)
+    assert "larger than 1000" in result_in(run(app, "big"))["result"]["exc_message"][0]
+
+
+class Nasty(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text either")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("error", [Nasty("x"), SystemExit(3), KeyboardInterrupt(), MemoryError(), GeneratorExit()])
+def test_whatever_a_task_raises_is_a_failure(app: Celery, error: BaseException) -> None:
+    @app.task(name="t")
+    def t() -> None:
+        raise error
+
+    report = run(app, "t")
+    assert report.outcome == "failed"
+    assert result_in(report)["result"]["exc_type"] == type(error).__name__
+
+
+def test_a_limit_that_strikes_after_the_task_is_a_failure_too(app: Celery) -> None:
+    class Late(Task[..., Any]):
+        def on_success(self, *args: Any) -> None:
+            raise SystemExit("in a hook")
+
+        def after_return(self, *args: Any) -> None:
+            raise AssertionError("not reached")
+
+    app.task(name="t", base=Late)(lambda: 1)
+    report = run(app, "t")
+    assert report.outcome == "failed"
+    assert result_in(report)["status"] == "FAILURE"
+
+
+def test_a_soft_limit_is_marked(app: Celery) -> None:
+    @app.task(name="t")
+    def t() -> None:
+        raise SoftTimeLimitExceeded
+
+    assert run(app, "t").timed_out
+
+
+def test_hooks_that_raise_do_not_change_the_outcome(app: Celery) -> None:
+    class Clumsy(Task[..., Any]):
+        def on_success(self, *args: Any) -> None:
+            raise ValueError("hook")
+
+    app.task(name="t", base=Clumsy)(lambda: 1)
+    assert run(app, "t").outcome == "succeeded"
+
+
+def test_ignored_results_are_not_stored_but_errors_may_be(app: Celery) -> None:
+    @app.task(name="t", ignore_result=True, store_errors_even_if_ignored=True)
+    def t(fail: bool) -> int:
+        if fail:
+            raise ValueError
+        return 1
+
+    assert run(app, "t", False).stored == []
+    assert result_in(run(app, "t", True))["status"] == "FAILURE"
+    app.task(name="u")(lambda: 1)
+    assert run(app, "u", ignore_result=True).stored == []
+
+
+def test_a_retry_is_a_message_to_be_sent_and_a_state(app: Celery) -> None:
+    @app.task(name="t", bind=True)
+    def t(self: Any, n: int) -> None:
+        self.retry(countdown=30, exc=ValueError("later"))
+
+    report = run(app, "t", 5)
+    assert report.outcome == "retried"
+    (again,) = report.publish
+    assert (again.headers["id"], again.headers["retries"], again.headers["task"]) == ("id-1", 1, "t")
+    assert again.due is not None
+    assert again.route.queue == "celery"
+    assert json.loads(again.body)[0] == [5]
+    assert result_in(report)["status"] == "RETRY"
+
+
+def test_predicates(app: Celery) -> None:
+    @app.task(name="ignore")
+    def ignore() -> None:
+        raise Ignore
+
+    @app.task(name="reject")
+    def reject(again: bool) -> None:
+        raise Reject("no", requeue=again)
+
+    assert (run(app, "ignore").outcome, run(app, "ignore").stored) == ("ignored", [])
+    report = run(app, "reject", True)
+    assert (report.outcome, report.requeue, report.stored) == ("rejected", True, [])
+    report = run(app, "reject", False)
+    assert (report.requeue, result_in(report)["status"]) == (False, "FAILURE")
+
+
+def test_states_on_the_way_go_ahead_of_the_report(app: Celery) -> None:
+    @app.task(name="t", bind=True, track_started=True)
+    def t(self: Any) -> str:
+        self.update_state(state="HALFWAY", meta={"done": 0.5})
+        return "x"
+
+    early: list[JobReport] = []
+    assert run(app, "t", early=early).outcome == "succeeded"
+    assert [json.loads(report.stored[0].data)["status"] for report in early] == ["STARTED", "HALFWAY"]
+    assert {report.outcome for report in early} == {"progress"}
+
+
+def test_what_follows_a_value(app: Celery) -> None:
+    app.task(name="t")(lambda: 4)
+    callback = {"task": "cb", "args": [1], "kwargs": {}, "options": {"task_id": "cb-id", "queue": "other"}}
+    step = {"task": "next", "args": [], "kwargs": {}, "options": {"task_id": "step-id"}}
+    last = {"task": "last", "args": [9], "kwargs": {}, "options": {"task_id": "last-id"}, "immutable": True}
+    report = run(app, "t", link=[callback], chain=[last, step])
+    first, second = report.publish
+    assert (first.headers["id"], first.route.queue, json.loads(first.body)[0]) == ("cb-id", "other", [4, 1])
+    assert (second.headers["id"], json.loads(second.body)[0]) == ("step-id", [4])
+    assert json.loads(second.body)[2]["chain"] == [last]
+    assert {payload.headers["parent_id"] for payload in report.publish} == {"id-1"}
+
+
+def test_a_failed_step_fails_the_rest_of_its_chain_and_calls_errbacks(app: Celery) -> None:
+    seen: list[Any] = []
+
+    @app.task(name="t")
+    def t() -> None:
+        raise ValueError("broken")
+
+    @app.task(name="errback")
+    def errback(request: Any, exc: BaseException, traceback: str) -> None:
+        seen.append((request.id, str(exc)))
+
+    sigs = [
+        {"task": "errback", "args": [], "kwargs": {}, "options": {}},
+        {"task": "elsewhere", "args": [], "kwargs": {}, "options": {"task_id": "eb"}},
+    ]
+    rest = [{"task": "next", "args": [], "kwargs": {}, "options": {"task_id": "step-id"}}]
+    report = run(app, "t", link_error=sigs, chain=rest)
+    assert [stored.task_id for stored in report.stored] == ["id-1", "step-id"]
+    assert seen == [("id-1", "broken")]
+    assert json.loads(report.publish[0].body)[0] == ["id-1"]
+
+
+def test_a_client_that_looks_elsewhere_for_results_is_told(app: Celery) -> None:
+    app.task(name="t")(lambda: 1)
+    report = run(app, "t", forged={"x-celeriac-results": "redis://elsewhere"})
+    (notice,) = report.publish
+    assert notice.route.routing_key == "client"
+    assert "redis://elsewhere" in json.loads(notice.body)[0][0]["result"]["exc_message"][0]
+    assert run(app, "t").publish == []
