@@ -7,12 +7,11 @@ Source: Celery 5.7's rpc backend; the queue and the message are the same, so bot
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-
-import structlog
 
 from celeriac.exceptions import (
     BackendLost,
@@ -32,7 +31,7 @@ MAX_QUEUE_BYTES: Final = 255
 #: The `task` header of core's notice that a worker keeps results elsewhere.
 NOTICE: Final = "celeriac.notice"
 
-log = structlog.get_logger(__name__)
+_log = logging.getLogger("celeriac.backend.rpc")
 
 
 class RpcBackend:
@@ -102,7 +101,7 @@ class RpcBackend:
         if not result.reply_to:
             return False
         if len(result.reply_to.encode("utf-8", "surrogatepass")) > MAX_QUEUE_BYTES:
-            log.warning("reply.dropped", task_id=result.task_id, reason="no queue has so long a name")
+            _log.warning("The result of %s was dropped: no queue can have the name to reply to.", result.task_id)
             return False
         return True
 
@@ -165,7 +164,7 @@ class RpcBackend:
             problem: object = f"a reply to {task_id!r} with state {state!r}"
         except (ValueError, TypeError, KeyError, IndexError, SecurityError) as exc:
             problem = exc
-        log.warning("reply.malformed", error=str(problem))
+        _log.warning("Something in the reply queue is no reply and was dropped: %s", problem)
         return None
 
     def _open_notice(self, payload: Payload) -> bytes:

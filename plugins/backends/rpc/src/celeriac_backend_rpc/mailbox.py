@@ -11,6 +11,7 @@ is room for `UNREAD_KEPT`, the last `READ_KEPT` of the others too.
 
 from __future__ import annotations
 
+import logging
 import select
 import threading
 import time
@@ -18,8 +19,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
-
-import structlog
 
 from celeriac.exceptions import OperationalError
 from celeriac.spec import Consumer, Delivery, Host, Settlement, reply_queue_spec
@@ -34,7 +33,7 @@ GRACE_S: Final = 0.02
 #: While the broker is away, it is tried again so often.
 RETRY_S: Final = 0.5
 
-log = structlog.get_logger(__name__)
+_log = logging.getLogger("celeriac.backend.rpc")
 
 
 class Poller:
@@ -180,7 +179,7 @@ class Mailbox:
             self._let_go()
             if not self._is_away:
                 self._is_away = True
-                log.warning("replies.lost", error=str(exc), action="opened again; answers sent meanwhile are gone")
+                _log.warning("Lost the reply queue: %s. Opening it again; results sent meanwhile are gone.", exc)
             if timeout_s > 0:
                 time.sleep(min(timeout_s, RETRY_S))
         finally:
@@ -225,7 +224,7 @@ class Mailbox:
             try:
                 consumer.renew()
             except OperationalError as exc:
-                log.debug("replies.not_renewed", error=str(exc))  # the next to read meets it too, and opens anew
+                _log.debug("Reply queue not kept alive: %s", exc)  # the next to read meets it too, and opens anew
             self._look_in()
 
     # -- the shelf --------------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ class Mailbox:
                     news.append((task_id, data))
                     self._mark_read(task_id)
             if len(self._unread) > UNREAD_KEPT:
-                log.warning("replies.dropped", count=len(self._unread) - UNREAD_KEPT, reason="nobody asked for them")
+                _log.warning("%d results that nobody asked for were dropped.", len(self._unread) - UNREAD_KEPT)
             _shrink(self._unread, UNREAD_KEPT)
             self._changed.notify_all()
 
@@ -273,7 +272,7 @@ class Mailbox:
         try:
             self._let_go()
         except OperationalError as exc:
-            log.debug("replies.closed", error=str(exc))  # it was gone already
+            _log.debug("Reply queue not closed in good order: %s", exc)  # it was gone already
         finally:
             with self._changed:
                 self._has_reader = False

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import structlog
 from msgspec import Struct
 
 from celeriac.exceptions import PublishRejected, TransportLost, TransportUnreachable
@@ -51,7 +51,7 @@ MAX_ERROR_CHARS: Final = 8192
 #: How the exchange begins through which a delayed message came, whichever level was its last.
 _DELAYED: Final = b"celery_delayed_"
 
-log = structlog.get_logger(__name__)
+_log = logging.getLogger("celeriac.broker.amqp")
 
 
 class _Subscription(Struct):
@@ -277,7 +277,7 @@ class AmqpConsumer:
             subscription = self._by_tag.get(tag.encode())
             if subscription is None or subscription.tags[-1] != tag or self._stopped:
                 continue
-            log.warning("queue.lost", queue=subscription.spec.name, broker=self._link.where, action="declared anew")
+            _log.warning("Queue %s is gone from %s; declaring it anew.", subscription.spec.name, self._link.where)
             self._declare(self._link, subscription.spec)
             self._consume(subscription)
 
@@ -405,7 +405,7 @@ class AmqpConsumer:
             problem = f"headers of {len(item.header)} bytes"
         except PublishRejected as exc:
             problem = str(exc)
-        log.error("publish.impossible", task=str(payload.headers.get("task")), error=problem)
+        _log.error("A message that follows from a task cannot be sent and is set aside: %s", problem)
         reason = {
             "x-celeriac-reason": "unsendable",
             "x-celeriac-error": problem[:MAX_ERROR_CHARS],
@@ -433,7 +433,7 @@ class AmqpConsumer:
             if len(header) <= self._max_header_bytes:
                 return Item(route, header, body)
         except ValueError as exc:
-            log.debug("message.malformed", queue=delivery.queue, error=str(exc))
+            _log.debug("A dead letter of %s is kept whole, for its headers cannot be read: %s", delivery.queue, exc)
         return Item(route, message.with_headers(message.bare_header(delivery.raw), reason), delivery.raw)
 
     def _delay(self, delivery: Delivery, settlement: Settlement) -> Item | None:
@@ -450,7 +450,7 @@ class AmqpConsumer:
             header = message.with_due(header, due, headers, {message.LOST_HEADER: lost} if lost else {})
             methods.short_text(message.delay_key(0, delivery.queue))
         except ValueError as exc:  # unreadable, or its queue has a name too long to be delayed: held here
-            log.debug("message.held", queue=delivery.queue, error=str(exc))
+            _log.debug("A message of %s waits here, for the broker cannot hold it: %s", delivery.queue, exc)
             self._keep(delivery, settlement)
             return None
         return Item(route, header, body, True, due)
@@ -514,7 +514,7 @@ class AmqpConsumer:
     def _take_refusals(self, publisher: Publisher) -> None:
         """Full queues: what they refused is tried again, and its deliveries stay ours until it is taken."""
         refused, publisher.refused = publisher.refused, []
-        log.warning("publish.refused", count=len(refused), broker=self._link.where, retry_in_s=REFUSED_WAIT_S)
+        _log.warning("%d message(s) were refused by a full queue at %s; trying again.", len(refused), self._link.where)
         for sequence in refused:
             for held in self._held:
                 if held.first <= sequence < held.first + len(held.items):
@@ -530,8 +530,8 @@ class AmqpConsumer:
         items = []
         for text, record in unroutable:
             exchange, routing_key, header, body = message.split_record(record)
-            log.error("publish.unroutable", exchange=exchange, routing_key=routing_key, broker=self._link.where)
             error = f"{text} for exchange {exchange!r}, routing key {routing_key!r}"
+            _log.error("A message that follows from a task found no queue and is set aside: %s", error)
             reason = {"x-celeriac-reason": "unroutable", "x-celeriac-error": error, "x-celeriac-time": time.time()}
             name = topology.dead_queue(routing_key or exchange)
             items.append(Item(Route(name), message.with_headers(header, reason), body))
@@ -581,7 +581,7 @@ class AmqpConsumer:
             self.stop()
             self.flush(CLOSE_TIMEOUT_S)
         except TransportLost as exc:
-            log.debug("consumer.closed", broker=self._link.where, error=str(exc))  # the broker takes all back by itself
+            _log.debug("The broker takes back by itself what was unsettled: %s", exc)
         links = [self._link] if self._publisher is None else [self._publisher.link, self._link]
         for link in links:
             if link.fileno() >= 0:

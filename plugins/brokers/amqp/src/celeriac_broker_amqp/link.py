@@ -10,6 +10,7 @@ A link belongs to one thread at a time, `beat` excepted.
 
 from __future__ import annotations
 
+import logging
 import select
 import ssl
 import threading
@@ -17,8 +18,6 @@ import time
 from collections import deque
 from struct import Struct
 from typing import Any, Final, NoReturn
-
-import structlog
 
 from celeriac.exceptions import TransportLost
 from celeriac_broker_amqp import methods
@@ -36,7 +35,7 @@ _DELIVER: Final = methods.BASIC_DELIVER.to_bytes(4, "big")
 #: What a non-blocking socket says when it has nothing to give or cannot take more.
 _NOT_NOW: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
-log = structlog.get_logger(__name__)
+_log = logging.getLogger("celeriac.broker.amqp")
 
 
 class ChannelClosed(Exception):
@@ -372,7 +371,7 @@ class Link:
     def _dispatch_connection(self, method: int, arguments: bytes) -> None:
         if method == methods.CONNECTION_BLOCKED:
             self.blocked = methods.read_short_text(arguments)[0] or "blocked"
-            log.warning("transport.blocked", broker=self.where, reason=self.blocked)
+            _log.warning("RabbitMQ at %s takes no messages for now: %s", self.where, self.blocked)
         elif method == methods.CONNECTION_UNBLOCKED:
             self.blocked = ""
         elif method == methods.CONNECTION_CLOSE:

@@ -14,11 +14,11 @@ Source: RabbitMQ's publisher confirms; mandatory messages as in AMQP 0-9-1, basi
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import structlog
 from msgspec import Struct
 
 from celeriac.exceptions import ImproperlyConfigured, PublishRejected, PublishUncertain, TransportLost
@@ -46,7 +46,7 @@ MAX_DELAYED_BYTES: Final = topology.MAX_NAME_BYTES - 2 * DELAY_BITS
 #: No such exchange, no permission: the broker closes the channel, and the message is not stored.
 REFUSALS: Final = frozenset({methods.NOT_FOUND, methods.ACCESS_REFUSED})
 
-log = structlog.get_logger(__name__)
+_log = logging.getLogger("celeriac.broker.amqp")
 
 
 class Item(Struct):
@@ -73,10 +73,9 @@ def make_item(payload: Payload) -> Item:
     """
     route = payload.route
     name_bytes = len(route.routing_key.encode("utf-8", "surrogatepass"))
-    if name_bytes > topology.MAX_NAME_BYTES:
-        raise PublishRejected(
-            f"message was not sent: AMQP has no names like {route.routing_key[:40]!r}…, over 255 bytes"
-        )
+    if name_bytes > topology.MAX_NAME_BYTES or len(route.exchange) > topology.MAX_NAME_BYTES:
+        name = max(route.routing_key, route.exchange, key=len)
+        raise PublishRejected(f"message was not sent: AMQP has no names like {name[:40]!r}…, over 255 bytes")
     mandatory = payload.properties.get("mandatory", True) is not False and route.exchange_type != "fanout"
     header = pack_header(payload)
     due = payload.due
@@ -257,7 +256,7 @@ class Publisher:
             self.unroutable.append((text, record))
             return
         if routing_key not in self._declared:
-            log.info("queue.declared", queue=routing_key, broker=self.link.where, reason="a message found it missing")
+            _log.info("A message found no queue %s at %s; declaring it.", routing_key, self.link.where)
             self._declare(routing_key)
             self._declared.add(routing_key)
         self._again.add(record)
@@ -271,7 +270,7 @@ class Publisher:
             topology.declare(self.link, self._find_queue(queue))
         except ImproperlyConfigured as exc:
             # Somebody else made it a moment ago, and differently: it is there, which is all a publisher needs.
-            log.warning("queue.differs", queue=queue, error=str(exc))
+            _log.warning("%s", exc)
 
     # -- frames -----------------------------------------------------------------------------------------------
 

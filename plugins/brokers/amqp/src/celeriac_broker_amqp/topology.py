@@ -9,13 +9,12 @@ Source: kombu 5.7's entities and its `native_delayed_delivery`; captured from a 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from struct import Struct
 from typing import Final
-
-import structlog
 
 from celeriac.exceptions import ImproperlyConfigured, TransportLost
 from celeriac.spec import QueueSpec
@@ -30,7 +29,7 @@ DEAD_KEEP_MS: Final = 7 * 24 * 3600 * 1000
 DEAD_KEEP_COUNT: Final = 10_000
 
 _counts = Struct(">II").unpack_from
-log = structlog.get_logger(__name__)
+_log = logging.getLogger("celeriac.broker.amqp")
 
 
 @contextmanager
@@ -194,7 +193,7 @@ def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
         except ChannelClosed as exc:
             if exc.code != methods.PRECONDITION_FAILED:
                 raise TransportLost(f"delay queue {name!r} at {link.where}: {exc}") from exc
-            log.info("delays.kept", queue=name, reason=exc.text)
+            _log.info("Delay queue %s is there already, and is used as it is: %s", name, exc.text)
         _ask(
             link,
             methods.bind_queue(name, name, "*." * (DELAY_BITS - 1 - level) + "1.#"),
