@@ -27,6 +27,11 @@ class Counts:
     latency: int = 300
     paced: int = 600
 
+    @property
+    def bulk(self) -> int:
+        """Part of what is drained, for the peers that can send it in bulk."""
+        return max(1000, self.drain // 2)
+
     def scaled(self, part: float) -> Counts:
         """The same, smaller; never so small that a median means nothing."""
         return Counts(
@@ -43,7 +48,8 @@ class Setup:
     """One peer in one configuration.
 
     `workers` has one command per process to start; its first word is a program of the peer's venv. `counts` is by
-    broker, for the brokers this configuration runs on; `without` names the workloads it cannot do on a broker.
+    broker, for the brokers this configuration runs on; `without` names the workloads it cannot do on a broker; `bulk`
+    says that it has a way to send many calls together; `quick`, that the quick run has it.
     """
 
     peer: str
@@ -54,6 +60,7 @@ class Setup:
     note: str
     env: Mapping[str, str] = field(default_factory=dict)
     without: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    bulk: bool = False
     quick: bool = True
 
     @property
@@ -63,6 +70,8 @@ class Setup:
 
     def can(self, broker: str, workload: str) -> bool:
         """Whether this configuration takes part in a workload on a broker."""
+        if workload == "bulk" and not self.bulk:
+            return False
         return broker in self.counts and workload not in self.without.get(broker, frozenset())
 
 
@@ -76,8 +85,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
 }
 """What goes into each peer's venv. `raw` measures the limits of the machine, `tools` is for `hotspots.py`."""
 
-_NO_BULK = frozenset({"bulk"})
-_NO_REPLIES = frozenset({"bulk", "results", "latency"})  # no result store that lives on RabbitMQ
+_NO_REPLIES = frozenset({"results", "latency"})  # no result store that lives on RabbitMQ
 
 _CELERY_ALONE = "--without-gossip --without-mingle --without-heartbeat"
 
@@ -92,8 +100,8 @@ SETUPS: tuple[Setup, ...] = (
             "rabbitmq": Counts(enqueue=3000, drain=16000, results=3000, latency=500),
             "sqlite": Counts(enqueue=3000, drain=24000, results=4000, latency=500),
         },
+        bulk=True,
         note="defaults of `worker -P prefork -c 2`: at least once, acknowledged after the result is stored",
-        without=dict.fromkeys(BROKERS, _NO_BULK),
     ),
     Setup(
         peer="celery",
@@ -104,8 +112,8 @@ SETUPS: tuple[Setup, ...] = (
             "redis": Counts(enqueue=1200, drain=1500, results=400, latency=200),
             "rabbitmq": Counts(enqueue=1500, drain=2500, results=600, latency=200),
         },
+        bulk=True,
         note="defaults of `worker -c 2`: prefork, prefetch × 4, acknowledges before it runs",
-        without=dict.fromkeys(BROKERS, _NO_BULK),
     ),
     Setup(
         peer="celery",
@@ -120,8 +128,8 @@ SETUPS: tuple[Setup, ...] = (
             "redis": Counts(enqueue=1200, drain=2000, results=400, latency=200),
             "rabbitmq": Counts(enqueue=1500, drain=5000, results=600, latency=200),
         },
+        bulk=True,
         note="tuned: 2 processes of `worker -P solo`, prefetch × 128, no gossip, mingle, heartbeat",
-        without=dict.fromkeys(BROKERS, _NO_BULK),
     ),
     Setup(
         peer="celery",
@@ -136,8 +144,8 @@ SETUPS: tuple[Setup, ...] = (
             "redis": Counts(enqueue=1200, drain=2000, results=400, latency=200),
             "rabbitmq": Counts(enqueue=1500, drain=4000, results=600, latency=200),
         },
+        bulk=True,
         note="tuned: 2 processes of `worker -P threads -c 8`, prefetch × 32, no gossip, mingle, heartbeat",
-        without=dict.fromkeys(BROKERS, _NO_BULK),
         quick=False,
     ),
     Setup(
@@ -150,7 +158,7 @@ SETUPS: tuple[Setup, ...] = (
             "rabbitmq": Counts(enqueue=3000, drain=5000),
         },
         note="`-p 2 -t 8` (default threads), default middleware",
-        without={"redis": _NO_BULK, "rabbitmq": _NO_REPLIES},
+        without={"rabbitmq": _NO_REPLIES},
     ),
     Setup(
         peer="dramatiq",
@@ -163,7 +171,7 @@ SETUPS: tuple[Setup, ...] = (
         },
         note="`-p 2 -t 1`, no middleware (no retries, no time limits), prefetch 1,000",
         env={"dramatiq_queue_prefetch": "1000"},
-        without={"redis": _NO_BULK, "rabbitmq": _NO_REPLIES},
+        without={"rabbitmq": _NO_REPLIES},
     ),
     Setup(
         peer="huey",
@@ -175,7 +183,6 @@ SETUPS: tuple[Setup, ...] = (
             "sqlite": Counts(enqueue=2000, drain=4000, results=800),
         },
         note="`-k process -w 2`; Redis: blocking pop, pushed results; SQLite: polls every 5-50 ms; at most once",
-        without=dict.fromkeys(BROKERS, _NO_BULK),
     ),
     Setup(
         peer="huey",
@@ -187,7 +194,6 @@ SETUPS: tuple[Setup, ...] = (
             "sqlite": Counts(enqueue=2000, drain=3000, results=800),
         },
         note="`-k thread -w 4`: one process; otherwise as huey:process",
-        without=dict.fromkeys(BROKERS, _NO_BULK),
     ),
     Setup(
         peer="taskiq",
@@ -198,7 +204,6 @@ SETUPS: tuple[Setup, ...] = (
             "redis": Counts(enqueue=2000, drain=5000, results=800),
         },
         note="`-w 2 --no-parse`, ListQueueBroker (blocking pop: at most once), orjson, uvloop; client polls every 1 ms",
-        without={"redis": _NO_BULK},
     ),
     Setup(
         peer="taskiq",
@@ -209,7 +214,6 @@ SETUPS: tuple[Setup, ...] = (
             "redis": Counts(enqueue=2000, drain=4000, results=800),
         },
         note="the same with RedisStreamBroker (100 a read, acknowledged: at least once)",
-        without={"redis": _NO_BULK},
     ),
     Setup(
         peer="taskiq",

@@ -170,7 +170,7 @@ def run_cold(setup: Setup, place: Place, folder: Path, workloads: frozenset[str]
     for verb in ("enqueue", "bulk"):
         if verb in workloads and setup.can(place.broker, verb):
             before = cpu_of_tree(place.server_pids)
-            report = bench.client(verb, counts.enqueue)
+            report = bench.client(verb, counts.enqueue if verb == "enqueue" else counts.bulk)
             server_s = cpu_of_tree(place.server_pids) - before
             sent += report["sent"]
             cell.counts[verb] = report["n"]

@@ -1,4 +1,4 @@
-"""celeriac: `celery_app.py` with its import changed; many results are read with `ResultSet.get`, as one would."""
+"""celeriac: `celery_app.py` with its import changed; many calls are a `group`, sent in bulk and read together."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import time
 import meter
 from environment import BROKER_URL, QUEUE, RESULT_URL
 
-from celeriac import Celery
-from celeriac.result import ResultSet
-from celeriac.utils.ids import uuid
+from celeriac import Celery, group
 
 app = Celery("bench", broker=BROKER_URL, backend=RESULT_URL or None)
 app.conf.update(task_default_queue=QUEUE, broker_connection_retry_on_startup=True)
@@ -43,16 +41,12 @@ def enqueue(n: int) -> None:
         noop.delay()
 
 
-def fill(n: int) -> None:
-    """Untimed preparation of a drain, through the producer that `delay` uses: many payloads to a send."""
-    for first in range(0, n, 500):
-        size = min(500, n - first)
-        app.producer.send([app.make_payload(noop.name, (), {}, uuid(), {}) for _ in range(size)])
+def bulk(n: int) -> None:
+    group(noop.s() for _ in range(n)).apply_async()
 
 
 def results(n: int) -> list[int]:
-    sent = [echo.delay(value) for value in range(n)]
-    return ResultSet(sent).get(timeout=60)
+    return group(echo.s(value) for value in range(n)).apply_async().get(timeout=60)
 
 
 def roundtrip(n: int) -> list[float]:
