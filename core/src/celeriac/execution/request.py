@@ -21,7 +21,7 @@ KNOWN_HEADERS = frozenset(
 class Context:
     """The request of one run; fields may be set freely.
 
-    Fields: see `docs/reference/request.md`. Beyond Celery's there are `attempt` (1 for the first; one more for each
+    Fields: see `docs/reference/tasks.md`. Beyond Celery's there are `attempt` (1 for the first; one more for each
     worker that was lost while it had the message) and `fencing_token` (`(id, attempt)`: a later attempt's is greater).
     """
 
