@@ -458,6 +458,17 @@ def test_a_busy_consumer_is_not_woken(transport: SqliteTransport, bench: Bench, 
     assert time.monotonic() - started > 0.25
 
 
+def test_a_message_for_much_later_wakes_nobody(transport: SqliteTransport, bench: Bench, open_consumer: Open) -> None:
+    consumer = open_consumer()
+    assert consumer.receive(1) == []
+    transport.send([make_payload("q", due=time.time() + 60)])
+    started = time.monotonic()
+    bench.sleep(consumer, 0.3)
+    assert time.monotonic() - started > 0.25
+    transport.send([make_payload("q", due=time.time() + 0.4)])
+    assert len(bench.take(consumer, 1, 1.5)) == 1
+
+
 # -- the file ---------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,8 @@ ERROR_CHARS: Final = 8192
 #: Delayed messages made ready in one transaction, and messages dropped in one: bounds for how long it may take.
 RIPE_PER_STEP: Final = 1_000
 PURGED_PER_STEP: Final = 10_000
+#: Listeners are told of a delayed message that is due sooner than this; of others they learn when they look again.
+SOON_S: Final = 1.0
 _LAST_ID: Final = 2**63 - 1
 
 
@@ -98,7 +100,7 @@ def pack(payload: Payload, raw: bytes) -> Packed:
 
 
 def put(conn: sqlite3.Connection, messages: Sequence[Packed], now: float) -> set[str]:
-    """Write these messages; return the queues that have something new, or soon will.
+    """Write these messages; return the queues whose listeners must know of it now.
 
     Raises:
         PublishRejected: No queue is bound for one of them; the caller rolls back.
@@ -116,7 +118,8 @@ def put(conn: sqlite3.Connection, messages: Sequence[Packed], now: float) -> set
                 ready.append((queue, rank, last))
             else:
                 delayed.append((due, last, queue, rank))
-            changed.add(queue)
+            if due is None or due <= now + SOON_S:
+                changed.add(queue)
     conn.executemany("INSERT INTO celeriac_messages VALUES (?, ?)", bodies)
     if ready:
         conn.executemany("INSERT INTO celeriac_ready VALUES (?, ?, ?, 1, 0)", ready)
