@@ -22,7 +22,7 @@ import sys, time
 from celeriac.spec import QueueSpec
 from celeriac.testing.kit import Bench
 from celeriac_broker_redis.transport import make_transport
-bench, transport = Bench(), make_transport(sys.argv[1], {"broker_transport_options": {"lease": 1.0}})
+bench, transport = Bench(), make_transport(sys.argv[1], {"broker_transport_options": {"lease": sys.argv[2]}})
 consumer = transport.consumer([QueueSpec("celery")], owner="victim", poller=bench, window=8)
 taken = bench.take(consumer, 2)
 while not consumer._waits.armed:
@@ -164,6 +164,23 @@ def test_cut_again_and_again_every_message_is_done_once(desk: Any, server: Any) 
     assert server.call("HLEN", "unacked") == 0
 
 
+def test_a_busy_consumer_notices_a_cut_and_does_not_spin(desk: Any) -> None:
+    consumer = desk.consumer()
+    desk.send("a", "b", priority=9)
+    desk.idle(consumer)
+    held = desk.receive(consumer, 2)
+    time.sleep(1.1)
+    kill_connections(desk)
+    wakes = 0
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        assert consumer.receive(0) == []
+        desk.sleepers[consumer].sleep(0.1)
+        wakes += 1
+    assert wakes < 20
+    desk.settle(consumer, held)
+
+
 def test_a_server_that_forgot_the_scripts_is_told_again(desk: Any, server: Any) -> None:
     consumer = desk.consumer()
     desk.send("a")
@@ -276,7 +293,7 @@ def test_a_server_without_its_data_is_no_reason_to_stop(desk: Any, server: Any) 
 def test_a_killed_worker_s_messages_come_back_flagged_and_in_order(redis_url: str, desks: Any, server: Any) -> None:
     desk = desks(redis_url, lease=1.0)
     desk.send("a", "b")
-    victim = subprocess.Popen([sys.executable, "-c", VICTIM, redis_url], stdout=subprocess.PIPE, text=True)
+    victim = subprocess.Popen([sys.executable, "-c", VICTIM, redis_url, "1"], stdout=subprocess.PIPE, text=True)
     try:
         assert victim.stdout is not None
         assert victim.stdout.readline() == "ready\n"
@@ -296,6 +313,58 @@ def test_a_killed_worker_s_messages_come_back_flagged_and_in_order(redis_url: st
     assert [delivery.head.id for delivery in found if delivery.head.id != "c"] == ["a", "b"]
     assert {(delivery.attempt, delivery.redelivered) for delivery in found} == {(2, True)}
     desk.settle(consumer, found)
+    assert server.call("HLEN", "unacked") == 0
+
+
+def test_a_killed_process_is_noticed_long_before_its_lease_ends(
+    redis_url: str, desks: Any, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celeriac_broker_redis.leases.FRESH_SERVER_S", 0)
+    desk = desks(redis_url, lease=60)
+    desk.send("a", "b")
+    victim = subprocess.Popen([sys.executable, "-c", VICTIM, redis_url, "60"], stdout=subprocess.PIPE, text=True)
+    found: list[Any] = []
+
+    def look() -> bool:
+        server.call("DEL", "celeriac.sweep")
+        consumer.renew()
+        found.extend(desk.receive(consumer, 2 - len(found), within_s=0.1))
+        return len(found) == 2
+
+    try:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "ready\n"
+        consumer = desk.consumer()
+        time.sleep(2.2)
+        assert not look(), "it is silent, but it lives"
+    finally:
+        victim.kill()
+        victim.communicate()
+    begun = time.monotonic()
+    desk.until(look)
+    assert time.monotonic() - begun < 5
+    assert {delivery.attempt for delivery in found} == {2}
+    desk.settle(consumer, found)
+    assert server.call("HLEN", "celeriac.alive") == 1
+
+
+def test_a_living_consumer_that_lost_its_connections_loses_nothing_else(
+    redis_url: str, desks: Any, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celeriac_broker_redis.leases.FRESH_SERVER_S", 0)
+    monkeypatch.setattr("celeriac_broker_redis.leases.SILENCE_S", 0)
+    desk, other = desks(redis_url), desks(redis_url)
+    desk.send("a")
+    consumer, rival = desk.consumer(), other.consumer(owner="w2")
+    (held,) = desk.receive(consumer, 1)
+    for _ in range(3):
+        time.sleep(1.1)
+        kill_connections(desk)
+        consumer.receive(0)  # the worker was woken by its descriptor
+        server.call("DEL", "celeriac.sweep")
+        rival.renew()
+        assert other.receive(rival, 1, within_s=0.1) == []
+    desk.settle(consumer, [held])
     assert server.call("HLEN", "unacked") == 0
 
 

@@ -133,9 +133,10 @@ class RedisConsumer:
         self._settle_scripts: dict[str, Script] = {}
         self._waits = Waits(conf.keys, self.token, poller, self._dial, conf.options.max_waits)
         self._leases = Leases(conf, self.token)
-        self._leases.open(self._queues)
         self._wire = self._dial()
         poller.watch(self._wire.fileno())
+        self._leases.client_id = self._wire.client_id
+        self._leases.open(self._queues)
 
     # receiving
 
@@ -399,11 +400,10 @@ class RedisConsumer:
     # hearing
 
     def _hear(self) -> None:
-        """Read whatever has arrived, without waiting."""
-        if self._pending:
-            replies = self._wire.replies()
-            if replies:
-                self._answered(replies)
+        """Read whatever has arrived, without waiting; on every connection, for one that was closed keeps waking us."""
+        replies = self._wire.replies()
+        if replies:
+            self._answered(replies)
         try:
             for news in self._waits.hear():
                 self._woken(news)
@@ -597,6 +597,7 @@ class RedisConsumer:
         try:
             self._wire = self._dial()
             self._poller.watch(self._wire.fileno())
+            self._leases.client_id = self._wire.client_id
             self._leases.open(self._queues)
             for script in self._settle_scripts.values():
                 self._leases.load(script)

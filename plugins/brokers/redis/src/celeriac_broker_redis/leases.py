@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from celeriac_broker_redis.attempts import mark_lost, priority_of
 from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Tables, binding_rows, matching
-from celeriac_broker_redis.scripts import CLAIM, EMPTY_INBOX, RENEW, RETURN, Script
+from celeriac_broker_redis.scripts import CLAIM, DISOWN, EMPTY_INBOX, RENEW, RETURN, Script
 from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, connect
 
 #: A member longer than 64 bytes keeps `unacked_index` a skip list. Below 128 short members it is a packed list, in
@@ -25,6 +26,11 @@ from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, connect
 SENTINEL: Final = "celeriac: this entry keeps the index fast, and stands for no message at all"
 SWEEP_LOCK_MS: Final = 2000
 SWEEP_BATCH: Final = 200
+#: A consumer without a connection counts as dead after a second look so much later, if it gave no sign for so long.
+SECOND_LOOK_S: Final = 0.2
+SILENCE_S: Final = 2.0
+#: Within so long after the server's start every living consumer has renewed its lease.
+FRESH_SERVER_S: Final = 20.0
 #: For so long after the end of a lease a blocked move may still put a message into an inbox.
 FADING_S: Final = 30.0
 
@@ -38,6 +44,9 @@ class Leases:
         self._token = token
         self._lock = threading.Lock()
         self._wire: Wire | None = None
+        self._may_look = True
+        #: The server's number for the consumer's connection for work.
+        self.client_id = 0
 
     def open(self, queues: Sequence[str]) -> None:
         """Connect, teach the server our scripts, and take the lease."""
@@ -63,13 +72,24 @@ class Leases:
 
     def renew(self, tags: Sequence[bytes], queues: Sequence[str]) -> list[int]:
         """Prove that the consumer lives and serves these queues; the positions of tags that are no longer its own."""
-        words = [self._token, self._conf.options.lease_s, SENTINEL, *tags]
-        keys = [self._keys.index, self._keys.owners, *(self._keys.serves(queue) for queue in list(queues))]
+        wire = self._wire
+        numbers = f"{self.client_id} {0 if wire is None else wire.client_id}"
+        words = [self._token, self._conf.options.lease_s, SENTINEL, numbers, *tags]
+        keys = [
+            self._keys.index,
+            self._keys.owners,
+            self._keys.alive,
+            *(self._keys.serves(queue) for queue in list(queues)),
+        ]
         return list(self._run(RENEW, keys, words))
 
     def end(self) -> None:
         """Give up the lease, after everything was given back."""
-        self._call([("ZREM", self._keys.owners, self._token), ("DEL", self._keys.waits(self._token))])
+        self._forget(self._token)
+
+    def _forget(self, token: str) -> None:
+        keys = self._keys
+        self._call([("ZREM", keys.owners, token), ("HDEL", keys.alive, token), ("DEL", keys.waits(token))])
 
     def disown(self, token: str) -> None:
         """End the lease of a consumer that is known to be gone; the next sweep returns what it held."""
@@ -89,11 +109,50 @@ class Leases:
         if not self._call([("SET", keys.sweep, self._token, "NX", "PX", SWEEP_LOCK_MS)])[0]:
             return 0
         now = self._now()
+        self._disown_dead(now)
         found = self._call([("ZRANGEBYSCORE", keys.owners, "-inf", now, "WITHSCORES", "LIMIT", 0, 10)])[0]
         returned = 0
         for token, ended in zip(found[::2], found[1::2], strict=True):
             returned += self._rescue(token.decode(), now - float(ended))
         return returned + self._restore_abandoned(now)
+
+    def _disown_dead(self, now: float) -> None:
+        """End the leases of consumers whose connections are all gone: their processes have died.
+
+        One that has merely lost its connections is back in an instant and renews, so each suspect gets a second look;
+        and a lease that was renewed lately stands. Where the server shows no connections, leases end by their time.
+        """
+        if not self._may_look:
+            return
+        try:
+            suspects = self._unconnected()
+            if not suspects:
+                return
+            time.sleep(SECOND_LOOK_S)
+            for token in suspects & self._unconnected():
+                lately = now - SILENCE_S + self._conf.options.lease_s
+                self._run(DISOWN, [self._keys.owners, self._keys.alive], [token, f"{lately:.3f}"])
+        except ReplyError:
+            self._may_look = False  # forbidden to us, or unknown to this server
+
+    def _unconnected(self) -> set[str]:
+        """The tokens of consumers none of whose connections the server knows."""
+        found = self._call([("HGETALL", self._keys.alive)])[0]
+        numbers = {
+            token.decode(): set(said.split()) - {b"0"} for token, said in zip(found[::2], found[1::2], strict=True)
+        }
+        asked = set().union(*numbers.values())
+        if not asked or self._wire is None:
+            return set()
+        own = b"%d" % self._wire.client_id
+        lines, info = self._call([("CLIENT", "LIST", "ID", own, *asked), ("INFO", "server")])
+        there = {line.split(b" ", 1)[0].removeprefix(b"id=") for line in lines.splitlines()}
+        uptime = next(
+            int(line.partition(b":")[2]) for line in info.splitlines() if line.startswith(b"uptime_in_seconds")
+        )
+        if own not in there or uptime < FRESH_SERVER_S:
+            return set()  # something between us and the server has its own numbers; or not all have told their new ones
+        return {token for token, mine in numbers.items() if not mine & there}
 
     def _now(self) -> float:
         seconds, micros = self._call([("TIME",)])[0]
@@ -106,7 +165,7 @@ class Leases:
         for at in range(0, len(tags), SWEEP_BATCH):
             returned += self._return(tags[at : at + SWEEP_BATCH], token, "")
         if not returned and gone_s > FADING_S:
-            self._call([("ZREM", self._keys.owners, token), ("DEL", self._keys.waits(token))])
+            self._forget(token)
         return returned
 
     def _tags_of(self, token: str) -> list[bytes]:

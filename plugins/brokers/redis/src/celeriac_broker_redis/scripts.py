@@ -176,7 +176,7 @@ return redis.call('LLEN', KEYS[1])
 #: Renews a lease and the time of everything held under it, so that neither we nor kombu's peers take it for abandoned;
 #: and says which queues are served.
 #:
-#: KEYS: index, owners, keys that say so. ARGV: token, lease in seconds, sentinel, tags.
+#: KEYS: index, owners, alive, keys that say so. ARGV: token, lease in seconds, sentinel, numbers of connections, tags.
 #: Returns: the positions (from 0) of tags that are held no longer.
 RENEW: Final = Script(
     """
@@ -184,9 +184,10 @@ local stamp = redis.call('TIME')[1]
 redis.call('ZREM', KEYS[2], '')
 redis.call('ZADD', KEYS[2], 'GT', stamp + ARGV[2], ARGV[1])
 redis.call('ZADD', KEYS[1], '+inf', ARGV[3])
-for i = 3, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', 3600) end
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
+for i = 4, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', 3600) end
 local lost = {}
-for from = 4, #ARGV, 1000 do
+for from = 5, #ARGV, 1000 do
   local to = math.min(from + 999, #ARGV)
   local scores = redis.call('ZMSCORE', KEYS[1], unpack(ARGV, from, to))
   local renewed = {}
@@ -195,7 +196,7 @@ for from = 4, #ARGV, 1000 do
       renewed[#renewed + 1] = stamp
       renewed[#renewed + 1] = ARGV[from + i - 1]
     else
-      lost[#lost + 1] = from + i - 5
+      lost[#lost + 1] = from + i - 6
     end
   end
   if #renewed > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(renewed)) end
@@ -217,6 +218,18 @@ local function perform(from, size)
   end
 end
 """
+
+#: Ends a lease that was not renewed lately.
+#: KEYS: owners, alive. ARGV: token, the end that a lease renewed lately would have at least.
+DISOWN: Final = Script(
+    """
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+if ends and tonumber(ends) < tonumber(ARGV[2]) then
+  redis.call('ZADD', KEYS[1], redis.call('TIME')[1] - 1, ARGV[1])
+end
+"""
+)
 
 #: What a settled batch does, in the one safe order; nothing at all when none of it is held any more.
 #: `joined` is a result backend's part: the body of a Lua function of the table ARGV and the index of its first word.

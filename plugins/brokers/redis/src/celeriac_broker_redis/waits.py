@@ -85,8 +85,6 @@ class Hints:
 
     def hear(self) -> bool:
         """Whether something has changed since it was asked about, or was in one of the lists already."""
-        if not self._asked:
-            return False
         changed = False
         for reply in self.wire.replies():
             if isinstance(reply, PushNotification):
@@ -147,10 +145,8 @@ class Waits:
         """
         news: list[News] = []
         for line in self.lines:
-            if line.overdue_at is None:
-                continue
             replies = line.wire.replies()
-            if not replies and time.monotonic() > line.overdue_at:
+            if not replies and line.overdue_at is not None and time.monotonic() > line.overdue_at:
                 raise WireLost(f"{line.wire.address} fell silent")
             for reply in replies:
                 news += self._ended(line, reply)
