@@ -94,13 +94,23 @@ class TaskProgram:
         unpack: The transport's reader of raw messages.
         node: The worker's node name.
         detail: Reports carry the repr of results, for the log.
+        forked: Called in a child process before anything else: it lets go of the worker's connections.
     """
 
-    def __init__(self, app: Any, unpack: Callable[[bytes], Payload], node: str, *, detail: bool) -> None:
+    def __init__(
+        self,
+        app: Any,
+        unpack: Callable[[bytes], Payload],
+        node: str,
+        *,
+        detail: bool,
+        forked: Callable[[], None] | None = None,
+    ) -> None:
         self._app = app
         self._unpack = unpack
         self._node = node
         self._detail = detail
+        self._forked = forked
         self._ready: dict[str, ReadyTask] = {}
         self._store: ResultStore = app.backend
         self._fingerprint: str = app.results_fingerprint
@@ -114,6 +124,8 @@ class TaskProgram:
     def begin(self) -> None:
         """See `SlotProgram.begin`."""
         self._pid = os.getpid()
+        if self._pid != self._parent_pid and self._forked is not None:
+            self._forked()
         self._store = self._app.backend
         _state.set_current_app(self._app)
         _state.set_default_app(self._app)

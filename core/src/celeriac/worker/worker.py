@@ -173,7 +173,9 @@ class Worker:
 
     def _start(self) -> None:
         app = self.app
-        program = TaskProgram(app, self.transport.unpack, self.hostname, detail=self._task_log.info_on)
+        program = TaskProgram(
+            app, self.transport.unpack, self.hostname, detail=self._task_log.info_on, forked=self.transport.after_fork
+        )
         options = PoolOptions(
             slots=self.concurrency,
             poller=self._sleeper,
@@ -189,8 +191,6 @@ class Worker:
         app.close()
         signals.worker_before_create_process.send(sender=self)
         self.pool.start()
-        if "processes" not in self.pool.abilities:
-            program.begin()
         self.link = Link(
             self.transport,
             app.router,
