@@ -2,9 +2,10 @@
 
     python -m benchmarks.hotspots --broker redis --setup celeriac:prefork --tasks 60000
 
-Shares of the samples (threads on the CPU only, 500 a second) are multiplied by the CPU that the process used a task.
-Own time is time in that function itself; everything that C code does (json, sockets, SQLite) counts for the line that
-calls it. The sampler costs the worker some speed: read shares here, and rates in the table of `run.py`.
+Sampled are threads that hold the interpreter's lock, 500 times a second; their shares are multiplied by the user CPU
+time of their process. System calls release the lock and are not in the rows, but in the process's system time; SQLite
+releases it too: on sqlite read shares only. Other C code (json, hiredis) counts for the line that calls it.
+The sampler costs the worker some speed: for rates see the table of `run.py`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from pathlib import Path
 from benchmarks import venvs
 from benchmarks.catalog import BROKERS, OURS, SETUPS, Setup
 from benchmarks.cells import BOOT_TIMEOUT_S, STALL_TIMEOUT_S, Bench, wait_until_executed
-from benchmarks.machine import cpu_of_tree, find_tree
+from benchmarks.machine import find_tree, split_cpu
 from benchmarks.servers import Place, Servers
 
 RATE_PER_S = 500
 TOP = 28
+
+Cpu = dict[int, tuple[float, float]]
+"""Process → seconds of user and of system time."""
 
 _FRAME = re.compile(r"^(?P<name>.*) \((?P<file>[^()]*?)(?::(?P<line>\d+))?\)$")
 
@@ -41,32 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with servers.place(options.broker, setup.peer) as place, tempfile.TemporaryDirectory(dir="/tmp") as folder:
             options.out.mkdir(parents=True, exist_ok=True)
             raw = options.out / f"profile-{setup.peer}-{setup.name}-{options.broker}.raw"
-            tasks, cpu_s = _sample(setup, place, Path(folder), options.tasks, raw)
+            tasks, cpu = _sample(setup, place, Path(folder), options.tasks, raw)
     finally:
         servers.close()
-    page = "\n".join(_render(raw, tasks, cpu_s))
+    page = "\n".join(_render(raw, tasks, cpu))
     raw.with_suffix(".txt").write_text(page + "\n")
     print(page)
     return 0
 
 
-def _sample(setup: Setup, place: Place, folder: Path, n: int, raw: Path) -> tuple[int, dict[int, float]]:
-    """Run the drain under py-spy; returns tasks in the window and seconds of CPU by process."""
+def _sample(setup: Setup, place: Place, folder: Path, n: int, raw: Path) -> tuple[int, Cpu]:
+    """Run the drain under py-spy; returns tasks in the window and the CPU of each process."""
     bench = Bench(setup, place, folder, results=False)
     print(f"sending {n} no-ops …", flush=True)
     sent = bench.client("fill", n)["sent"]
     with bench.worker() as pids:
         opened = wait_until_executed(bench, max(1, sent // 50), stall_s=BOOT_TIMEOUT_S).count
-        before = {pid: cpu_of_tree([pid], alone=True) for pid in find_tree(pids)}
+        before = {pid: split_cpu(pid) for pid in find_tree(pids)}
         spies = []
         for pid in before:
             out = raw.with_suffix(f".{pid}")
             command = [venvs.program_of("tools", "py-spy"), "record", "-p", str(pid), "-f", "raw", "-o", str(out)]
-            command += ["-r", str(RATE_PER_S), "-d", "120", "--nonblocking"]
+            command += ["-r", str(RATE_PER_S), "-d", "120", "--nonblocking", "--gil"]
             spies.append((pid, out, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)))
         wait_until_executed(bench, int(sent * 0.98), stall_s=STALL_TIMEOUT_S)
         ran = bench.executed().count - opened
-        cpu_s = {pid: cpu_of_tree([pid], alone=True) - used for pid, used in before.items()}
+        after = {pid: split_cpu(pid) for pid in before}
+        cpu = {pid: (after[pid][0] - user, after[pid][1] - system) for pid, (user, system) in before.items()}
         for _, _, spy in spies:
             spy.send_signal(2)
         for _, _, spy in spies:
@@ -77,16 +82,17 @@ def _sample(setup: Setup, place: Place, folder: Path, n: int, raw: Path) -> tupl
                 for line in out.read_text().splitlines():
                     merged.write(f"process {pid};{line}\n")
                 out.unlink()
-    return ran, cpu_s
+    return ran, cpu
 
 
-def _render(raw: Path, tasks: int, cpu_s: dict[int, float]) -> Iterable[str]:
+def _render(raw: Path, tasks: int, cpu: Cpu) -> Iterable[str]:
     """Tables of own and inclusive time; processes that look alike (children of one pool) are added up."""
     stacks = _read(raw)
-    roles = _roles(stacks, cpu_s)
-    yield f"{tasks:,} tasks in the window; CPU of the worker's tree {1e6 * sum(cpu_s.values()) / tasks:.1f} µs a task"
-    for role, pids in roles.items():
-        used_us = 1e6 * sum(cpu_s[pid] for pid in pids) / tasks
+    whole_s = sum(user + system for user, system in cpu.values())
+    yield f"{tasks:,} tasks in the window; CPU of the worker's tree {1e6 * whole_s / tasks:.1f} µs a task"
+    for role, pids in _roles(stacks, cpu).items():
+        user_us = 1e6 * sum(cpu[pid][0] for pid in pids) / tasks
+        system_us = 1e6 * sum(cpu[pid][1] for pid in pids) / tasks
         own: Counter[str] = Counter()
         whole: Counter[str] = Counter()
         rooms: Counter[str] = Counter()
@@ -100,9 +106,10 @@ def _render(raw: Path, tasks: int, cpu_s: dict[int, float]) -> Iterable[str]:
                     whole[frame] += count
         if not total:
             continue
-        share = used_us / total
+        share = user_us / total
         yield ""
-        yield f"== {role}: {len(pids)} process(es), {used_us:.1f} µs a task, {total} samples"
+        split = f"user {user_us:.1f} + system {system_us:.1f} µs a task"
+        yield f"== {role}: {len(pids)} process(es), {split}, {total} samples"
         yield "  by file:  " + ", ".join(f"{room} {count * share:.1f}" for room, count in rooms.most_common(14))
         yield f"  {'own µs':>8} {'all µs':>8}  function"
         for frame, count in own.most_common(TOP):
@@ -122,9 +129,9 @@ def _read(raw: Path) -> dict[int, list[tuple[list[str], int]]]:
     return stacks
 
 
-def _roles(stacks: dict[int, list[tuple[list[str], int]]], cpu_s: dict[int, float]) -> dict[str, list[int]]:
+def _roles(stacks: dict[int, list[tuple[list[str], int]]], cpu: Cpu) -> dict[str, list[int]]:
     """Parent first (the smallest pid), then the rest together."""
-    pids = sorted(pid for pid in cpu_s if pid in stacks)
+    pids = sorted(pid for pid in cpu if pid in stacks)
     roles = {"parent": pids[:1], "children": pids[1:]}
     return {role: members for role, members in roles.items() if members}
 

@@ -34,9 +34,15 @@ def find_tree(roots: Iterable[int]) -> set[int]:
     return tree
 
 
-def cpu_of_tree(roots: Iterable[int], *, alone: bool = False) -> float:
-    """Seconds of CPU (user and system) that the living processes of a tree have used; `alone`: only the roots."""
-    return sum(_cpu_of(pid) for pid in (roots if alone else find_tree(roots)))
+def cpu_of_tree(roots: Iterable[int]) -> float:
+    """Seconds of CPU (user and system) that the living processes of a tree have used since they began."""
+    return sum(_cpu_of(pid) for pid in find_tree(roots))
+
+
+def split_cpu(pid: int) -> tuple[float, float]:
+    """Seconds of user and of system time of one process, in steps of 10 ms; zeros when it has ended."""
+    fields = _stat_fields(pid)
+    return (0.0, 0.0) if fields is None else (int(fields[11]) / _TICKS_PER_S, int(fields[12]) / _TICKS_PER_S)
 
 
 def describe() -> dict[str, str | int]:
