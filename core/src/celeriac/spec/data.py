@@ -69,7 +69,8 @@ class Payload(Struct, array_like=True):
         body: Serialized (and, if `headers["compression"]` says so, compressed) bytes.
         headers: Celery protocol 2 headers and the user's own; JSON types.
         properties: `correlation_id`, `reply_to`, `delivery_mode`, `priority` (0-9), `expiration`
-            (text, milliseconds) and whatever else the sender gave for the broker.
+            (text, milliseconds) and whatever else the sender gave for the broker. `mandatory` False says that
+            nobody to take the message is no error.
         due: Unix time before which the broker should not deliver; None for now. Only a transport with
             the ability `delay` looks at it; for the others the header `eta` says the same to the worker.
     """

@@ -88,6 +88,8 @@ class Mailbox:
         Raises:
             OperationalError: The broker cannot be reached.
         """
+        if self._consumer is not None:
+            self._check()
         if not self._is_declared:
             self._host.transport().declare([reply_queue_spec(self._host.reply_queue())])
             self._is_declared = True
@@ -136,15 +138,11 @@ class Mailbox:
         deadline = time.monotonic() + timeout_s
         left_s = max(timeout_s, 0.0)
         while not news:
-            with self._changed:
-                if news:
-                    return
-                is_read = self._has_reader
-                if is_read:
-                    self._changed.wait(left_s)
-                self._has_reader = True if not is_read else self._has_reader
-            if not is_read:
+            if self._may_read():
                 self._read_as_the_one(left_s)
+            else:
+                with self._changed:
+                    self._changed.wait_for(lambda: news or not self._has_reader, left_s)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return
@@ -164,16 +162,28 @@ class Mailbox:
 
     def _look_in(self, timeout_s: float = 0.0) -> None:
         """Shelve what has arrived; whoever reads at this moment does it anyway."""
-        with self._changed:
-            if self._has_reader:
-                return
-            self._has_reader = True
-        self._read_as_the_one(timeout_s)
+        if self._may_read():
+            self._read_as_the_one(timeout_s)
 
-    def _read_as_the_one(self, timeout_s: float) -> None:
+    def _check(self) -> None:
+        """Notice that the connection has gone, for on RabbitMQ the reply queue has gone with it."""
+        if self._may_read():
+            self._read_as_the_one(0.0, only_check=True)
+
+    def _may_read(self) -> bool:
+        """True if nobody reads; then the caller must, at once."""
+        with self._changed:
+            is_free = not self._has_reader
+            self._has_reader = True
+        return is_free
+
+    def _read_as_the_one(self, timeout_s: float, *, only_check: bool = False) -> None:
         """Read until something has come or the time is over. The caller has set `_has_reader`."""
         try:
-            self._read_replies(timeout_s)
+            if not only_check:
+                self._read_replies(timeout_s)
+            elif self._consumer is not None:
+                self._consumer.receive(0)
             self._is_away = False
         except OperationalError as exc:
             self._let_go()

@@ -234,6 +234,8 @@ class AmqpTransport:
         self._reset()
 
     def close(self) -> None:
+        if self._pid != os.getpid():
+            self.after_fork()  # the connections are the parent's to close
         while self._idle:
             self._idle.pop().link.close()
 
