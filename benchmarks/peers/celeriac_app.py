@@ -7,7 +7,7 @@ import time
 import meter
 from environment import BROKER_URL, QUEUE, RESULT_URL
 
-from celeriac import Celery, group
+from celeriac import Celery, group, uuid
 
 app = Celery("bench", broker=BROKER_URL, backend=RESULT_URL or None)
 app.conf.update(task_default_queue=QUEUE, broker_connection_retry_on_startup=True)
@@ -39,6 +39,12 @@ def close_client() -> None:
 def enqueue(n: int) -> None:
     for _ in range(n):
         noop.delay()
+
+
+def fill(n: int) -> None:
+    """What a `group` does, without its id in the messages."""
+    for first in range(0, n, 500):
+        app.send_calls([(noop.name, (), {}, uuid(), {}) for _ in range(min(500, n - first))])
 
 
 def bulk(n: int) -> None:

@@ -49,6 +49,9 @@ def bulk(n: int) -> None:
             noop.apply_async(producer=producer)
 
 
+fill = bulk
+
+
 def results(n: int) -> list[int]:
     with app.producer_pool.acquire(block=True) as producer, producer.batch():
         sent = [echo.apply_async((value,), producer=producer) for value in range(n)]

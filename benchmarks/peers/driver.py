@@ -10,7 +10,7 @@ Verbs, the same for everyone:
     paced N       send N stamped tasks at 200 a second; the worker notes how old each was when it started
 
 An APP is a module beside this one that has `open_client`, `enqueue`, `results`, `roundtrip`, `close_client` and, if
-the peer can, `bulk` and `paced`. Each is written the way that peer's documentation writes it.
+the peer can, `fill`, `bulk` and `paced`. Each is written the way that peer's documentation writes it.
 Runs inside the peer's venv: standard library only.
 """
 
@@ -52,8 +52,8 @@ def enqueue(app: Any, n: int) -> dict[str, Any]:
 
 
 def fill(app: Any, n: int) -> dict[str, Any]:
-    """Send `n` no-ops the fastest way the peer has."""
-    return {"sent": n, **_timed(getattr(app, "bulk", app.enqueue), n)}
+    """Send `n` no-ops, each as a single call would be, the fastest way the peer has."""
+    return {"sent": n, **_timed(getattr(app, "fill", app.enqueue), n)}
 
 
 def bulk(app: Any, n: int) -> dict[str, Any]:
