@@ -705,6 +705,30 @@ def test_B28_no_descriptor_of_a_connection_is_used_after_a_fork(transport: Sqlit
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def test_B28_a_child_never_closes_what_it_inherited(
+    transport: SqliteTransport, path: Path, open_consumer: Open, bench: Bench
+) -> None:
+    consumer = open_consumer()
+    transport.send([make_payload("q")])
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - runs in the child
+        code = 1
+        try:
+            inherited = consumer._conn
+            transport.after_fork()
+            transport.database.disconnect(inherited)
+            transport.close()
+            inherited.execute("SELECT 1")  # still open: closing it would raise here
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    (delivery,) = bench.take(consumer, 1)
+    consumer.settle([Settlement(delivery.tag)])
+    consumer.flush(1)
+    assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
+
+
 def test_a_user_s_own_tables_may_stand_in_the_same_file(path: Path, transport: SqliteTransport) -> None:
     peek(path, "CREATE TABLE orders (id INTEGER PRIMARY KEY)")
     transport.send([make_payload("q")])

@@ -76,10 +76,10 @@ class SqliteConsumer:
         try:
             self._enter(queues)
         except sqlite3.Error as exc:
-            self._conn.close()
+            transport.database.disconnect(self._conn)
             raise trouble(exc, self._path) from exc
         except StoreTrouble:
-            self._conn.close()
+            transport.database.disconnect(self._conn)
             raise
 
     # -- the contract -------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class SqliteConsumer:
         self._closed = True
         self._poller.unwatch(self._ear.fd)
         self._ear.close()
-        self._conn.close()
+        self._transport.database.disconnect(self._conn)
 
     @property
     def poll_interval_s(self) -> float | None:

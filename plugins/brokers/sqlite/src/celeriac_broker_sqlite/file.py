@@ -120,6 +120,7 @@ class Database:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._identity: tuple[int, int] | None = None
+        self._open: list[sqlite3.Connection] = []
         self._free: list[sqlite3.Connection] = []
 
     @contextmanager
@@ -129,10 +130,10 @@ class Database:
         try:
             yield conn
         except sqlite3.Error as exc:
-            conn.close()  # whatever state it is in, nobody inherits it
+            self.disconnect(conn)  # whatever state it is in, nobody gets it after us
             raise trouble(exc, self.path) from exc
         except BaseException:
-            conn.close()
+            self.disconnect(conn)
             raise
         self._free.append(conn)
 
@@ -150,7 +151,7 @@ class Database:
             return patiently(lambda: step(conn), self.path)
 
     def connect(self) -> sqlite3.Connection:
-        """A new connection for the caller alone, with the tables in place.
+        """A new connection for the caller alone, who gives it to `disconnect`; the tables are in place.
 
         Raises:
             StoreTrouble: The file cannot be had.
@@ -161,15 +162,22 @@ class Database:
             conn = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as exc:
             raise trouble(exc, self.path) from exc
+        self._open.append(conn)
         try:
             self._prepare(conn)
         except sqlite3.Error as exc:
-            conn.close()
+            self.disconnect(conn)
             raise trouble(exc, self.path) from exc
         except BaseException:
-            conn.close()
+            self.disconnect(conn)
             raise
         return conn
+
+    def disconnect(self, conn: sqlite3.Connection) -> None:
+        """Close a connection, unless it is the parent's."""
+        if conn in self._open:
+            self._open.remove(conn)
+            conn.close()
 
     def is_replaced(self) -> bool:
         """Whether the file we opened is no longer the one under our path (B30). SQLite would not tell."""
@@ -183,7 +191,7 @@ class Database:
         """Close the connections that nobody has borrowed."""
         self._forget_parent()
         while self._free:
-            self._free.pop().close()
+            self.disconnect(self._free.pop())
 
     def _take(self) -> sqlite3.Connection:
         self._forget_parent()
@@ -196,8 +204,8 @@ class Database:
 
     def _forget_parent(self, *, force: bool = False) -> None:
         if force or self._pid != os.getpid():
-            _inherited.append(self._free)
-            self._free = []
+            _inherited.append(self._open)
+            self._open, self._free = [], []
             self._identity = None
             self._lock = threading.Lock()
             self._pid = os.getpid()
@@ -342,5 +350,5 @@ def _who_may_write(path: str) -> str:
     )
 
 
-#: Connections that came along in a fork. Closing one could drop locks or files the parent relies on, so they are kept.
+#: Connections that came along in a fork. SQLite forbids to close them there, so they are kept from the collector.
 _inherited: list[list[sqlite3.Connection]] = []
