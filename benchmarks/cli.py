@@ -181,13 +181,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers", type=lambda text: text.split(","), help="peers or setups: celery,dramatiq:lean (ours is always in)"
     )
-    parser.add_argument("--reps", type=int, help="repetitions (3; with --quick 1)")
-    parser.add_argument(
-        "--quick", action="store_true", help="half of the tasks, one repetition, the main setups: a few minutes"
+    parser.add_argument("--reps", type=int, help="repetitions (quick: 1; full: 3)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--quick", action="store_true", help="half of the tasks, the main setups, a few minutes: the default"
     )
+    size.add_argument("--full", action="store_true", help="all tasks, all setups, all workloads, about half an hour")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for the table and the JSON")
     parser.add_argument("--name", help="the files' name; the time of day if not given")
     options = parser.parse_args(arguments)
+    options.quick = not options.full
     options.reps = options.reps or (1 if options.quick else 3)
     options.workload = options.workload or (list(QUICK_WORKLOADS) if options.quick else list(WORKLOADS))
     return options
