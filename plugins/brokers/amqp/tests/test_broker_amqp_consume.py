@@ -169,7 +169,7 @@ def test_a_worker_that_dies_before_the_confirm_loses_nothing(transport: AmqpTran
     transport.send([tools.payload("q")])
     (delivery,) = listener.take(1)
     listener.consumer.settle(acks([delivery]), publish=[tools.payload("next")])
-    listener.consumer._publisher.link.drop()
+    listener.consumer._followers._publisher.link.drop()
     with pytest.raises(TransportLost):
         listener.consumer.flush(5.0)
     listener.consumer._link.drop()
@@ -185,9 +185,11 @@ def test_a_full_queue_holds_the_delivery_until_there_is_room(transport: AmqpTran
     (delivery,) = listener.take(1)
     listener.consumer.settle(acks([delivery]), publish=[tools.payload("next")])
     listener.stay_empty(0.5)
-    assert listener.consumer._held
+    assert listener.consumer._followers.count == 1
     assert transport.purge("next") == 1
-    tools.wait_until(lambda: listener.consumer.receive(1) == [] and not listener.consumer._held, "tried again")
+    tools.wait_until(
+        lambda: listener.consumer.receive(1) == [] and not listener.consumer._followers.count, "tried again"
+    )
     assert transport.depth("next") == 1
 
 

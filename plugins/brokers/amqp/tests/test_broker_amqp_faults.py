@@ -135,7 +135,7 @@ def test_a_memory_alarm_stops_publishing_in_time_and_lets_acknowledgements_throu
         listener.stay_empty(0.5)
         listener.consumer.settle([], publish=[tools.payload("next")])
         assert time.monotonic() - started < 3.0
-        assert len(listener.consumer._held) == 2
+        assert listener.consumer._followers.count == 2
     finally:
         tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "absolute", "2GB")
     listener.consumer.flush(10.0)

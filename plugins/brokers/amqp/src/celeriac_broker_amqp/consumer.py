@@ -22,16 +22,17 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from celeriac.exceptions import PublishRejected, TransportLost, TransportUnreachable
+from celeriac.exceptions import TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
-from celeriac_broker_amqp import message, methods, topology
+from celeriac_broker_amqp import message, methods
+from celeriac_broker_amqp.deadletters import bury, make_follower
+from celeriac_broker_amqp.followers import Followers
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
 from celeriac_broker_amqp.methods import METHOD, frame
-from celeriac_broker_amqp.publisher import Item, Publisher, make_item
+from celeriac_broker_amqp.publisher import Item, Publisher
 
 CHANNEL: Final = 1
 CLOSE_TIMEOUT_S: Final = 2.0
-PUBLISH_TIMEOUT_S: Final = 10.0
 #: Windows up to this are asked for as they are, so that nobody hoards long tasks; wider ones belong to short
 #: tasks, and are asked for several times over, so that the next ones are here when these are done.
 FAIR_WINDOW: Final = 32
@@ -45,9 +46,6 @@ MAX_READY_BYTES: Final = 64 * 1024 * 1024
 #: Messages due sooner than this wait here, others at the broker; and at most so many of them.
 HOLD_S: Final = 2.0
 HOLD_COUNT: Final = 1000
-#: How long to wait before a publish that the broker refused is tried again.
-REFUSED_WAIT_S: Final = 1.0
-MAX_ERROR_CHARS: Final = 8192
 #: How the exchange begins through which a delayed message came, whichever level was its last.
 _DELAYED: Final = b"celery_delayed_"
 
@@ -64,22 +62,6 @@ class _Subscription(Struct):
     spec: QueueSpec
     tags: list[str]
     ready: deque[tuple[int, int, bytes]]
-
-
-class _Held(Struct):
-    """Acknowledgements that wait until what they follow from is safe.
-
-    Attributes:
-        first, last: The sequence number of the first of `items`; the one that must be confirmed.
-        retry: Items that the broker refused, to be published again at `retry_at` (monotonic).
-    """
-
-    tags: list[int]
-    items: list[Item]
-    first: int = 0
-    last: int = 0
-    retry: list[Item] = []
-    retry_at: float = 0.0
 
 
 class AmqpConsumer:
@@ -105,9 +87,8 @@ class AmqpConsumer:
         self._link = link
         self._owner = owner
         self._poller = poller
-        self._open_publisher = open_publisher
         self._declare = declare
-        self._publisher: Publisher | None = None
+        self._followers = Followers(open_publisher, poller, owner)
         self._channel: Channel = link.open_channel(CHANNEL)
         self._max_header_bytes = link.frame_max - methods.FRAME_OVERHEAD_BYTES
         self._prefetch = _choose_prefetch(window)
@@ -122,7 +103,6 @@ class AmqpConsumer:
         self._is_paused = False
         self._owned: dict[int, Delivery] = {}  # handed out, not settled
         self._waiting: list[tuple[float, int, Delivery]] = []  # a heap by due time
-        self._held: list[_Held] = []
         self._low = 0  # all tags up to here are settled at the broker
         self._settled: set[int] = set()  # those above it that are
         self._stopped = False
@@ -223,8 +203,7 @@ class AmqpConsumer:
 
     def receive(self, limit: int) -> list[Delivery]:
         self._pump()
-        if self._publisher is not None:
-            self._release()
+        self._release()
         if self._stopped or limit <= 0:
             return []
         out = self._take_due(limit) if self._waiting else []
@@ -334,7 +313,7 @@ class AmqpConsumer:
 
         Changes from call to call.
         """
-        moments = [held.retry_at - time.monotonic() for held in self._held if held.retry]
+        moments = [] if self._followers.retry_in_s is None else [self._followers.retry_in_s]
         if self._waiting:
             moments.append(self._waiting[0][0] - time.time())
         return max(min(moments), 0.001) if moments else None
@@ -344,7 +323,7 @@ class AmqpConsumer:
     def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
         acks: list[int] = []
         returns: list[int] = []
-        items = [self._make_follower(payload) for payload in publish]
+        items = [make_follower(payload, self._owner, self._max_header_bytes) for payload in publish]
         owned = self._owned
         for settlement in batch:
             delivery = owned.pop(settlement.tag, None)
@@ -353,7 +332,7 @@ class AmqpConsumer:
             if settlement.verb == "ack":
                 acks.append(settlement.tag)
             elif settlement.verb == "dead":
-                items.append(self._bury(delivery, settlement))
+                items.append(bury(delivery, settlement, self._owner, self._max_header_bytes))
                 acks.append(settlement.tag)
             elif settlement.due is None:
                 returns.append(settlement.tag)
@@ -367,11 +346,17 @@ class AmqpConsumer:
             for tag in returns:
                 self._note_settled(tag)
         if items:
-            self._hold(acks, items)
+            self._followers.hold(acks, items)
         elif acks:
             self._acknowledge(acks)
-        if self._held:
-            self._release()
+        self._release()
+
+    def _release(self) -> None:
+        """Acknowledge what waited for messages that are safe now."""
+        if self._followers.is_open:
+            safe = self._followers.release()
+            if safe:
+                self._acknowledge(safe)
 
     def _acknowledge(self, tags: list[int]) -> None:
         """Acknowledge: one number for the tags finished without a gap, one each for the stragglers."""
@@ -395,46 +380,6 @@ class AmqpConsumer:
             settled.remove(low)
             low += 1
         self._low = low - 1
-
-    def _make_follower(self, payload: Payload) -> Item:
-        """A message that follows from a task; as a dead letter if it can never be sent as it is."""
-        try:
-            item = make_item(payload)
-            if len(item.header) <= self._max_header_bytes:
-                return item
-            problem = f"headers of {len(item.header)} bytes"
-        except PublishRejected as exc:
-            problem = str(exc)
-        _log.error("A message that follows from a task cannot be sent and is set aside: %s", problem)
-        reason = {
-            "x-celeriac-reason": "unsendable",
-            "x-celeriac-error": problem[:MAX_ERROR_CHARS],
-            "x-celeriac-headers": repr(payload.headers)[:MAX_ERROR_CHARS],
-            "x-celeriac-time": time.time(),
-            "x-celeriac-owner": self._owner,
-        }
-        name = topology.dead_queue(payload.route.routing_key or payload.route.exchange)
-        return make_item(Payload(payload.body, "application/data", "binary", reason, {}, Route(name)))
-
-    def _bury(self, delivery: Delivery, settlement: Settlement) -> Item:
-        """The delivery as a dead letter: the same bytes, with the reason among the headers."""
-        reason = {
-            "x-celeriac-reason": settlement.reason,
-            "x-celeriac-error": settlement.error[:MAX_ERROR_CHARS],
-            "x-celeriac-queue": delivery.queue,
-            message.LOST_HEADER: delivery.attempt - (0 if settlement.started else 1),
-            "x-celeriac-time": time.time(),
-            "x-celeriac-owner": self._owner,
-        }
-        route = Route(topology.dead_queue(delivery.queue))
-        try:
-            _, _, header, body = message.split_record(delivery.raw)
-            header = message.with_headers(header, reason)
-            if len(header) <= self._max_header_bytes:
-                return Item(route, header, body)
-        except ValueError as exc:
-            _log.debug("A dead letter of %s is kept whole, for its headers cannot be read: %s", delivery.queue, exc)
-        return Item(route, message.with_headers(message.bare_header(delivery.raw), reason), delivery.raw)
 
     def _delay(self, delivery: Delivery, settlement: Settlement) -> Item | None:
         """The delivery on its way to the delay queues; None if it waits here instead."""
@@ -461,91 +406,13 @@ class AmqpConsumer:
             delivery.redelivered = True
         heapq.heappush(self._waiting, (settlement.due or 0.0, delivery.tag, delivery))
 
-    # -- what must be safe first ------------------------------------------------------------------------------
-
-    def _hold(self, tags: list[int], items: list[Item]) -> None:
-        """Publish, and acknowledge when that is safe."""
-        publisher = self._publisher
-        if publisher is None:
-            try:
-                publisher = self._publisher = self._open_publisher()
-            except TransportUnreachable as exc:
-                self._link.lost = TransportLost(str(exc))
-                raise self._link.lost from exc
-            self._poller.watch(publisher.link.fileno())
-        held = _Held(tags, items)
-        self._held.append(held)
-        self._publish(publisher, held, items)
-
-    def _publish(self, publisher: Publisher, held: _Held, items: list[Item]) -> None:
-        if publisher.link.blocked:  # it would not read us; acknowledgements go through all the same
-            held.retry, held.retry_at = items, time.monotonic() + REFUSED_WAIT_S
-            return
-        held.items, held.retry = items, []
-        held.first = publisher.last + 1
-        held.last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
-
-    def _release(self) -> None:
-        """Acknowledge what waited for publishes that are safe now."""
-        publisher = self._publisher
-        if publisher is None:
-            return
-        publisher.absorb()
-        if publisher.refused:
-            self._take_refusals(publisher)
-        if publisher.unroutable:
-            self._take_unroutable(publisher)
-        if not self._held:
-            return
-        now = time.monotonic()
-        safe: list[int] = []
-        waiting = []
-        for held in self._held:
-            if held.retry and held.retry_at <= now:
-                self._publish(publisher, held, held.retry)
-            if held.retry or not publisher.is_settled(held.last):
-                waiting.append(held)
-            else:
-                safe.extend(held.tags)
-        self._held = waiting
-        if safe:
-            self._acknowledge(safe)
-
-    def _take_refusals(self, publisher: Publisher) -> None:
-        """Full queues: what they refused is tried again, and its deliveries stay ours until it is taken."""
-        refused, publisher.refused = publisher.refused, []
-        _log.warning("%d message(s) were refused by a full queue at %s; trying again.", len(refused), self._link.where)
-        for sequence in refused:
-            for held in self._held:
-                if held.first <= sequence < held.first + len(held.items):
-                    held.retry = [*held.retry, held.items[sequence - held.first]]
-                    held.retry_at = time.monotonic() + REFUSED_WAIT_S
-                    break
-            else:
-                raise self._lose("a message that follows from a task was refused on its second way")
-
-    def _take_unroutable(self, publisher: Publisher) -> None:
-        """Messages that follow from a task and that no queue takes are set aside, for a person to look at."""
-        unroutable, publisher.unroutable = publisher.unroutable, []
-        items = []
-        for text, record in unroutable:
-            exchange, routing_key, header, body = message.split_record(record)
-            error = f"{text} for exchange {exchange!r}, routing key {routing_key!r}"
-            _log.error("A message that follows from a task found no queue and is set aside: %s", error)
-            reason = {"x-celeriac-reason": "unroutable", "x-celeriac-error": error, "x-celeriac-time": time.time()}
-            name = topology.dead_queue(routing_key or exchange)
-            items.append(Item(Route(name), message.with_headers(header, reason), body))
-        last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
-        for held in self._held:  # one of them it was; which one, a returned message does not say
-            held.last = last
-
     def flush(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while self._held:
+        while self._followers.count:
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or self._publisher is None:
-                raise self._lose(f"{len(self._held)} batches were not confirmed within {timeout_s:g} s")
-            self._publisher.absorb(min(left_s, self.poll_interval_s or left_s))
+            if left_s <= 0:
+                raise self._lose(f"{self._followers.count} batches were not confirmed within {timeout_s:g} s")
+            self._followers.wait(left_s)
             self._release()
         # Answered in turn: what went out before is known to the broker when this is.
         left_s = max(deadline - time.monotonic(), 0.05)
@@ -582,18 +449,16 @@ class AmqpConsumer:
             self.flush(CLOSE_TIMEOUT_S)
         except TransportLost as exc:
             _log.debug("The broker takes back by itself what was unsettled: %s", exc)
-        links = [self._link] if self._publisher is None else [self._publisher.link, self._link]
-        for link in links:
-            if link.fileno() >= 0:
-                self._poller.unwatch(link.fileno())
-            link.close()
+        self._followers.close()
+        if self._link.fileno() >= 0:
+            self._poller.unwatch(self._link.fileno())
+        self._link.close()
 
     def drop(self) -> None:
         """Let go in a forked child: nothing is said, and the poller, which is the parent's too, is left alone."""
         self._closed = self._stopped = True
         self._link.drop()
-        if self._publisher is not None:
-            self._publisher.link.drop()
+        self._followers.drop()
 
     def _lose(self, why: ChannelClosed | str) -> TransportLost:
         """The channel is of no more use, and all that is unsettled goes back."""

@@ -1,0 +1,170 @@
+"""Messages that must be safe before a delivery is acknowledged: retries, callbacks, dead letters, delays (R12).
+
+They are published with confirms on a connection of their own. The acknowledgements of each batch wait for its own
+messages; other batches go ahead. Nothing here blocks: the consumer asks now and then what has become safe.
+
+Called by `consumer`, from its thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct
+
+from celeriac.exceptions import TransportLost, TransportUnreachable
+from celeriac.spec import Poller
+from celeriac_broker_amqp.deadletters import bury_unroutable
+from celeriac_broker_amqp.publisher import Item, Publisher
+
+PUBLISH_TIMEOUT_S: Final = 10.0
+#: How long to wait before a publish that the broker refused is tried again.
+REFUSED_WAIT_S: Final = 1.0
+
+_log = logging.getLogger("celeriac.broker.amqp")
+
+
+class _Held(Struct):
+    """Deliveries whose acknowledgement waits.
+
+    Attributes:
+        tags: Their delivery tags.
+        first, last: The sequence number of the first of `items`; the one that must be confirmed.
+        retry: Items that the broker refused, to be published again at `retry_at` (monotonic).
+    """
+
+    tags: list[int]
+    items: list[Item]
+    first: int = 0
+    last: int = 0
+    retry: list[Item] = []
+    retry_at: float = 0.0
+
+
+class Followers:
+    """What follows from the deliveries of one consumer, and the deliveries that wait for it.
+
+    Args:
+        open_publisher: Called once, when first needed.
+    """
+
+    def __init__(self, open_publisher: Callable[[], Publisher], poller: Poller, owner: str) -> None:
+        self._open_publisher = open_publisher
+        self._poller = poller
+        self._owner = owner
+        self._publisher: Publisher | None = None
+        self._held: list[_Held] = []
+
+    @property
+    def is_open(self) -> bool:
+        """There is a connection to look at."""
+        return self._publisher is not None
+
+    @property
+    def count(self) -> int:
+        """How many batches wait."""
+        return len(self._held)
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """How soon to call `release` even without news; None: no need."""
+        moments = [held.retry_at for held in self._held if held.retry]
+        return min(moments) - time.monotonic() if moments else None
+
+    def hold(self, tags: list[int], items: list[Item]) -> None:
+        """Publish, and keep the tags until that is safe.
+
+        Raises:
+            TransportLost: The broker cannot be reached, or the connection dropped.
+        """
+        publisher = self._publisher
+        if publisher is None:
+            try:
+                publisher = self._publisher = self._open_publisher()
+            except TransportUnreachable as exc:
+                raise TransportLost(str(exc)) from exc
+            self._poller.watch(publisher.link.fileno())
+        held = _Held(tags, items)
+        self._held.append(held)
+        self._publish(publisher, held, items)
+
+    def release(self) -> list[int]:
+        """Read what the broker has said; returns the tags that may be acknowledged now.
+
+        Raises:
+            TransportLost: The connection dropped: what waits is not known to be safe.
+        """
+        publisher = self._publisher
+        if publisher is None:
+            return []
+        publisher.absorb()
+        if publisher.refused:
+            self._take_refusals(publisher)
+        if publisher.unroutable:
+            self._take_unroutable(publisher)
+        if not self._held:
+            return []
+        now = time.monotonic()
+        safe: list[int] = []
+        waiting = []
+        for held in self._held:
+            if held.retry and held.retry_at <= now:
+                self._publish(publisher, held, held.retry)
+            if held.retry or not publisher.is_settled(held.last):
+                waiting.append(held)
+            else:
+                safe.extend(held.tags)
+        self._held = waiting
+        return safe
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for news, at most so long."""
+        if self._publisher is not None:
+            retry_in_s = self.retry_in_s
+            self._publisher.absorb(timeout_s if retry_in_s is None else max(min(timeout_s, retry_in_s), 0.0))
+
+    def close(self) -> None:
+        """Hang up. What waits comes again. Idempotent."""
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            self._poller.unwatch(publisher.link.fileno())
+            publisher.link.close()
+
+    def drop(self) -> None:
+        """Hang up without a word, and leave the poller alone: for a forked child."""
+        if self._publisher is not None:
+            self._publisher.link.drop()
+
+    def _publish(self, publisher: Publisher, held: _Held, items: list[Item]) -> None:
+        if publisher.link.blocked:  # it would not read us; acknowledgements go through all the same
+            held.retry, held.retry_at = items, time.monotonic() + REFUSED_WAIT_S
+            return
+        held.items, held.retry = items, []
+        held.first = publisher.last + 1
+        held.last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
+
+    def _take_refusals(self, publisher: Publisher) -> None:
+        """Full queues: what they refused is tried again, and its deliveries stay ours until it is taken."""
+        refused, publisher.refused = publisher.refused, []
+        _log.warning(
+            "%d message(s) were refused by a full queue at %s; trying again.", len(refused), publisher.link.where
+        )
+        for sequence in refused:
+            for held in self._held:
+                if held.first <= sequence < held.first + len(held.items):
+                    held.retry = [*held.retry, held.items[sequence - held.first]]
+                    held.retry_at = time.monotonic() + REFUSED_WAIT_S
+                    break
+            else:
+                raise TransportLost("a message that follows from a task was refused on its second way")
+
+    def _take_unroutable(self, publisher: Publisher) -> None:
+        """Messages that no queue takes are set aside, for a person to look at."""
+        unroutable, publisher.unroutable = publisher.unroutable, []
+        items = [bury_unroutable(text, record, self._owner) for text, record in unroutable]
+        last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
+        for held in self._held:  # one of them it was; which one, a returned message does not say
+            held.last = last
