@@ -17,6 +17,7 @@ A test's name begins with its clause. Tests of abilities that the transport does
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -79,6 +80,14 @@ def make_payload(queue: str = "", body: bytes = b"[[], {}, {}]", **fields: Any) 
         fields.get("route") or Route(queue, queue=queue),
         fields.get("due"),
     )
+
+
+_ENDINGS: dict[str, Callable[[Any], Settlement]] = {
+    "ack": Settlement,
+    "requeue": lambda tag: Settlement(tag, "requeue"),
+    "lost": lambda tag: Settlement(tag, "requeue", started=True),
+    "dead": lambda tag: Settlement(tag, "dead", reason="kit"),
+}
 
 
 class BrokerConformance(AbilityAware):
@@ -506,6 +515,54 @@ class BrokerConformance(AbilityAware):
         assert time.monotonic() - started < 5
         other = Bench()
         assert len(other.take(open_consumer(queue, poller=other), 5)) == 5
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_S1_S2_whatever_is_done_nothing_vanishes_and_nothing_doubles(
+        self, seed: int, transport: Transport, queue: str, open_consumer: OpenConsumer
+    ) -> None:
+        dice = random.Random(seed)  # so that a failure can be repeated
+        benches = [Bench(), Bench()]
+        consumers = [open_consumer(queue, poller=bench, window=8) for bench in benches]
+        held: list[dict[Any, str]] = [{}, {}]
+        sent: set[str] = set()
+        ended: set[str] = set()
+        endings = ["ack", "ack", "requeue", "lost", *(["dead"] if "dead_letter" in self.abilities else [])]
+        for _ in range(80):
+            which = dice.randrange(2)
+            action = dice.choice(["send", "receive", "receive", "settle", "settle", "reopen"])
+            if action == "send":
+                batch = [make_payload(queue) for _ in range(dice.randrange(1, 6))]
+                transport.send(batch)
+                sent |= {payload.headers["id"] for payload in batch}
+            elif action == "receive":
+                for delivery in benches[which].take(consumers[which], dice.randrange(1, 5), 0.02):
+                    assert _id(delivery) not in ended, "a message that had ended came again"
+                    assert _id(delivery) not in {*held[0].values(), *held[1].values()}, "a message has two holders"
+                    held[which][delivery.tag] = _id(delivery)
+            elif action == "settle" and held[which]:
+                settlements = []
+                for tag in dice.sample(sorted(held[which], key=str), dice.randrange(1, len(held[which]) + 1)):
+                    verb, task_id = dice.choice(endings), held[which].pop(tag)
+                    if verb in ("ack", "dead"):
+                        ended.add(task_id)
+                    settlements.append(_ENDINGS[verb](tag))
+                follow = [make_payload(queue)] if dice.random() < 0.3 else []
+                sent |= {payload.headers["id"] for payload in follow}
+                consumers[which].settle(settlements, publish=follow)
+                if dice.random() < 0.5:
+                    consumers[which].flush(5)
+            elif action == "reopen" and dice.random() < 0.3:
+                consumers[which].close()
+                benches[which] = Bench()
+                consumers[which] = open_consumer(queue, poller=benches[which], window=8)
+                held[which] = {}
+        for consumer in consumers:
+            consumer.close()
+        left = sent - ended
+        bench = Bench()
+        last = open_consumer(queue, poller=bench, window=256)
+        assert sorted(_id(delivery) for delivery in bench.take(last, len(left))) == sorted(left)
+        bench.take_none(last)
 
     # -- delay --------------------------------------------------------------------------------------------
 

@@ -260,6 +260,10 @@ class Miscounting(MemoryTransport):
 MUTANTS: list[tuple[type[MemoryTransport], str]] = [
     (PopThenRecord, "test_B29_close_gives_back_and_may_be_called_twice"),
     (AckBeforeRun, "test_B13_a_clean_return_is_neither_counted_nor_flagged"),
+    (PopThenRecord, "test_S1_S2_whatever_is_done_nothing_vanishes_and_nothing_doubles"),
+    (Doubling, "test_S1_S2_whatever_is_done_nothing_vanishes_and_nothing_doubles"),
+    (Unwilling, "test_S1_S2_whatever_is_done_nothing_vanishes_and_nothing_doubles"),
+    (Undying, "test_S1_S2_whatever_is_done_nothing_vanishes_and_nothing_doubles"),
     (Doubling, "test_B08_two_consumers_share_a_queue_without_overlap"),
     (Forgetful, "test_B05_senders_in_many_threads_lose_nothing"),
     (Forgetful, "test_B01_what_send_returned_for_is_in_the_broker"),
