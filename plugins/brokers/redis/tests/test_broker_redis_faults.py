@@ -316,10 +316,7 @@ def test_a_killed_worker_s_messages_come_back_flagged_and_in_order(redis_url: st
     assert server.call("HLEN", "unacked") == 0
 
 
-def test_a_killed_process_is_noticed_long_before_its_lease_ends(
-    redis_url: str, desks: Any, server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("celeriac_broker_redis.leases.FRESH_SERVER_S", 0)
+def test_a_killed_process_is_noticed_long_before_its_lease_ends(redis_url: str, desks: Any, server: Any) -> None:
     desk = desks(redis_url, lease=60)
     desk.send("a", "b")
     victim = subprocess.Popen([sys.executable, "-c", VICTIM, redis_url, "60"], stdout=subprocess.PIPE, text=True)
@@ -351,7 +348,6 @@ def test_a_killed_process_is_noticed_long_before_its_lease_ends(
 def test_a_living_consumer_that_lost_its_connections_loses_nothing_else(
     redis_url: str, desks: Any, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celeriac_broker_redis.leases.FRESH_SERVER_S", 0)
     monkeypatch.setattr("celeriac_broker_redis.leases.SILENCE_S", 0)
     desk, other = desks(redis_url), desks(redis_url)
     desk.send("a")
@@ -397,19 +393,20 @@ def test_two_sweepers_return_a_message_once(redis_url: str, desks: Any, server: 
 def test_a_worker_that_slept_too_long_learns_what_it_lost_and_harms_nobody(
     redis_url: str, desks: Any, server: Any
 ) -> None:
-    desk = desks(redis_url, lease=0.5)
+    desk, awake = desks(redis_url, lease=0.5), desks(redis_url)
     desk.send("a")
     sleeper = desk.consumer()
     (old,) = desk.receive(sleeper, 1)
     time.sleep(1.6)
-    other = desk.consumer(owner="w2")
-    new = desk.until(lambda: (other.renew(), desk.receive(other, 1, within_s=0.1))[1])
+    other = awake.consumer(owner="w2")
+    (new,) = desk.until(lambda: (other.renew(), awake.receive(other, 1, within_s=0.1))[1])
     assert sleeper.renew() == [old.tag]
     sleeper.settle([Settlement(old.tag)], publish=[desk.payload("never")])
     sleeper.flush(5)
-    assert server.call("HLEN", "unacked") == 1
+    desk.until(lambda: other.receive(0) == [] and server.call("HLEN", "unacked") == 1)
     assert desk.transport.depth("celery") == 0
-    desk.settle(other, new)
+    awake.settle(other, [new])
+    assert server.call("HLEN", "unacked") == 0
 
 
 def test_a_consumer_whose_lease_ended_takes_a_new_one_with_its_next_claim(

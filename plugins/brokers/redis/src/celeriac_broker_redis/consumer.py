@@ -347,13 +347,14 @@ class RedisConsumer:
             self._wire.shutdown()  # it fell silent: now the worker's descriptor says so
         return lost
 
-    def inherit(self, old: RedisConsumer) -> None:
-        """Return at once what a consumer of this process held that could not say goodbye.
+    def inherit(self, gone: Sequence[RedisConsumer]) -> None:
+        """Return what consumers held that are gone: those of this process that could not say goodbye, and any others.
 
         Raises:
             WireLost, ReplyError: As they say.
         """
-        self._leases.disown(old.token)
+        for old in gone:
+            self._leases.succeed(old.token)
         self._leases.sweep()
 
     def stop(self) -> None:

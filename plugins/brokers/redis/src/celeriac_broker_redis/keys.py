@@ -9,7 +9,7 @@
 `unacked_index`                           zset     tag → unix time when it was taken or its lease last renewed
 `celeriac.odd`                            hash     tag → `length:listmessage`, held ones that kombu could not read
 `celeriac.owners`                         zset     token of a consumer → server time at which its lease ends
-`celeriac.alive`                          hash     token of a consumer → the server's numbers for its connections
+`celeriac.alive`                          hash     token of a consumer → the server's run, and its numbers for us
 `celeriac.waits.<token>`                  set      lists that the consumer waits on
 `celeriac.inbox.<token>.<slot>.<list>`    list     one message handed over while it waited, until settled or recorded
 `celeriac.delayed.<queue>`                zset     `step:unique:message` → unix time when it is due

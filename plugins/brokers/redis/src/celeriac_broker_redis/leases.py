@@ -29,8 +29,6 @@ SWEEP_BATCH: Final = 200
 #: A consumer without a connection counts as dead after a second look so much later, if it gave no sign for so long.
 SECOND_LOOK_S: Final = 0.2
 SILENCE_S: Final = 2.0
-#: Within so long after the server's start every living consumer has renewed its lease.
-FRESH_SERVER_S: Final = 20.0
 #: For so long after the end of a lease a blocked move may still put a message into an inbox.
 FADING_S: Final = 30.0
 
@@ -47,6 +45,8 @@ class Leases:
         self._may_look = True
         #: The server's number for the consumer's connection for work.
         self.client_id = 0
+        #: Names the server's process since its start.
+        self._run_id = "-"
 
     def open(self, queues: Sequence[str]) -> None:
         """Connect, teach the server our scripts, and take the lease."""
@@ -73,7 +73,7 @@ class Leases:
     def renew(self, tags: Sequence[bytes], queues: Sequence[str]) -> list[int]:
         """Prove that the consumer lives and serves these queues; the positions of tags that are no longer its own."""
         wire = self._wire
-        numbers = f"{self.client_id} {0 if wire is None else wire.client_id}"
+        numbers = f"{self._run_id} {self.client_id} {0 if wire is None else wire.client_id}"
         words = [self._token, self._conf.options.lease_s, SENTINEL, numbers, *tags]
         keys = [
             self._keys.index,
@@ -91,9 +91,10 @@ class Leases:
         keys = self._keys
         self._call([("ZREM", keys.owners, token), ("HDEL", keys.alive, token), ("DEL", keys.waits(token))])
 
-    def disown(self, token: str) -> None:
-        """End the lease of a consumer that is known to be gone; the next sweep returns what it held."""
+    def succeed(self, token: str) -> None:
+        """Return what a consumer held that is known to be gone, whatever its lease says."""
         self._call([("ZADD", self._keys.owners, self._now() - 1, token)])
+        self._rescue(token, 0.0)
 
     def abandon(self) -> None:
         """Let go of the connection."""
@@ -138,20 +139,19 @@ class Leases:
     def _unconnected(self) -> set[str]:
         """The tokens of consumers none of whose connections the server knows."""
         found = self._call([("HGETALL", self._keys.alive)])[0]
-        numbers = {
-            token.decode(): set(said.split()) - {b"0"} for token, said in zip(found[::2], found[1::2], strict=True)
-        }
+        numbers: dict[str, set[bytes]] = {}
+        for token, said in zip(found[::2], found[1::2], strict=True):
+            run, *mine = said.split()
+            if run == self._run_id.encode():  # numbers of an earlier run say nothing
+                numbers[token.decode()] = set(mine) - {b"0"}
         asked = set().union(*numbers.values())
         if not asked or self._wire is None:
             return set()
         own = b"%d" % self._wire.client_id
-        lines, info = self._call([("CLIENT", "LIST", "ID", own, *asked), ("INFO", "server")])
-        there = {line.split(b" ", 1)[0].removeprefix(b"id=") for line in lines.splitlines()}
-        uptime = next(
-            int(line.partition(b":")[2]) for line in info.splitlines() if line.startswith(b"uptime_in_seconds")
-        )
-        if own not in there or uptime < FRESH_SERVER_S:
-            return set()  # something between us and the server has its own numbers; or not all have told their new ones
+        lines = self._call([("CLIENT", "LIST", "ID", own, *asked)])[0].splitlines()
+        there = {line.split(b" ", 1)[0].removeprefix(b"id=") for line in lines}
+        if own not in there:
+            return set()  # something between us and the server has numbers of its own
         return {token for token, mine in numbers.items() if not mine & there}
 
     def _now(self) -> float:
@@ -257,8 +257,11 @@ class Leases:
                 except WireLost:
                     wire.close()
             self._wire = None
-            self._wire = connect(self._conf.address, name=f"celeriac:{self._token}")
-            return self._wire.pipeline(commands)
+            wire = connect(self._conf.address, name=f"celeriac:{self._token}")
+            lines = wire.call("INFO", "server").decode("utf-8", "replace").splitlines()
+            self._run_id = next((line[7:] for line in lines if line.startswith("run_id:")), "-")
+            self._wire = wire
+            return wire.pipeline(commands)
 
 
 def origin(keys: Keys, entry: bytes | None, odd: bytes | None) -> tuple[str, bytes]:

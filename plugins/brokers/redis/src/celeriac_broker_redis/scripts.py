@@ -224,9 +224,9 @@ end
 DISOWN: Final = Script(
     """
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[1])
-if ends and tonumber(ends) < tonumber(ARGV[2]) then
-  redis.call('ZADD', KEYS[1], redis.call('TIME')[1] - 1, ARGV[1])
+if not ends or tonumber(ends) < tonumber(ARGV[2]) then
+  redis.call('HDEL', KEYS[2], ARGV[1])
+  if ends then redis.call('ZADD', KEYS[1], redis.call('TIME')[1] - 1, ARGV[1]) end
 end
 """
 )

@@ -104,9 +104,9 @@ class RedisTransport:
                 self._conf, self._producer, queues, owner=owner, poller=poller, serial=next(self._serial)
             )
             self._consumers = [old for old in self._consumers if not old.clean]
-            for old in [old for old in self._consumers if old.closed]:
-                consumer.inherit(old)
-                self._consumers.remove(old)
+            gone = [old for old in self._consumers if old.closed]
+            consumer.inherit(gone)  # at once, for it may be the first worker after an outage of all
+            self._consumers = [old for old in self._consumers if not old.closed]
         self._consumers.append(consumer)
         return consumer
 
