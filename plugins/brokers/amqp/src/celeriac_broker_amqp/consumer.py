@@ -246,7 +246,12 @@ class AmqpConsumer:
         arrived, link.deliveries = link.deliveries, []
         by_tag = self._by_tag
         for consumer_tag, tag, redelivered, record in arrived:
-            by_tag[consumer_tag].ready.append((tag, redelivered, record))
+            try:
+                by_tag[consumer_tag].ready.append((tag, redelivered, record))
+            except KeyError:  # under a consumer tag long forgotten: somebody else may have it
+                link.send(methods.reject(CHANNEL, tag))
+                self._note_settled(tag)
+                continue
             self._ready_bytes += len(record)
 
     def _consume_anew(self) -> None:
