@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,4 +17,14 @@ def main(argv: Sequence[str] | None = None, app: Any = None) -> None:
     """
     from celeriac.cli.group import run
 
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv), app))
+    code = run(list(sys.argv[1:] if argv is None else argv), app)
+    _flush_output()
+    sys.exit(code)
+
+
+def _flush_output() -> None:
+    """Write what is left. When nobody reads it any more, drop it: Python's own try at exit would end in code 120."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
