@@ -75,7 +75,7 @@ PLUGINS: Final[tuple[Row, ...]] = (
         "allow_unsafe_serializers",
         "bool",
         False,
-        "Let `accept_content` name serializers that can run the sender's code while loading (pickle, yaml).",
+        "Let `accept_content` name serializers that can run the sender's code while loading (pickle).",
     ),
 )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.errors import say
 from celeriac.cli.group import Command, State, option
 
 
@@ -70,5 +71,8 @@ def call(state: State, /, name: str, args: list[Any], kwargs: dict[str, Any], **
     given = {key: value for key, value in options.items() if value is not None}
     if isinstance(given.get("eta"), float):
         given["countdown"] = given.pop("eta")
-    result = state.app().send_task(name, args=args, kwargs=kwargs, **given)
+    app = state.app()
+    if state.given.app and name not in app.tasks:
+        say(f"{name} is not among the tasks of {state.given.app}; sent all the same.")
+    result = app.send_task(name, args=args, kwargs=kwargs, **given)
     click.echo(result.id)

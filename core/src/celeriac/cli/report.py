@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from celeriac.cli.group import Command, State
+from celeriac.exceptions import mask_url
 from celeriac.kernel.discovery import catalog
 
 #: What we stand on, and the client libraries that our plugins use.
@@ -28,6 +29,8 @@ def report(state: State) -> None:
         click.echo(f"trouble -> {trouble}")
     click.echo(f"app -> {app.main or 'default'} ({len(app.tasks)} tasks)")
     click.echo("settings ->")
+    for name in ("broker_url", "result_backend"):  # what differs when there is no result, given or not
+        click.echo(f"  {name}: {mask_url(str(app.conf[name]))!r}")
     for line in app.conf.humanize(with_defaults=False, censored=True).splitlines():
         click.echo(f"  {line}")
 

@@ -35,6 +35,8 @@ def result(
     state: State = ctx.obj
     app = state.app()
     found = app.tasks[task].AsyncResult(task_id) if task else app.AsyncResult(task_id)
+    if timeout is None and not found.exists():
+        say(f"Nothing is known of {task_id} yet; waiting for it. Ctrl-C or --timeout ends that.")
     try:
         if timeout != 0:
             found.get(timeout=timeout, propagate=False)
