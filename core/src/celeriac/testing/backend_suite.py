@@ -85,8 +85,12 @@ class BackendConformance(AbilityAware):
         for state, value in steps:
             backend.store([self.result(backend, task_id, state, value)])
 
+    def arrive(self, backend: ResultBackend) -> None:
+        """Return once all that was stored can be fetched: at once, unless the backend answers rather than keeps."""
+
     def got(self, backend: ResultBackend, task_id: str) -> tuple[str, Any] | None:
         """State and result that the store has for a task."""
+        self.arrive(backend)
         data = backend.fetch([task_id]).get(task_id)
         if data is None:
             return None
@@ -126,6 +130,7 @@ class BackendConformance(AbilityAware):
     def test_R2_a_batch_is_stored_and_fetched_as_a_whole(self, backend: ResultBackend) -> None:
         ids = [_new_id() for _ in range(500)]
         backend.store([self.result(backend, task_id, states.SUCCESS, n) for n, task_id in enumerate(ids)])
+        self.arrive(backend)
         found = backend.fetch([*ids, _new_id()])
         assert sorted(backend.decode(data)["result"] for data in found.values()) == list(range(500))
         assert set(found) == set(ids)
