@@ -292,6 +292,20 @@ def test_B11_children_that_outlive_a_killed_worker_do_not_keep_its_messages(
         victim.stdout.close()
 
 
+def wait_for_end(pid: int) -> None:
+    """Until a killed process has let go of its files; a zombie has."""
+    deadline = time.monotonic() + 10
+    stat = Path(f"/proc/{pid}/stat")
+    while time.monotonic() < deadline:
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] in "ZX":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.005)
+    pytest.fail(f"process {pid} does not end")
+
+
 def test_B11_the_first_worker_after_an_outage_takes_over_at_once(
     transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
 ) -> None:
@@ -302,6 +316,7 @@ def test_B11_the_first_worker_after_an_outage_takes_over_at_once(
     victim.kill()
     victim.wait()
     os.kill(child, signal.SIGKILL)
+    wait_for_end(child)
     victim.stdout.close()
     assert [one.attempt for one in open_consumer().receive(1)] == [2]
 
