@@ -186,7 +186,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     size.add_argument(
         "--quick", action="store_true", help="half of the tasks, the main setups, a few minutes: the default"
     )
-    size.add_argument("--full", action="store_true", help="all tasks, all setups, all workloads, about half an hour")
+    size.add_argument("--full", action="store_true", help="all tasks, all setups, all workloads, three times over")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for the table and the JSON")
     parser.add_argument("--name", help="the files' name; the time of day if not given")
     options = parser.parse_args(arguments)
