@@ -339,61 +339,39 @@ class RemoteTraceback(Exception):
 
 
 class EagerResult(AsyncResult[T]):
-    """The result of a call that ran here and now."""
+    """The result of a call that ran here and now: known from the start."""
 
     def __init__(
         self, id: str, ret_value: Any, state: str, traceback: str | None = None, name: str | None = None
     ) -> None:
         super().__init__(id, task_name=name)
-        self._value = ret_value
-        self._state = state
-        self._traceback = traceback
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float = 0.5,
-        no_ack: bool = True,
-        follow_parents: bool = True,
-        callback: Callable[[str, Any], Any] | None = None,
-        on_message: Callable[[Document], Any] | None = None,
-        on_interval: Callable[[], Any] | None = None,
-        disable_sync_subtasks: bool = True,
-        **_: Any,
-    ) -> T:
-        """What the task returned; its exception is raised, or returned without `propagate`."""
-        if disable_sync_subtasks:
-            assert_will_not_block()
-        if self._state in states.PROPAGATE_STATES and propagate:
-            raise self._value if isinstance(self._value, BaseException) else Exception(self._value)
-        return self._value  # type: ignore[no-any-return]
-
-    wait = get
-
-    def exists(self) -> bool:
-        return True
+        self._known: Document = {
+            "status": state,
+            "result": ret_value,
+            "traceback": traceback,
+            "task_id": id,
+            "children": [],
+            "name": name,
+        }
+        self._final = self._known
 
     def forget(self) -> None:
         """Nothing is stored, so there is nothing to forget."""
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """Too late to stop it: only the state changes."""
-        self._state = states.REVOKED
+        self._known["status"] = states.REVOKED
 
-    def _document(self) -> Document:
-        return {
-            "status": self._state,
-            "result": self._value,
-            "traceback": self._traceback,
-            "task_id": self.id,
-            "children": [],
-            "name": self.task_name,
-        }
+    def _outcome(self, document: Document, propagate: bool) -> Any:
+        value = document["result"]
+        if document["status"] in states.PROPAGATE_STATES and propagate:
+            raise value if isinstance(value, BaseException) else Exception(value)
+        return value
 
     @property
     def result(self) -> Any:
-        return self._value
+        """What the task returned, or its exception."""
+        return self._known["result"]
 
     @property
     def supports_native_join(self) -> bool:
@@ -404,7 +382,8 @@ class EagerResult(AsyncResult[T]):
         return f"<EagerResult: {self.id}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.id, self._value, self._state, self._traceback, self.task_name)
+        known = self._known
+        return type(self), (self.id, known["result"], known["status"], known["traceback"], self.task_name)
 
 
 class ResultSet:

@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from celeriac.canvas.signature import Signature, maybe_signature
+from celeriac.canvas.composite import Composite
+from celeriac.canvas.signature import Signature
 from celeriac.exceptions import Unsupported
 from celeriac.result import AsyncResult
 from celeriac.utils.ids import uuid
 
 
 @Signature.register_type("chain")
-class chain(Signature):
+class chain(Composite):
     """Steps of which each gets the result of the one before: `chain(add.s(2), add.s(4))()`, `add.s(2) | add.s(4)`.
 
     The first message carries the rest, so nobody has to wait in between. If a step fails, those after it fail with it.
     """
 
+    shape = "chain"
+
     def __init__(self, *tasks: Any, app: Any = None, **options: Any) -> None:
-        members: Iterable[Any] = tasks
-        if len(tasks) == 1 and not isinstance(tasks[0], dict):
-            members = tasks[0]
-        steps: list[Signature] = []
-        for member in members:
-            one = maybe_signature(member, app=app)
-            steps.extend(one.tasks if isinstance(one, chain) else [one])
-        for step in steps:
+        super().__init__(*tasks, app=app, **options)
+        for step in self.tasks:
             if step["subtask_type"] is not None:
-                raise Unsupported(
-                    f"a chain of this version takes single calls only, not a {step['subtask_type']}: {step!r}"
-                )
-        super().__init__("celery.chain", (), {"tasks": steps}, options, subtask_type="chain", app=app)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> chain:
-        """See `Signature.from_dict`."""
-        return cls(*data["kwargs"]["tasks"], app=app, **data.get("options") or {})
-
-    @property
-    def tasks(self) -> list[Signature]:
-        """Its steps, in order."""
-        return self["kwargs"]["tasks"]  # type: ignore[no-any-return]
-
-    @property
-    def app(self) -> Any:
-        """The app of its steps."""
-        return self._app or (self.tasks[0].app if self.tasks else super().app)
+                kind = step["subtask_type"]
+                raise Unsupported(f"a chain of this version takes single calls only, not a {kind}: {step!r}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Send it, with these arguments in front of the first step's own."""
@@ -101,12 +81,6 @@ class chain(Signature):
             after = self.app.AsyncResult(task_id, task_name=step["task"])
             after.parent, result = result, after
         return result
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def __bool__(self) -> bool:
-        return True  # an empty chain is a chain
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.tasks))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from celeriac.canvas.signature import Signature, maybe_signature
+from celeriac.canvas.composite import Composite
+from celeriac.canvas.signature import Signature
 from celeriac.result import GroupResult
 from celeriac.utils.ids import uuid
 
@@ -14,36 +15,13 @@ SEND_AT_ONCE: Final = 500
 
 
 @Signature.register_type("group")
-class group(Signature):
+class group(Composite):
     """Calls that run side by side: `group(add.s(2, 2), add.s(4, 4))()`, or of an iterable of signatures.
 
     Sent in bulk: a thousand calls cost the broker a few exchanges, not a thousand.
     """
 
-    def __init__(self, *tasks: Any, app: Any = None, **options: Any) -> None:
-        members: Iterable[Any] = tasks
-        if len(tasks) == 1 and not isinstance(tasks[0], dict):
-            members = tasks[0]
-        flat: list[Signature] = []
-        for member in members:
-            one = maybe_signature(member, app=app)
-            flat.extend(one.tasks if isinstance(one, group) else [one])
-        super().__init__("celery.group", (), {"tasks": flat}, options, subtask_type="group", app=app)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> group:
-        """See `Signature.from_dict`."""
-        return cls(*data["kwargs"]["tasks"], app=app, **data.get("options") or {})
-
-    @property
-    def tasks(self) -> list[Signature]:
-        """Its members."""
-        return self["kwargs"]["tasks"]  # type: ignore[no-any-return]
-
-    @property
-    def app(self) -> Any:
-        """The app of its members."""
-        return self._app or (self.tasks[0].app if self.tasks else super().app)
+    shape = "group"
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Send all, with these arguments in front of each one's own."""
@@ -94,12 +72,6 @@ class group(Signature):
         group_id = self["options"].setdefault("task_id", _id or uuid())
         results = [member.freeze(group_id=group_id, group_index=index) for index, member in enumerate(self.tasks)]
         return GroupResult(group_id, results, app=self.app)
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def __bool__(self) -> bool:
-        return True  # an empty group is a group
 
     def __repr__(self) -> str:
         return f"group([{', '.join(map(repr, self.tasks))}])"
