@@ -51,8 +51,8 @@ def main() -> int:
 
 def members(root: Path) -> list[Path]:
     """The folders of all distributions, core first."""
-    plugins = sorted(path.parent for path in root.glob("plugins/*/*/pyproject.toml"))
-    return [root / "core", *plugins]
+    others = sorted(path.parent for path in root.glob("plugins/*/*/pyproject.toml"))
+    return [root / "core", *others]
 
 
 def make_venv() -> None:

@@ -67,13 +67,13 @@ def test_every_setting_of_our_own_is_named_to_those_who_come_from_celery() -> No
     assert not [name for name in OWN if f"`{name}`" not in text and f"`{name} =" not in text]
 
 
-def test_the_readme_names_every_plugin() -> None:
+def test_the_readme_names_every_distribution_and_plugin() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in ROOT.glob("plugins/*/*/pyproject.toml"):
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
         kind = project["name"].split("-")[1]
         assert project["name"] in text or f"`celeriac-{kind}-…`" in text, project["name"]
-        for names in project["entry-points"].values():
+        for names in project.get("entry-points", {}).values():
             assert not [name for name in names if f"`{name}`" not in text], project["name"]
 
 

@@ -1,4 +1,7 @@
-"""No plugin is forgotten: each folder of plugins/*/* is a whole dist, installed, and known to every list of them."""
+"""No plugin is forgotten: each folder of plugins/*/* is a whole dist, installed, and known to every list of them.
+
+The folders of plugins/support are no plugins: libraries that the plugins of one store share.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,6 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "core"
-PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))
-MEMBERS = [CORE, *PLUGINS]
 KINDS = {
     "brokers": "broker",
     "backends": "backend",
@@ -27,6 +28,10 @@ KINDS = {
     "pools": "pool",
     "extensions": "extension",
 }
+FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))
+PLUGINS = [folder for folder in FOLDERS if folder.parent.name in KINDS]
+SUPPORT = [folder for folder in FOLDERS if folder.parent.name == "support"]
+MEMBERS = [CORE, *PLUGINS, *SUPPORT]
 
 
 def folder_id(folder: Path) -> str:
@@ -44,7 +49,7 @@ def project_of(folder: Path) -> dict[str, Any]:
 
 def dist_name(folder: Path) -> str:
     """`plugins/brokers/redis` → `celeriac-broker-redis`."""
-    return "celeriac" if folder == CORE else f"celeriac-{KINDS[folder.parent.name]}-{folder.name}"
+    return "celeriac" if folder == CORE else f"celeriac-{KINDS.get(folder.parent.name, 'support')}-{folder.name}"
 
 
 def package_name(folder: Path) -> str:
@@ -67,8 +72,8 @@ def all_requirements() -> Iterator[str]:
 
 
 def test_every_folder_of_plugins_is_a_dist() -> None:
-    folders = {path for path in ROOT.glob("plugins/*/*") if path.parent.name in KINDS and path.name[0] not in "._"}
-    assert sorted(folders) == PLUGINS
+    folders = [path for path in ROOT.glob("plugins/[!._]*/*") if path.name[0] not in "._"]
+    assert sorted(folders) == FOLDERS == sorted([*PLUGINS, *SUPPORT])
 
 
 @pytest.mark.parametrize("folder", MEMBERS, ids=folder_id)
@@ -104,7 +109,15 @@ def test_a_plugin_has_one_kind_and_its_folder_s_name(folder: Path) -> None:
     assert set(names.values()) == {package_name(folder)}
 
 
-@pytest.mark.parametrize("folder", PLUGINS, ids=folder_id)
+@pytest.mark.parametrize("folder", SUPPORT, ids=folder_id)
+def test_a_support_dist_is_no_plugin_and_serves_a_store_s_broker_and_backend(folder: Path) -> None:
+    assert "entry-points" not in project_of(folder)
+    for plugin in PLUGINS:
+        stands_on_it = f"{dist_name(folder)}>=0.1,<0.2" in project_of(plugin)["dependencies"]
+        assert stands_on_it == (plugin.name == folder.name), dist_name(plugin)
+
+
+@pytest.mark.parametrize("folder", [*PLUGINS, *SUPPORT], ids=folder_id)
 def test_a_plugin_needs_this_minor_version_of_core(folder: Path) -> None:
     assert "celeriac>=0.1,<0.2" in project_of(folder)["dependencies"]
 
@@ -127,12 +140,24 @@ def test_the_workspace_has_every_dist() -> None:
 
 def test_the_import_linter_sees_every_package() -> None:
     settings = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]
-    packages = sorted(map(package_name, PLUGINS))
+    plugins, support = sorted(map(package_name, PLUGINS)), sorted(map(package_name, SUPPORT))
+    packages = sorted([*plugins, *support])
     assert sorted(settings["root_packages"]) == ["celeriac", *packages]
     contracts = {contract["id"]: contract for contract in settings["contracts"]}
     assert sorted(contracts["core-names-no-plugin"]["forbidden_modules"]) == packages
-    assert sorted(contracts["plugins-stand-alone"]["modules"]) == packages
+    assert sorted(contracts["plugins-stand-alone"]["modules"]) == plugins
     assert sorted(contracts["plugins-see-the-contract-only"]["source_modules"]) == packages
+    assert sorted(contracts["support-imports-no-plugin"]["source_modules"]) == support
+    assert sorted(contracts["support-imports-no-plugin"]["forbidden_modules"]) == plugins
+
+
+@pytest.mark.parametrize("folder", SUPPORT, ids=folder_id)
+def test_the_import_linter_keeps_a_store_s_support_for_its_plugins(folder: Path) -> None:
+    contracts = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"]
+    (contract,) = (contract for contract in contracts if contract["id"] == f"support-of-{folder.name}")
+    others = [package_name(other) for other in [*PLUGINS, *SUPPORT] if other.name != folder.name]
+    assert contract["forbidden_modules"] == [package_name(folder)]
+    assert sorted(contract["source_modules"]) == sorted(others)
 
 
 def test_the_import_linter_keeps_every_room_of_core_from_the_plugins() -> None:

@@ -34,6 +34,8 @@ INSTALLED = {
     "celeriac_pool_prefork",
     "celeriac_pool_solo",
     "celeriac_serializer_json",
+    "celeriac_support_redis",
+    "celeriac_support_sqlite",
 }
 PLUGINS = {
     ("backend", "sqlite", "celeriac-backend-sqlite"),
@@ -52,7 +54,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_grou
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A wheel of core and of each plugin, made by the back end which their pyproject.toml names."""
+    """A wheel of each distribution, made by the back end which their pyproject.toml names."""
     dist = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-c", BUILD_ALL, str(dist), *map(str, MEMBERS)], check=True)
     return sorted(dist.iterdir())
@@ -88,7 +90,8 @@ def test_a_wheel_has_the_package_its_types_and_its_entry_points(wheels: list[Pat
         names = zipfile.ZipFile(wheel).namelist()
         assert f"{package}/__init__.py" in names
         assert f"{package}/py.typed" in names
-        assert f"{package}-{version}.dist-info/entry_points.txt" in names
+        has_entry_points = f"{package}-{version}.dist-info/entry_points.txt" in names
+        assert has_entry_points == (not package.startswith("celeriac_support_"))
         assert not [name for name in names if not name.startswith((f"{package}/", f"{package}-{version}.dist-info/"))]
 
 

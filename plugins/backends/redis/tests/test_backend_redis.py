@@ -18,7 +18,7 @@ from celeriac.testing.kit import KitHost
 from celeriac.testing.services import RedisService
 from celeriac_backend_redis.backend import RedisBackend, make_backend
 from celeriac_backend_redis.compression import PREFIX
-from celeriac_backend_redis.wire import Wire, connect, parse_url
+from celeriac_support_redis.wire import Wire, connect, parse_url
 
 Make = Callable[..., RedisBackend]
 

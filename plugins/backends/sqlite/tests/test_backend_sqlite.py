@@ -19,7 +19,7 @@ from celeriac.testing.kit import KitHost
 from celeriac_backend_sqlite import backend as module
 from celeriac_backend_sqlite import celeriac_make_backend
 from celeriac_backend_sqlite.backend import FETCH, STORE, SqliteBackend
-from celeriac_backend_sqlite.wake import folder_of
+from celeriac_support_sqlite.wake import folder_of
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from celeriac.spec import Delivery, Payload, QueueSpec, Route, Settlement
 from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.transport import RedisTransport, make_transport
-from celeriac_broker_redis.wire import Wire, connect, parse_url
+from celeriac_support_redis.wire import Wire, connect, parse_url
 
 PATIENCE_S = 10.0
 

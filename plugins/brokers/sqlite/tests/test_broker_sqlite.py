@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import (
-    ImproperlyConfigured,
     PublishRejected,
     TransportLost,
     TransportUnreachable,
@@ -29,9 +28,8 @@ from celeriac_backend_sqlite.backend import SqliteBackend
 from celeriac_broker_sqlite import celeriac_make_transport, store
 from celeriac_broker_sqlite import consumer as consumer_module
 from celeriac_broker_sqlite.consumer import SqliteConsumer
-from celeriac_broker_sqlite.file import DEFAULT_FILE, Location, trouble
 from celeriac_broker_sqlite.transport import SqliteTransport
-from celeriac_broker_sqlite.wake import folder_of
+from celeriac_support_sqlite.wake import folder_of
 
 Open = Callable[..., SqliteConsumer]
 
@@ -487,36 +485,6 @@ def test_a_message_for_much_later_wakes_nobody(transport: SqliteTransport, bench
 # -- the file ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("sqlite:///sub/queue.db", "{cwd}/sub/queue.db"),
-        ("sqlite:////var/lib/queue.db", "/var/lib/queue.db"),
-        ("sqlite://", f"{{cwd}}/{DEFAULT_FILE}"),
-        ("sqlite:", f"{{cwd}}/{DEFAULT_FILE}"),
-        ("sqlite:///with%20space.db?durability=host", "{cwd}/with space.db"),
-    ],
-)
-def test_a_url_names_a_file(url: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert Location(url).path == expected.format(cwd=os.path.realpath(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("url", "hint"),
-    [
-        ("sqlite://queue.db", "sqlite:///queue.db"),
-        ("sqlite://var/queue.db", "sqlite:////var/queue.db"),
-        ("sqlite:///:memory:", "memory://"),
-        ("sqlite:///q.db?durabilty=host", "durability"),
-        ("sqlite:///q.db?durability=FULL", "'process' or 'host'"),
-    ],
-)
-def test_a_url_that_makes_no_sense_is_refused_with_one_that_does(url: str, hint: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match="(?s).*" + hint.replace("?", r"\?")):
-        Location(url)
-
-
 def test_other_schemes_are_left_to_others() -> None:
     assert celeriac_make_transport("redis://localhost", {}) is None
 
@@ -557,19 +525,6 @@ def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
 def test_a_folder_in_the_file_s_place_is_named(tmp_path: Path) -> None:
     with pytest.raises(TransportUnreachable, match="is a folder"):
         SqliteTransport(f"sqlite:///{tmp_path}", {}).ping(1)
-
-
-def test_a_file_that_may_not_be_written_is_named_with_who_must(path: Path) -> None:
-    # The superuser may write whatever the mode says, so the error comes from SQLite opened as it would be.
-    SqliteTransport(f"sqlite:///{path}", {}).ping(1)
-    conn = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    with pytest.raises(sqlite3.OperationalError) as caught:
-        conn.execute("CREATE TABLE x (y)")
-    conn.close()
-    found = trouble(caught.value, str(path))
-    assert found.kind == "unreachable"
-    assert f"{path} cannot be written" in str(found)
-    assert f"User {os.getuid()}" in found.hint
 
 
 def test_a_wake_folder_that_cannot_be_used_is_named(path: Path, transport: SqliteTransport, bench: Bench) -> None:

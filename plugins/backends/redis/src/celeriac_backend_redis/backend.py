@@ -18,7 +18,7 @@ from celeriac.states import FAILURE, READY_STATES, SUCCESS
 from celeriac_backend_redis.compression import compressor, decompress
 from celeriac_backend_redis.scripts import STORE, STORE_ALONE, STORE_SHA
 from celeriac_backend_redis.watch import RedisWatch
-from celeriac_backend_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect, pack, parse_url
+from celeriac_support_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect, pack, parse_url
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 ABILITIES: Final = frozenset({"push", "expire", "persistent", "joint", "shared"})

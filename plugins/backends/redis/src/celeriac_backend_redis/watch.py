@@ -7,9 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from hiredis import PushNotification
-
-from celeriac_backend_redis.wire import ReplyError, Wire, WireLost, pack
+from celeriac_support_redis.wire import PushNotification, ReplyError, Wire, WireLost, pack
 
 #: So few subscriptions are left to the connection's next user, who ends them in the command that begins its own.
 FEW: Final = 8

@@ -18,8 +18,8 @@ from typing import Any, Final
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError
 from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
 from celeriac.states import READY_STATES
-from celeriac_backend_sqlite.file import Database, Location, StoreTrouble, cannot_listen
-from celeriac_backend_sqlite.wake import Bell, Ear, folder_of, topic
+from celeriac_support_sqlite.file import Database, Location, StoreTrouble, cannot_listen
+from celeriac_support_sqlite.wake import Bell, Ear, folder_of, topic
 
 VERSION: Final = 1
 SCHEMA: Final = (

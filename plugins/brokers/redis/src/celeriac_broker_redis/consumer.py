@@ -32,7 +32,7 @@ from celeriac_broker_redis.producer import Producer
 from celeriac_broker_redis.scripts import CLAIM, RETURN, Script, settle_script
 from celeriac_broker_redis.sources import Order, Source, turns
 from celeriac_broker_redis.waits import Line, News, Waits
-from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, connect, pack
+from celeriac_support_redis.wire import ReplyError, Wire, WireLost, connect, pack
 
 MAX_CLAIM: Final = 1000
 MAX_CLAIM_BYTES: Final = 8 * 1024 * 1024

@@ -18,7 +18,7 @@ from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Tables, binding_rows, matching
 from celeriac_broker_redis.scripts import CLAIM, DISOWN, EMPTY_INBOX, RENEW, RETURN, Script
-from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, connect
+from celeriac_support_redis.wire import ReplyError, Wire, WireLost, connect
 
 #: A member longer than 64 bytes keeps `unacked_index` a skip list. Below 128 short members it is a packed list, in
 #: which Redis reads float scores one after the other: 19.5 µs for each message instead of 0.5 (measured on 7.0).

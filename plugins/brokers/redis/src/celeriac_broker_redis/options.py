@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured
 from celeriac_broker_redis.keys import DEFAULT_SEP, DEFAULT_STEPS, Keys
-from celeriac_broker_redis.wire import Address, parse_url
+from celeriac_support_redis.wire import Address, parse_url
 
 #: Understood by kombu, without a meaning here: what they tune does not exist or cannot be switched off.
 IGNORED: Final = frozenset(

@@ -24,7 +24,7 @@ from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
 from celeriac_broker_redis.scripts import SEND
-from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
+from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 ABILITIES: Final = frozenset(

@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from hiredis import PushNotification
 from msgspec import Struct
 
 from celeriac.spec.transport import Poller
 from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.sources import Order, Source
-from celeriac_broker_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, pack
+from celeriac_support_redis.wire import PushNotification, ReplyError, Wire, WireLost, WireUnreachable, pack
 
 #: So much later than it should an answer may come before the connection counts as dead.
 GRACE_S: Final = 5.0

@@ -4,9 +4,10 @@ Settlements are gathered and written together with the next claim: one transacti
 is what makes SQLite fast. `settle` makes the consumer's own descriptor readable, so that the pass that writes
 them follows at once, whatever else the worker waits for.
 
-The lease: a row in `celeriac_owners`, and the listener's page (see `wake`) that the row names. The page is locked
-while the process lives and says when it last lived. Whoever finds a page unlocked, missing or stale takes all
-that its owner held, and the row with it; every transaction of an owner begins with a look at its own row.
+The lease: a row in `celeriac_owners`, and the listener's page (see `celeriac_support_sqlite.wake`) that the row
+names. The page is locked while the process lives and says when it last lived. Whoever finds a page unlocked, missing
+or stale takes all that its owner held, and the row with it; every transaction of an owner begins with a look at its
+own row.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from celeriac.exceptions import TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Settlement, envelope
 from celeriac_broker_sqlite import store
-from celeriac_broker_sqlite.file import LOCK_TIMEOUT_S, StoreTrouble, begin, cannot_listen, patiently, rollback, trouble
 from celeriac_broker_sqlite.store import Claimed, Packed
-from celeriac_broker_sqlite.wake import Ear, folder_of, is_alive, remove, topic
+from celeriac_support_sqlite.file import (
+    LOCK_TIMEOUT_S,
+    StoreTrouble,
+    begin,
+    cannot_listen,
+    patiently,
+    rollback,
+    trouble,
+)
+from celeriac_support_sqlite.wake import Ear, folder_of, is_alive, remove, topic
 
 if TYPE_CHECKING:
     from celeriac_broker_sqlite.transport import SqliteTransport

@@ -14,9 +14,9 @@ from celeriac.exceptions import OperationalError, PublishRejected, TransportLost
 from celeriac.spec import Head, Malformed, Payload, Poller, QueueSpec, envelope
 from celeriac_broker_sqlite import store
 from celeriac_broker_sqlite.consumer import SqliteConsumer, queue_topic
-from celeriac_broker_sqlite.file import LOCK_TIMEOUT_S, Database, Location, StoreTrouble
 from celeriac_broker_sqlite.store import DeadLetter, Packed
-from celeriac_broker_sqlite.wake import Bell
+from celeriac_support_sqlite.file import LOCK_TIMEOUT_S, Database, Location, StoreTrouble
+from celeriac_support_sqlite.wake import Bell
 
 
 class SqliteTransport:

@@ -1,9 +1,8 @@
 """A connection to Redis that carries packed bytes: what both Redis plugins stand on.
 
-The same file is in celeriac-broker-redis and celeriac-backend-redis (neither needs the other); a test keeps
-them equal. hiredis packs and parses; TLS is the standard library's; log-in and choice of database are the
-dozen lines below. redis-py is not used: importing it costs 0.55 s and 24 MB in every process (measured with
-8.1), and each command through its client layers about 100 µs, against 18 µs here.
+hiredis packs and parses; TLS is the standard library's; log-in and choice of database are the dozen lines
+below. redis-py is not used: importing it costs 0.55 s and 24 MB in every process (measured with 8.1), and each
+command through its client layers about 100 µs, against 18 µs here (docs/decisions/0007-redis-without-redis-py.md).
 
 A `Wire` belongs to one thread at a time. Its socket never blocks; whoever waits does so with a deadline.
 """
@@ -39,6 +38,8 @@ _MORE: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSL
 
 #: Packs one command, a tuple of words, into the bytes that a server reads.
 pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+#: What a connection of protocol 3 says unasked, news of a subscription: a list.
+PushNotification = hiredis.PushNotification
 
 
 class WireLost(Exception):

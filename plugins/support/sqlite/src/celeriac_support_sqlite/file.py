@@ -1,7 +1,6 @@
 """One SQLite file and the connections to it: how it is opened, locked, given up after a fork, and what its errors mean.
 
-The broker and the result store of celeriac share this module word for word (each has its own copy, since
-plugins do not import one another; a test of the repository keeps the copies equal).
+The broker and the result store of celeriac call it, each with tables of its own (`Database`, part), often in one file.
 
 Rules that keep SQLite calm under many processes: WAL; every write begins with `BEGIN IMMEDIATE`, so a
 transaction never finds out late that it may not write; transactions are short; a connection is never used

@@ -6,8 +6,8 @@ the listener sleeps, which topics it cares about, and when it last gave a sign o
 sender one look at memory, and a sleeping one is awake within a fraction of a millisecond. The page's file is
 also locked (flock) while its process lives: the kernel lets go of it at the moment of death, however that comes.
 
-A wake-up may be lost; whoever sleeps looks again after half a second. The broker and the result store share this
-module word for word, like `file`.
+A wake-up may be lost; whoever sleeps looks again after half a second. The broker's consumer and the result store's
+watch are listeners; whatever writes to the file rings.
 """
 
 from __future__ import annotations

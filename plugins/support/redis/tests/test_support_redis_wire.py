@@ -1,0 +1,97 @@
+"""How a server is found and spoken to: URLs, words for what goes wrong, commands and replies."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from celeriac.exceptions import ImproperlyConfigured
+from celeriac.testing.services import RedisService
+from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, parse_url
+
+
+@pytest.fixture
+def wire(redis_url: str) -> Iterator[Wire]:
+    wire = connect(parse_url(redis_url)[0])
+    yield wire
+    wire.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "store"),
+    [
+        ("redis://", "127.0.0.1:6379/0/"),
+        ("redis://localhost", "127.0.0.1:6379/0/"),
+        ("redis://LOCALHOST:6379/0", "127.0.0.1:6379/0/"),
+        ("redis://:pw@db.example:7000/3", "db.example:7000/3/"),
+        ("redis://u:pw@db.example?virtual_host=4", "db.example:6379/4/u"),
+        ("rediss://db.example/5", "db.example:6379/5/"),
+        ("redis+socket:///run/redis.sock?virtual_host=6", "unix:/run/redis.sock/6/"),
+        ("unix:///run/redis.sock?db=7", "unix:/run/redis.sock/7/"),
+        ("redis://[::1]:6380/1", "127.0.0.1:6380/1/"),
+    ],
+)
+def test_a_url_names_a_store(url: str, store: str) -> None:
+    assert parse_url(url)[0].store == store
+
+
+def test_user_and_password_may_hold_any_character() -> None:
+    address, _ = parse_url("redis://us%40er:p%2Fa%3Ass@h/0")
+    assert (address.username, address.password) == ("us@er", "p/a:ss")
+    assert "p/a:ss" not in repr(address)
+
+
+@pytest.mark.parametrize("url", ["redis://h/first", "redis://h:port/0", "redis://h:99999/0", "redis://h/0/1"])
+def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured):
+        parse_url(url)
+
+
+def test_a_database_that_is_not_there_is_said(redis_service: RedisService) -> None:
+    with pytest.raises(WireUnreachable) as caught:
+        connect(parse_url(f"redis://127.0.0.1:{redis_service.port}/9999")[0])
+    assert "database number" in caught.value.hint
+
+
+def test_a_server_that_speaks_something_else_is_no_redis() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def greet() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            client.recv(100)
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            client.close()
+
+    threading.Thread(target=greet, daemon=True).start()
+    with pytest.raises(WireUnreachable) as caught:
+        connect(parse_url(f"redis://127.0.0.1:{listener.getsockname()[1]}")[0])
+    assert "Is it a Redis server" in caught.value.hint
+    listener.close()
+
+
+def test_who_accepts_and_says_nothing_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(WireUnreachable, match="in time"):
+        connect(parse_url(f"redis://127.0.0.1:{listener.getsockname()[1]}")[0], timeout_s=0.3)
+
+
+def test_errors_are_errors_and_a_closed_connection_is_lost(wire: Wire) -> None:
+    with pytest.raises(ReplyError, match="unknown command") as caught:
+        wire.call("NONSENSE")
+    assert caught.value.code == "ERR"
+    assert wire.call("PING") == b"PONG"
+    wire.shutdown()
+    with pytest.raises(WireLost):
+        wire.call("PING")
+
+
+def test_more_than_a_socket_takes_at_once_is_written_whole(wire: Wire) -> None:
+    big = b"x" * 30_000_000
+    wire.call("SET", "big", big)
+    assert wire.call("GET", "big") == big
