@@ -33,6 +33,13 @@ class LockedRedis(RedisService):
         return True
 
 
+class Provider:
+    """A credential provider, in redis-py's shape."""
+
+    def get_credentials(self) -> tuple[str, str]:
+        return "worker", "secret"
+
+
 def test_another_brokers_url_is_not_ours() -> None:
     assert celeriac_make_transport(url="amqp://h", settings={}) is None
 
@@ -44,6 +51,7 @@ def test_a_password_and_a_user_let_us_in(private_service: Any, desks: Any) -> No
         desk = desks(f"redis://{who}{place}")
         assert desk.transport.ping(5.0).startswith("Redis ")
         connect(parse_url(f"redis://{who}{place}")[0], protocol=3).close()
+    assert desks(f"redis://{place}", credential_provider=Provider()).transport.ping(5.0).startswith("Redis ")
     for who in ("", ":wrong@", "worker:wrong@"):
         with pytest.raises(TransportUnreachable, match="password") as caught:
             desks(f"redis://{who}{place}").transport.ping(5.0)
@@ -78,19 +86,25 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return cert, key
 
 
-def test_tls_carries_everything_and_checks_the_certificate(
-    private_service: Any, desks: Any, certificate: tuple[Path, Path]
-) -> None:
-    cert, key = certificate
+def tls_redis(certificate: tuple[Path, Path], *, auth_clients: str) -> RedisService:
+    """A server with a plain port and one for TLS, where clients show a certificate if `auth_clients` is yes."""
+    cert, key = map(str, certificate)
 
     class TlsRedis(RedisService):
         port_count = 2
 
         def command(self) -> Any:
-            tls = ["--tls-port", str(self.ports[1]), "--tls-cert-file", str(cert), "--tls-key-file", str(key)]
-            return [*super().command(), *tls, "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no"]
+            tls = ["--tls-port", str(self.ports[1]), "--tls-cert-file", cert, "--tls-key-file", key]
+            return [*super().command(), *tls, "--tls-ca-cert-file", cert, "--tls-auth-clients", auth_clients]
 
-    redis = private_service(TlsRedis())
+    return TlsRedis()
+
+
+def test_tls_carries_everything_and_checks_the_certificate(
+    private_service: Any, desks: Any, certificate: tuple[Path, Path]
+) -> None:
+    cert, _ = certificate
+    redis = private_service(tls_redis(certificate, auth_clients="no"))
     plain_port, tls_port = redis.ports
     for trust in (f"ssl_ca_certs={cert}", "ssl_cert_reqs=CERT_NONE", "ssl_cert_reqs=none"):
         desk = desks(f"rediss://localhost:{tls_port}/0?{trust}")
@@ -110,6 +124,17 @@ def test_tls_carries_everything_and_checks_the_certificate(
     ):
         with pytest.raises(TransportUnreachable, match=word):
             desks(url).transport.ping(0.5)
+
+
+def test_a_server_that_wants_our_certificate_is_shown_it(
+    private_service: Any, desks: Any, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    redis = private_service(tls_redis(certificate, auth_clients="yes"))
+    url = f"rediss://localhost:{redis.ports[1]}/0?ssl_ca_certs={cert}"
+    assert desks(f"{url}&ssl_certfile={cert}&ssl_keyfile={key}").transport.ping(5.0).startswith("Redis ")
+    with pytest.raises(TransportUnreachable):
+        desks(url).transport.ping(5.0)
 
 
 def test_broker_use_ssl_is_heeded() -> None:
