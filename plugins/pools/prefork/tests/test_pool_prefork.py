@@ -20,7 +20,7 @@ import pytest
 
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import Job, JobReport, Payload, Pool, PoolOptions, Route, SlotProgram
-from celeriac.testing.pool_suite import PoolConformance, ScriptedProgram, brief, job, lines
+from celeriac.testing.pool_suite import PoolConformance, ScriptedProgram, brief, job, lines, own_size_kib
 from celeriac_pool_prefork import birth, frames
 from celeriac_pool_prefork import pool as pool_module
 from celeriac_pool_prefork.pool import PreforkPool
@@ -177,9 +177,7 @@ def test_a_pool_may_live_in_a_thread_of_its_own() -> None:
 
 
 def test_children_of_a_parent_that_has_grown_are_not_over_their_limit_at_birth() -> None:
-    # Above this process's own size, which the child is born with and which depends on the tests before.
-    size_kib = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 10
-    with started(slots=1, max_memory_per_child_kib=size_kib + (150 << 10)) as driver:
+    with started(slots=1, max_memory_per_child_kib=own_size_kib() + (150 << 10)) as driver:
         driver.until(lambda: driver.pool._fresh_kib is not None, "a fresh child")
         grown = b"x" * (300 << 20)
         killer = job("kill 9")
