@@ -2,81 +2,31 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from celeriac.exceptions import OperationalError, PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.spec import Settlement
+from celeriac.testing.faults import FaultProxy
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp.transport import AmqpTransport
 
 
-class Proxy:
-    """A wire to a server that can be frozen, one way or both."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._target = (parts.hostname, parts.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        self.url = url.replace(f":{parts.port}", f":{port}")
-        self.flows = threading.Event()
-        self.flows.set()
-        self._sockets: list[socket.socket] = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        try:
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
-                self._sockets += [client, server]
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
-        except OSError:
-            pass  # closed: the test is over
-
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                self.flows.wait()
-                sink.sendall(data)
-        except OSError:
-            pass  # closed: the test is over
-        sink.close()
-
-    def cut(self) -> None:
-        for one in self._sockets[1:]:
-            try:
-                one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # ended before
-
-    def close(self) -> None:
-        self.flows.set()
-        for one in self._sockets:
-            one.close()
-
-
 @pytest.fixture
-def proxy(amqp_url: str) -> Iterator[Proxy]:
-    wire = Proxy(amqp_url)
-    yield wire
-    wire.close()
+def proxy(amqp_url: str) -> Iterator[FaultProxy]:
+    with FaultProxy(amqp_url) as wire:
+        yield wire
 
 
 def test_a_black_hole_makes_a_send_uncertain_within_its_time(
-    open_transport: Callable[..., AmqpTransport], proxy: Proxy, tools: Any
+    open_transport: Callable[..., AmqpTransport], proxy: FaultProxy, tools: Any
 ) -> None:
     transport = open_transport(proxy.url, broker_connection_timeout=1.0)
     transport.send([tools.payload("q")])
-    proxy.flows.clear()
+    proxy.hold()
     started = time.monotonic()
     with pytest.raises(PublishUncertain, match="did not confirm 1"):
         transport.send([tools.payload("q")], timeout_s=1.0)
@@ -85,7 +35,7 @@ def test_a_black_hole_makes_a_send_uncertain_within_its_time(
     with pytest.raises(OperationalError):
         transport.depth("q")
     assert time.monotonic() - started < 8.0
-    proxy.flows.set()
+    proxy.heal()
     transport.send([tools.payload("q")])
     assert transport.depth("q") >= 2
 
@@ -160,7 +110,7 @@ def test_a_blocked_connection_refuses_to_write(
 
 
 def test_a_cut_wire_is_noticed_at_once(
-    open_transport: Callable[..., AmqpTransport], listen: Any, proxy: Proxy, tools: Any
+    open_transport: Callable[..., AmqpTransport], listen: Any, proxy: FaultProxy, tools: Any
 ) -> None:
     transport = open_transport(proxy.url)
     listener = listen(transport, tools.spec("q"))
