@@ -128,8 +128,8 @@ def test_a_retried_call_keeps_its_id(pair: Pair) -> None:
     assert pair.result("retry", 2) == 2
 
 
-def test_a_state_of_the_tasks_own_does_not_hide_the_result(pair: Pair) -> None:
-    assert pair.result("progress") == "done"
+def test_a_state_of_the_tasks_own_does_not_hide_the_result(pair: Pair, tmp_path: Path) -> None:
+    assert pair.result("progress", str(tmp_path)) == "done"
 
 
 def test_a_hundred_calls_each_way_at_once_all_come_back(sides: dict[str, Side]) -> None:

@@ -236,12 +236,14 @@ def test_a_retried_call_keeps_its_id(pair: Pair) -> None:
     assert pair.result("retry", 2) == 2
 
 
-def test_a_state_of_the_tasks_own_is_seen(pair: Pair) -> None:
-    task_id = pair.call("progress")
-    deadline = time.monotonic() + 10
+def test_a_state_of_the_tasks_own_is_seen(pair: Pair, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    task_id = pair.call("progress", str(go_on))
+    deadline = time.monotonic() + 30
     while (seen := pair.look(task_id))["state"] == "PENDING" and time.monotonic() < deadline:
         time.sleep(0.05)
     assert (seen["state"], seen["info"]) == ("HALFWAY", {"done": 50})
+    go_on.touch()
     assert pair.get(task_id) == "done"
 
 

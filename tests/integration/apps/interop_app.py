@@ -85,9 +85,11 @@ def nap(seconds):
 
 
 @app.task(bind=True, name="interop.progress")
-def progress(self):
+def progress(self, go_on):
     self.update_state(state="HALFWAY", meta={"done": 50})
-    time.sleep(1.5)
+    deadline = time.monotonic() + 60
+    while not os.path.exists(go_on) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return "done"
 
 
@@ -112,8 +114,13 @@ def _get(task_id, timeout):
 
 def _look(task_id):
     result = app.AsyncResult(task_id)
-    info = result.info if isinstance(result.info, dict) else repr(result.info)
-    return {"state": result.state, "info": info, "traceback": result.traceback, "ready": result.ready()}
+    state, info = result.state, result.info  # each is a look of its own; a later one sees no earlier state
+    return {
+        "state": state,
+        "info": info if isinstance(info, dict) else repr(info),
+        "traceback": result.traceback,
+        "ready": result.ready(),
+    }
 
 
 VERBS = {"call": _call, "get": _get, "look": _look}

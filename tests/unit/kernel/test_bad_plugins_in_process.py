@@ -208,6 +208,11 @@ def test_one_that_lacks_a_member_is_told_which(fake_site: FakeSite) -> None:
         broker(fake_site, "def depth(self, queue): return 0", "")
 
 
+def test_one_that_lacks_what_an_ability_calls_for_is_told_which(fake_site: FakeSite) -> None:
+    with broken("the Transport it made lacks state"):
+        broker(fake_site, 'frozenset({"shared"})', 'frozenset({"shared", "state"})')
+
+
 def test_one_whose_member_is_no_method_is_told_which(fake_site: FakeSite) -> None:
     with broken("its depth is 7 and should be a method"):
         broker(fake_site, "def depth(self, queue): return 0", "depth = 7")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from celeriac.messaging.routes import Router
     from celeriac.resultstore import ResultStore
     from celeriac.spec.data import Payload
+    from celeriac.spec.state import SharedState
     from celeriac.spec.transport import Transport
 
 P = ParamSpec("P")
@@ -465,6 +466,11 @@ class Celery:
     def producer(self) -> Producer:
         """Sends payloads."""
         return self._parts.producer
+
+    @property
+    def shared_state(self) -> SharedState | None:
+        """What all processes of this app share: kept by the broker, else by the result backend; None if by neither."""
+        return self._parts.shared_state
 
     @property
     def thread_oid(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, overload
 
 from celeriac.exceptions import mask_url
 from celeriac.kernel.kernel import Kernel
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from celeriac.app.settings import Settings
     from celeriac.spec.backend import ResultBackend
     from celeriac.spec.serializer import Serializer
+    from celeriac.spec.state import KeepsState, SharedState
     from celeriac.spec.transport import Transport
 
 T = TypeVar("T")
@@ -102,6 +103,14 @@ class Parts:
         serializer = self.codec.serializer(conf["result_serializer"])
         extended = bool(conf["result_extended"])
         return ResultStore(self._make_backend(), serializer, extended=extended, missing_hint=self._why_no_result)
+
+    @property
+    def shared_state(self) -> SharedState | None:
+        """What all processes of this app share: kept by the broker, else by the result backend; None if by neither."""
+        for keeper in (self.transport, self.store.plugin):
+            if keeper is not None and "state" in keeper.abilities:
+                return cast("KeepsState", keeper).state()
+        return None
 
     @part
     def fingerprint(self) -> str:

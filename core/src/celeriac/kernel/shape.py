@@ -15,6 +15,7 @@ from celeriac.spec.abilities import ABILITIES
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.pool import Pool
 from celeriac.spec.serializer import Serializer
+from celeriac.spec.state import KeepsState
 from celeriac.spec.transport import Transport
 
 PROTOCOLS: Mapping[str, type] = {
@@ -22,6 +23,12 @@ PROTOCOLS: Mapping[str, type] = {
     "backend": ResultBackend,
     "serializer": Serializer,
     "pool": Pool,
+}
+#: Members that only a declared ability calls for: ability → what it adds to the kind's protocol. A plugin written
+#: before an ability was thought of lacks both, and loads.
+ADDITIONS: Mapping[str, Mapping[str, type]] = {
+    "broker": {"state": KeepsState},
+    "backend": {"state": KeepsState},
 }
 #: What the data members of the contracts are; the others are methods.
 TYPES: Mapping[str, tuple[type, ...]] = {
@@ -37,7 +44,10 @@ TYPES: Mapping[str, tuple[type, ...]] = {
 
 def find_faults(kind: str, made: Any) -> list[str]:
     """Say in which ways `made` is not what its kind promises; [] if it is."""
-    members = _members(kind)
+    members = dict(_members(PROTOCOLS[kind]))
+    for ability, protocol in ADDITIONS.get(kind, {}).items():
+        if ability in _abilities(made):
+            members.update(_members(protocol))
     found: dict[str, Any] = {}
     missing, unreadable = [], []
     for name in members:
@@ -54,15 +64,22 @@ def find_faults(kind: str, made: Any) -> list[str]:
 
 
 @functools.cache
-def _members(kind: str) -> Mapping[str, inspect.Signature | None]:
+def _members(protocol: type) -> Mapping[str, inspect.Signature | None]:
     """Name → signature without `self`, or None for data."""
-    protocol = PROTOCOLS[kind]
     names = [*protocol.__annotations__, *(name for name in vars(protocol) if not name.startswith("_"))]
     members: dict[str, inspect.Signature | None] = {}
     for name in names:
         member = vars(protocol).get(name)
         members[name] = inspect.signature(member.__get__(object())) if inspect.isfunction(member) else None
     return members
+
+
+def _abilities(made: Any) -> frozenset[str]:
+    """Those it declares; what is wrong with the declaration itself is found with the other members."""
+    try:
+        return frozenset(made.abilities)
+    except Exception:  # missing, or a property of the plugin's own
+        return frozenset()
 
 
 def _compare(name: str, wanted: inspect.Signature | None, member: Any) -> str:

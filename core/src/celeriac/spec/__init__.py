@@ -20,19 +20,24 @@ from celeriac.spec.data import (
 from celeriac.spec.hooks import hookimpl, hookspec
 from celeriac.spec.pool import Pool, PoolOptions, SlotProgram
 from celeriac.spec.serializer import Serializer
+from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
 from celeriac.spec.transport import Consumer, Poller, Transport
 
 __all__ = [
+    "ABSENT",
     "API_VERSION",
     "FINAL_OUTCOMES",
     "UNKNOWN_COST_S",
+    "Change",
     "Consumer",
     "Delivery",
     "Document",
+    "Entry",
     "Head",
     "Host",
     "Job",
     "JobReport",
+    "KeepsState",
     "Malformed",
     "Payload",
     "Poller",
@@ -43,7 +48,9 @@ __all__ = [
     "Route",
     "Serializer",
     "Settlement",
+    "SharedState",
     "SlotProgram",
+    "Snapshot",
     "StoredResult",
     "Transport",
     "Watch",

@@ -10,8 +10,20 @@ from typing import Final
 #: kind → the names that may stand in `abilities`
 ABILITIES: Final[dict[str, frozenset[str]]] = {
     "broker": frozenset(
-        {"delay", "priority", "fanout", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth"}
+        {
+            "attempts",
+            "dead_letter",
+            "delay",
+            "depth",
+            "durable",
+            "fanout",
+            "lease",
+            "priority",
+            "purge",
+            "shared",
+            "state",
+        }
     ),
-    "backend": frozenset({"push", "expire", "persistent", "joint", "replies", "count", "shared"}),
+    "backend": frozenset({"push", "expire", "persistent", "joint", "replies", "count", "shared", "state"}),
     "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes"}),
 }

@@ -14,6 +14,7 @@ Abilities:
 `replies`       answers the sender (`reply_to`) instead of keeping: one reader, once
 `count`         counts chord parts natively
 `shared`        several processes may use one URL
+`state`         it keeps shared state too: one member more, `celeriac.spec.state.KeepsState`
 ==============  ==========================================================================================
 """
 

@@ -15,6 +15,7 @@ Abilities a transport may declare, each a promise that the conformance kit check
 `durable`           messages survive the end of the process that sent them
 `shared`            several processes may use one URL
 `purge` `depth`     those verbs work
+`state`             it keeps shared state too: one member more, `celeriac.spec.state.KeepsState`
 ==================  ======================================================================================
 """
 

@@ -18,10 +18,11 @@ from celeriac.states import FAILURE, READY_STATES, SUCCESS
 from celeriac_backend_redis.compression import compressor, decompress
 from celeriac_backend_redis.scripts import STORE, STORE_ALONE, STORE_SHA
 from celeriac_backend_redis.watch import RedisWatch
+from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect, pack, parse_url
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
-ABILITIES: Final = frozenset({"push", "expire", "persistent", "joint", "shared"})
+ABILITIES: Final = frozenset({"push", "expire", "persistent", "joint", "shared", "state"})
 #: The version of what `commands` returns: Lua and its words, which the redis broker runs in its own script.
 JOINT: Final = "redis-lua-1"
 TASK_KEY: Final = "celery-task-meta-"
@@ -47,7 +48,8 @@ class RedisBackend:
         self._url = url
         self._host = host
         self._address = _address(url, settings, options)
-        self._prefix = (_key_prefix(options.get("global_keyprefix")) + TASK_KEY).encode()
+        self._key_prefix = _key_prefix(options.get("global_keyprefix"))
+        self._prefix = (self._key_prefix + TASK_KEY).encode()
         self._expires = _lifetime_s(settings, "result_expires", DEFAULT_EXPIRES_S)
         self._failure_expires = _lifetime_s(settings, "result_failure_expires", self._expires)
         self._serializer_name = settings.get("result_serializer") or "json"
@@ -137,6 +139,10 @@ class RedisBackend:
         """Nothing to do: the server removes what has expired."""
         return 0
 
+    def state(self) -> RedisState:
+        """See `KeepsState`."""
+        return RedisState(self._ask_once, self._translated, self._key_prefix)
+
     # life
 
     def ping(self, timeout_s: float) -> str:
@@ -196,6 +202,18 @@ class RedisBackend:
                     raise _NoScript if reply.code == "NOSCRIPT" else self._translated(reply) from reply
             return replies
         raise AssertionError("unreachable")
+
+    def _ask_once(self, command: tuple[Any, ...]) -> Any:
+        """One command that may not be performed twice, and its reply; an error of the server's is one too."""
+        wire = self._acquire(self._idle, 2)
+        try:
+            wire.write(pack(command))
+            reply = wire.read(1)[0]
+        except WireLost as exc:
+            wire.close()
+            raise self._translated(exc) from exc
+        self._release(self._idle, wire)
+        return reply
 
     def _acquire(self, idle: deque[Wire], protocol: int) -> Wire:
         if os.getpid() != self._pid:

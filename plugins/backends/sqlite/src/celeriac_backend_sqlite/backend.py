@@ -19,6 +19,7 @@ from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError
 from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
 from celeriac.states import READY_STATES
 from celeriac_support_sqlite.file import Database, Location, StoreTrouble, cannot_listen
+from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell, Ear, folder_of, topic
 
 VERSION: Final = 1
@@ -51,7 +52,7 @@ SPARE_EARS: Final = 4
 class SqliteBackend:
     """Results in one SQLite file."""
 
-    abilities = frozenset({"push", "expire", "persistent", "joint", "shared"})
+    abilities = frozenset({"push", "expire", "persistent", "joint", "shared", "state"})
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
         options = settings.get("result_backend_transport_options") or {}
@@ -59,6 +60,7 @@ class SqliteBackend:
         self.joint: str | None = location.joint
         self._url = location.url
         self._database = Database(location, "backend", VERSION, SCHEMA)
+        self._state = SqliteState(location, self._errors)
         self._bell = Bell(location.path)
         self._lifetime_s = _lifetime_s(settings.get("result_expires"))
         self._serializer_name: str = settings.get("result_serializer") or "json"
@@ -105,6 +107,9 @@ class SqliteBackend:
         with self._errors(), self._database.transaction() as conn:
             conn.executemany("DELETE FROM celeriac_results WHERE task_id = ?", [(task_id,) for task_id in task_ids])
 
+    def state(self) -> SqliteState:
+        return self._state
+
     def cleanup(self) -> int:
         with self._errors(), self._database.transaction() as conn:
             cursor = conn.execute(EXPIRE, (time.time(), EXPIRED_PER_CLEANUP))
@@ -120,10 +125,12 @@ class SqliteBackend:
 
     def after_fork(self) -> None:
         self._database.forget()
+        self._state.after_fork()
         self._spare = []
 
     def close(self) -> None:
         self._database.close()
+        self._state.close()
         self._bell.close()
         while self._spare:
             self._spare.pop().close()

@@ -20,6 +20,7 @@ from msgspec import Struct
 from celeriac.exceptions import PublishRejected
 from celeriac.spec import Payload, QueueSpec, Route, Settlement
 from celeriac.spec.bindings import binds
+from celeriac_broker_memory.state import MemoryState
 
 DEFAULT_PRIORITY: Final = 0
 DEAD_KEPT: Final = 10_000
@@ -118,6 +119,7 @@ class Place:
         # Holders whose consumer was collected. A finalizer may run at any allocation, also while this thread
         # has the lock, so it only appends here; the next step under the lock looks after it.
         self.abandoned: deque[Holder] = deque()
+        self.state = MemoryState()
 
     def put(self, packed: Sequence[tuple[Payload, bytes]]) -> None:
         """Take all of these messages, or none.

@@ -12,6 +12,7 @@ from typing import Any, Final
 from celeriac.exceptions import TransportLost, TransportUnreachable, Unsupported
 from celeriac.spec import Delivery, Head, Malformed, Payload, Poller, QueueSpec, Settlement, envelope
 from celeriac_broker_memory.place import DeadLetter, Holder, Place, place_of
+from celeriac_broker_memory.state import MemoryState
 
 IDLE_POLL_S: Final = 1.0
 
@@ -19,7 +20,7 @@ IDLE_POLL_S: Final = 1.0
 class MemoryTransport:
     """Messages between the threads of one process. Higher priorities first, then the order of sending."""
 
-    abilities = frozenset({"delay", "priority", "lease", "attempts", "dead_letter", "purge", "depth"})
+    abilities = frozenset({"delay", "priority", "lease", "attempts", "dead_letter", "purge", "depth", "state"})
     joint: str | None = None
 
     def __init__(self, url: str) -> None:
@@ -50,6 +51,10 @@ class MemoryTransport:
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """What was set aside from this queue, oldest first."""
         return self._place.dead_letters(queue)
+
+    def state(self) -> MemoryState:
+        self._require_own_process()
+        return self._place.state
 
     def read_head(self, raw: bytes) -> Head | Malformed:
         return envelope.read_head(raw)

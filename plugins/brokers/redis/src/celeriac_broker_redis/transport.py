@@ -24,11 +24,12 @@ from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
 from celeriac_broker_redis.scripts import SEND
+from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 ABILITIES: Final = frozenset(
-    {"priority", "fanout", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth"}
+    {"priority", "fanout", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth", "state"}
 )
 #: The version of what `joined` is made of between this broker and a backend: Lua and its words (see `scripts.SETTLE`).
 JOINT: Final = "redis-lua-1"
@@ -162,6 +163,13 @@ class RedisTransport:
         """See `Transport.depth`."""
         return sum(self._ask([("LLEN", key) for key in self._keys.lists(queue)]))
 
+    def state(self) -> RedisState:
+        """See `KeepsState`."""
+        address = self._conf.address
+        return RedisState(
+            self._ask_once, lambda reply: TransportLost(f"{address} answered: {reply}"), self._keys.prefix
+        )
+
     # messages
 
     def read_head(self, raw: bytes) -> Head | Malformed:
@@ -240,6 +248,19 @@ class RedisTransport:
             raise
         self._release(wire)
         return replies
+
+    def _ask_once(self, command: Command) -> Any:
+        """One command that may not be performed twice, and its reply; an error of the server's is one too."""
+        wire = self._acquire(self._conf.address.timeout_s)
+        try:
+            with self._translate():
+                wire.write(pack(command))
+                reply = wire.read(1)[0]
+        except OperationalError:
+            wire.close()
+            raise
+        self._release(wire)
+        return reply
 
     @contextmanager
     def _translate(self) -> Iterator[None]:

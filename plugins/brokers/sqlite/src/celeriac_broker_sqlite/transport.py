@@ -16,6 +16,7 @@ from celeriac_broker_sqlite import store
 from celeriac_broker_sqlite.consumer import SqliteConsumer, queue_topic
 from celeriac_broker_sqlite.store import DeadLetter, Packed
 from celeriac_support_sqlite.file import LOCK_TIMEOUT_S, Database, Location, StoreTrouble
+from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell
 
 
@@ -23,7 +24,7 @@ class SqliteTransport:
     """Messages in one SQLite file. Higher priorities first, then the order of sending."""
 
     abilities = frozenset(
-        {"delay", "priority", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth"}
+        {"delay", "priority", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth", "state"}
     )
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
@@ -31,6 +32,7 @@ class SqliteTransport:
         self.url = location.url
         self.joint: str | None = location.joint
         self.database = Database(location, "broker", store.VERSION, store.SCHEMA)
+        self._state = SqliteState(location, self.errors)
         self.bell = Bell(location.path)
         self._numbers = itertools.count(1)
         self._prefix = secrets.token_hex(8)
@@ -75,6 +77,9 @@ class SqliteTransport:
         with self.errors():
             return self.database.read(lambda conn: store.dead_letters(conn, queue))
 
+    def state(self) -> SqliteState:
+        return self._state
+
     def read_head(self, raw: bytes) -> Head | Malformed:
         return envelope.read_head(raw)
 
@@ -91,10 +96,12 @@ class SqliteTransport:
 
     def after_fork(self) -> None:
         self.database.forget()
+        self._state.after_fork()
         self._prefix = secrets.token_hex(8)
 
     def close(self) -> None:
         self.database.close()
+        self._state.close()
         self.bell.close()
 
     def pack(self, payloads: Iterable[Payload]) -> list[Packed]:
