@@ -91,8 +91,9 @@ def test_a_memory_alarm_stops_publishing_in_time_and_lets_acknowledgements_throu
     listener.consumer.flush(10.0)
     tools.wait_until(lambda: transport.depth("next") == 3, "published when the alarm was over")
     listener.consumer._link.drop()
-    left = 2 if transport.depth("q") == 2 else 1  # the uncertain one may have arrived
-    assert transport.depth("q") == left
+    # The fourth comes back when the server has noticed; the uncertain one may have arrived, at any time.
+    tools.wait_until(lambda: transport.depth("q") >= 1, "the unsettled one given back")
+    assert transport.depth("q") <= 2
 
 
 def test_a_blocked_connection_refuses_to_write(
