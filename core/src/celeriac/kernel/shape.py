@@ -16,7 +16,7 @@ from celeriac.spec.backend import ResultBackend
 from celeriac.spec.pool import Pool
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.state import KeepsState
-from celeriac.spec.transport import Transport
+from celeriac.spec.transport import FanoutTransport, Transport
 
 PROTOCOLS: Mapping[str, type] = {
     "broker": Transport,
@@ -27,7 +27,7 @@ PROTOCOLS: Mapping[str, type] = {
 #: Members that only a declared ability calls for: ability → what it adds to the kind's protocol. A plugin written
 #: before an ability was thought of lacks both, and loads.
 ADDITIONS: Mapping[str, Mapping[str, type]] = {
-    "broker": {"state": KeepsState},
+    "broker": {"state": KeepsState, "fanout": FanoutTransport},
     "backend": {"state": KeepsState},
 }
 #: What the data members of the contracts are; the others are methods.

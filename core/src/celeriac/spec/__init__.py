@@ -6,6 +6,7 @@ from celeriac.spec.data import (
     FINAL_OUTCOMES,
     UNKNOWN_COST_S,
     Delivery,
+    ExchangeSpec,
     Head,
     Job,
     JobReport,
@@ -21,7 +22,7 @@ from celeriac.spec.hooks import hookimpl, hookspec
 from celeriac.spec.pool import Pool, PoolOptions, SlotProgram
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
-from celeriac.spec.transport import Consumer, Poller, Transport
+from celeriac.spec.transport import Consumer, FanoutTransport, Listener, Poller, Transport
 
 __all__ = [
     "ABSENT",
@@ -33,11 +34,14 @@ __all__ = [
     "Delivery",
     "Document",
     "Entry",
+    "ExchangeSpec",
+    "FanoutTransport",
     "Head",
     "Host",
     "Job",
     "JobReport",
     "KeepsState",
+    "Listener",
     "Malformed",
     "Payload",
     "Poller",

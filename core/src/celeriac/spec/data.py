@@ -36,6 +36,14 @@ class QueueSpec(Struct, frozen=True):
     arguments: dict[str, Any] = {}
 
 
+class ExchangeSpec(Struct, frozen=True):
+    """Where broadcasts go, and what listeners bind to; `type` is one of AMQP's exchange types."""
+
+    name: str
+    type: str = "fanout"
+    durable: bool = False
+
+
 #: How long a client's reply queue lives unused: Celery's own figure, since its clients declare it too.
 REPLY_QUEUE_EXPIRES_MS: Final = 86_400_000
 

@@ -8,7 +8,7 @@ Abilities a transport may declare, each a promise that the conformance kit check
 ==================  ======================================================================================
 `delay`             holds a message until `Payload.due` / `Settlement.due`, over restarts (B23)
 `priority`          serves 0-9 in the order Celery's users expect of this broker
-`fanout`            `broadcast` reaches every listener
+`fanout`            it is a `FanoutTransport` too: `broadcast` reaches every listener (B31)
 `lease`             unsettled deliveries of a dead worker come back by themselves within seconds (B11)
 `attempts`          counts deliveries lost with their workers (B13)
 `dead_letter`       keeps `dead` settlements with their reason and raw bytes (B21)
@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from celeriac.spec.data import Delivery, Head, Malformed, Payload, QueueSpec, Settlement
+from celeriac.spec.data import Delivery, ExchangeSpec, Head, Malformed, Payload, QueueSpec, Settlement
 
 
 class Poller(Protocol):
@@ -161,3 +161,59 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Let go of all connections. Idempotent."""
+
+
+class Listener(Protocol):
+    """Hears what is broadcast while it is open. Used by one thread.
+
+    Nothing is settled: what `receive` has returned is gone, and what was sent while nobody listened was never kept.
+    """
+
+    def receive(self, limit: int) -> list[bytes]:
+        """Return at most `limit` raw messages that have come, oldest first; `Transport.unpack` and `read_head` read
+        them. Never blocks. When fewer than `limit` came, the descriptor it watches becomes readable with the next.
+
+        Raises:
+            TransportLost: The connection dropped. The caller closes this listener and opens a new one; what was sent
+                in between is lost.
+        """
+
+    def close(self) -> None:
+        """Hear no more, and leave nothing behind on the broker. Idempotent, at most 5 s."""
+
+    @property
+    def dropped(self) -> int:
+        """How many messages were thrown away here because they were not received in time, as far as can be known."""
+
+    @property
+    def poll_interval_s(self) -> float | None:
+        """How soon to call `receive` again even without news, to keep the connection alive; None: no need."""
+
+
+class FanoutTransport(Protocol):
+    """What a transport with the ability `fanout` has besides: messages at most once, for all who listen (B31).
+
+    Remote control, events and kombu's `Broadcast` queues stand on it. Both verbs keep away from the messages of
+    queues: a flood of broadcasts, or a listener that does not read, delays no delivery and blocks no sender. How much
+    is kept for a slow listener is bounded.
+    """
+
+    def broadcast(self, exchange: ExchangeSpec, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        """Send these to whoever listens now; nobody listening is no error. Safe for threads.
+
+        Args:
+            exchange: Exists afterwards. Each payload's `route` names it, with the routing key.
+        Raises:
+            TransportLost, TransportUnreachable, PublishRejected, PublishUncertain: Some or all may not have gone out.
+        """
+
+    def listen(self, exchange: ExchangeSpec, queue: QueueSpec, *, poller: Poller) -> Listener:
+        """Hear what is broadcast from now on.
+
+        Args:
+            queue: Its `name` is the listener's own, `routing_key` what it wants to hear, by the rules of the
+                exchange's type; the other fields are for brokers that keep a queue for it. `exchange` in it is unread.
+            poller: Register a descriptor here.
+        Raises:
+            TransportLost, TransportUnreachable: As they say.
+        """

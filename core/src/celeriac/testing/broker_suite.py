@@ -30,13 +30,14 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import PublishRejected
-from celeriac.spec import Consumer, Head, Malformed, Payload, QueueSpec, Route, Settlement, Transport
-from celeriac.testing.kit import AbilityAware, Bench, eventually, make_transport, needs
+from celeriac.exceptions import PublishRejected, TransportLost
+from celeriac.spec import Consumer, ExchangeSpec, Head, Malformed, Payload, QueueSpec, Route, Settlement, Transport
+from celeriac.testing.kit import AbilityAware, Bench, ListenerBench, eventually, make_transport, needs
 
 __all__ = ["BrokerConformance", "make_payload"]
 
 OpenConsumer = Callable[..., Consumer]
+OpenListener = Callable[..., ListenerBench]
 
 #: Takes a delivery and is killed with it. Arguments: plugin, url, settings (a repr), queue.
 _VICTIM = """
@@ -127,6 +128,21 @@ class BrokerConformance(AbilityAware):
     @pytest.fixture
     def bench(self) -> Bench:
         return Bench()
+
+    @pytest.fixture
+    def open_listener(self, transport: Any) -> Iterator[OpenListener]:
+        """Opens listeners: `open_listener(exchange, key="")`; they are closed after the test."""
+        opened: list[ListenerBench] = []
+
+        def open_one(exchange: ExchangeSpec, key: str = "") -> ListenerBench:
+            name = f"kit-{uuid.uuid4().hex[:12]}"
+            queue = QueueSpec(name, exchange.name, exchange.type, key, durable=False, auto_delete=True, exclusive=True)
+            opened.append(ListenerBench(transport, exchange, queue))
+            return opened[-1]
+
+        yield open_one
+        for ear in opened:
+            ear.close()
 
     @pytest.fixture
     def open_consumer(self, transport: Transport, bench: Bench) -> Iterator[OpenConsumer]:
@@ -641,6 +657,82 @@ class BrokerConformance(AbilityAware):
         assert len({_id(delivery) for delivery in taken}) == 5
         assert consumer.renew() == []
 
+    # -- broadcasts ---------------------------------------------------------------------------------------
+
+    @needs("fanout")
+    def test_B31_a_broadcast_reaches_every_listener_and_none_that_comes_later(
+        self, transport: Any, open_listener: OpenListener
+    ) -> None:
+        exchange = _fanout_exchange()
+        transport.broadcast(exchange, [_broadcast(exchange, b"[0]")])  # nobody listens, which is no error
+        ears = [open_listener(exchange) for _ in range(3)]
+        transport.broadcast(exchange, [_broadcast(exchange, b"[%d]" % number) for number in (1, 2, 3)])
+        for ear in ears:
+            assert [transport.unpack(raw).body for raw in ear.take(3)] == [b"[1]", b"[2]", b"[3]"]
+        late = open_listener(exchange)
+        transport.broadcast(exchange, [_broadcast(exchange, b"[4]")])
+        assert [transport.unpack(raw).body for raw in late.take(1)] == [b"[4]"]
+
+    @needs("fanout")
+    def test_B31_a_broadcast_arrives_with_its_headers(self, transport: Any, open_listener: OpenListener) -> None:
+        exchange = _fanout_exchange()
+        ear = open_listener(exchange)
+        sent = _broadcast(exchange, b'{"method": "ping"}', headers={"clock": 7, "expires": 0})
+        transport.broadcast(exchange, [sent])
+        (raw,) = ear.take(1)
+        got = transport.unpack(raw)
+        assert (got.body, got.content_type, got.headers["clock"]) == (sent.body, sent.content_type, 7)
+
+    @needs("fanout")
+    def test_B31_a_listener_hears_only_the_topics_that_it_wants(
+        self, transport: Any, open_listener: OpenListener
+    ) -> None:
+        exchange = ExchangeSpec(f"kit-{uuid.uuid4().hex[:12]}", "topic", durable=True)
+        all_of_it, workers = open_listener(exchange, "#"), open_listener(exchange, "worker.#")
+        for key in ("task.multi", "worker.heartbeat", "worker.online"):
+            transport.broadcast(exchange, [_broadcast(exchange, key.encode(), key=key)])
+        assert [transport.unpack(raw).body for raw in all_of_it.take(3)] == [
+            b"task.multi", b"worker.heartbeat", b"worker.online",
+        ]  # fmt: skip
+        assert [transport.unpack(raw).body for raw in workers.take(2)] == [b"worker.heartbeat", b"worker.online"]
+
+    @needs("fanout")
+    def test_B31_a_reply_reaches_the_one_who_asked(self, transport: Any, open_listener: OpenListener) -> None:
+        exchange = ExchangeSpec(f"kit-{uuid.uuid4().hex[:12]}", "direct")
+        one, other = open_listener(exchange, "one"), open_listener(exchange, "other")
+        transport.broadcast(exchange, [_broadcast(exchange, b"[%d]" % number, key="one") for number in (1, 2)])
+        transport.broadcast(exchange, [_broadcast(exchange, b"[3]", key="nobody")])
+        transport.broadcast(exchange, [_broadcast(exchange, b"[4]", key="other")])
+        assert [transport.unpack(raw).body for raw in one.take(2)] == [b"[1]", b"[2]"]
+        assert [transport.unpack(raw).body for raw in other.take(1)] == [b"[4]"]
+
+    @needs("fanout")
+    def test_B31_a_listener_that_does_not_read_holds_up_nobody(
+        self,
+        transport: Any,
+        queue: str,
+        bench: Bench,
+        open_consumer: OpenConsumer,
+        open_listener: OpenListener,
+    ) -> None:
+        exchange = _fanout_exchange()
+        open_listener(exchange)
+        consumer = open_consumer(queue)
+        for _ in range(120):
+            transport.broadcast(exchange, [_broadcast(exchange, b"[0]") for _ in range(100)])
+        transport.send([make_payload(queue)])
+        (delivery,) = bench.take(consumer, 1)
+        consumer.settle([Settlement(delivery.tag)])
+        consumer.flush(5.0)
+
+    @needs("fanout")
+    def test_B31_a_closed_listener_says_so(self, transport: Any, open_listener: OpenListener) -> None:
+        ear = open_listener(_fanout_exchange())
+        ear.close()
+        ear.close()
+        with pytest.raises(TransportLost):
+            ear.listener.receive(1)
+
     # -- queues -------------------------------------------------------------------------------------------
 
     @needs("purge")
@@ -671,6 +763,16 @@ class BrokerConformance(AbilityAware):
         transport.ping(5.0)
         transport.close()
         transport.close()
+
+
+def _fanout_exchange() -> ExchangeSpec:
+    return ExchangeSpec(f"kit-{uuid.uuid4().hex[:12]}")
+
+
+def _broadcast(exchange: ExchangeSpec, body: bytes, *, key: str = "", headers: Mapping[str, Any] = {}) -> Payload:
+    properties = {"delivery_mode": 1, "priority": 0}
+    route = Route(key, exchange.name, exchange.type)
+    return Payload(body, "application/json", "utf-8", dict(headers), properties, route)
 
 
 def _id(delivery: Any) -> str:

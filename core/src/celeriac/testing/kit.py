@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from celeriac.spec import Consumer, Delivery, Serializer, Transport
+from celeriac.spec import Consumer, Delivery, ExchangeSpec, FanoutTransport, QueueSpec, Serializer, Transport
 
 #: What a test waits for comes long before; only a broken plugin needs so much.
 PATIENCE_S: Final = 10.0
@@ -118,6 +118,10 @@ class Bench:
             self._watched.remove(fd)
             self._poll.unregister(fd)
 
+    def nap(self, timeout_s: float) -> None:
+        """Until a descriptor has news, or the time is over."""
+        self._poll.poll(max(timeout_s, 0.0) * 1000 + 1)
+
     def sleep(self, consumer: Consumer, timeout_s: float) -> None:
         """Until a descriptor has news, the consumer wants to be asked again, or the time is over."""
         interval_s = consumer.poll_interval_s
@@ -146,6 +150,29 @@ class Bench:
         """Assert that nothing comes for a while."""
         found = self.take(consumer, 1, during_s)
         assert not found, f"received {found} although nothing should come"
+
+
+class ListenerBench:
+    """A listener with a poller of its own, read as its owner reads it."""
+
+    def __init__(self, transport: FanoutTransport, exchange: ExchangeSpec, queue: QueueSpec) -> None:
+        self._bench = Bench()
+        self.listener = transport.listen(exchange, queue, poller=self._bench)
+
+    def close(self) -> None:
+        self.listener.close()
+
+    def take(self, count: int) -> list[bytes]:
+        """Receive `count` messages; fewer if they do not come in time."""
+        deadline = time.monotonic() + PATIENCE_S
+        taken: list[bytes] = []
+        while True:
+            taken += self.listener.receive(count - len(taken))
+            left_s = deadline - time.monotonic()
+            if len(taken) >= count or left_s <= 0:
+                return taken
+            pause_s = self.listener.poll_interval_s
+            self._bench.nap(left_s if pause_s is None else min(left_s, pause_s))
 
 
 def eventually(holds: Callable[[], Any], within_s: float = PATIENCE_S) -> None:

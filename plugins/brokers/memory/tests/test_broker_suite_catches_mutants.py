@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from celeriac.spec import Consumer, Delivery, Payload, QueueSpec, Settlement
+from celeriac.spec import Consumer, Delivery, ExchangeSpec, Payload, QueueSpec, Settlement
 from celeriac.testing import broker_suite
 from celeriac.testing.broker_suite import BrokerConformance
-from celeriac.testing.kit import Bench
+from celeriac.testing.kit import Bench, ListenerBench
 from celeriac_broker_memory.transport import MemoryConsumer, MemoryTransport
 
 
@@ -247,7 +247,25 @@ class Explosive(MemoryTransport):
 class Boastful(MemoryTransport):
     """Declares what it cannot do."""
 
-    abilities = MemoryTransport.abilities | {"fanout"}
+    abilities = MemoryTransport.abilities | {"durable"}
+
+
+class Whispering(MemoryTransport):
+    """Tells one listener what all should hear."""
+
+    def broadcast(self, exchange: ExchangeSpec, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        for ear in self._place._ears[:1]:
+            for _, raw in self.pack(payloads):
+                ear.hear(raw)
+
+
+class Hoarse(MemoryTransport):
+    """Tells everybody everything, whatever they asked for."""
+
+    def broadcast(self, exchange: ExchangeSpec, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        for ear in self._place._ears:
+            for _, raw in self.pack(payloads):
+                ear.hear(raw)
 
 
 class Miscounting(MemoryTransport):
@@ -287,6 +305,8 @@ MUTANTS: list[tuple[type[MemoryTransport], str]] = [
     (Trimming, "test_S3_what_was_sent_is_received_byte_for_byte"),
     (Explosive, "test_B26_any_bytes_give_a_value_and_no_surprise"),
     (Boastful, "test_it_has_the_abilities_it_was_said_to_have"),
+    (Whispering, "test_B31_a_broadcast_reaches_every_listener_and_none_that_comes_later"),
+    (Hoarse, "test_B31_a_reply_reaches_the_one_who_asked"),
     (Miscounting, "test_B23_what_waits_for_its_time_is_not_counted_and_can_be_purged"),
 ]
 
@@ -312,22 +332,36 @@ def _run(transport_class: type[MemoryTransport], clause: str) -> None:
     class Suite(BrokerConformance):
         abilities = MemoryTransport.abilities
 
-    url, bench, opened = f"memory://{uuid.uuid4().hex}", Bench(), []
+    url, bench = f"memory://{uuid.uuid4().hex}", Bench()
+    opened: list[Any] = []
     transport = transport_class(url)
 
     def open_consumer(*queues: str, poller: Bench = bench, window: int = 64) -> Consumer:
         specs = [QueueSpec(name) for name in queues]
-        opened.append(transport.consumer(specs, owner="kit", poller=poller, window=window))
-        return opened[-1]
+        consumer = transport.consumer(specs, owner="kit", poller=poller, window=window)
+        opened.append(consumer)
+        return consumer
+
+    def open_listener(exchange: ExchangeSpec, key: str = "") -> ListenerBench:
+        ear = ListenerBench(transport, exchange, QueueSpec("kit", routing_key=key))
+        opened.append(ear)
+        return ear
 
     suite = Suite()
     test: Callable[..., Any] = getattr(suite, clause)
-    fixtures = {"url": url, "transport": transport, "queue": "kit", "bench": bench, "open_consumer": open_consumer}
+    fixtures = {
+        "url": url,
+        "transport": transport,
+        "queue": "kit",
+        "bench": bench,
+        "open_consumer": open_consumer,
+        "open_listener": open_listener,
+    }
     rows = [mark.args for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
     names = inspect.signature(test).parameters
     try:
         for values in [{rows[0][0]: value} for value in rows[0][1]] if rows else [{}]:
             test(**{name: {**fixtures, **values}[name] for name in names})
     finally:
-        for consumer in opened:
-            consumer.close()
+        for made in opened:
+            made.close()

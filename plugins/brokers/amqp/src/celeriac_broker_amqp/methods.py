@@ -145,8 +145,9 @@ def limit_prefetch(count: int) -> bytes:
     return b"\x00\x3c\x00\x0a\0\0\0\0" + _SHORT(count) + b"\0"
 
 
-def consume(queue: str, consumer_tag: str) -> bytes:
-    return b"\x00\x3c\x00\x14\0\0" + short_text(queue) + short_text(consumer_tag) + b"\0" + write_table({})
+def consume(queue: str, consumer_tag: str, *, no_ack: bool = False) -> bytes:
+    names = short_text(queue) + short_text(consumer_tag)
+    return b"\x00\x3c\x00\x14\0\0" + names + bytes((no_ack << 1,)) + write_table({})
 
 
 def cancel(consumer_tag: str, *, wait: bool = True) -> bytes:

@@ -15,15 +15,17 @@ from typing import Any, Final, TypeVar
 
 from celeriac.exceptions import (
     ImproperlyConfigured,
+    OperationalError,
     PublishRejected,
     TransportLost,
     TransportUnreachable,
 )
-from celeriac.spec import Head, Malformed, Payload, Poller, QueueSpec
+from celeriac.spec import ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec
 from celeriac_broker_amqp import message, topology
 from celeriac_broker_amqp.connector import Connector
 from celeriac_broker_amqp.consumer import AmqpConsumer
 from celeriac_broker_amqp.link import Link
+from celeriac_broker_amqp.listener import AmqpListener, declare_exchange
 from celeriac_broker_amqp.publisher import Publisher, make_item
 
 #: A worker that vanished with its host is noticed after two of these.
@@ -46,7 +48,9 @@ class AmqpTransport:
         ImproperlyConfigured: The URL makes no sense.
     """
 
-    abilities = frozenset({"delay", "priority", "lease", "dead_letter", "durable", "shared", "purge", "depth"})
+    abilities = frozenset(
+        {"delay", "priority", "fanout", "lease", "dead_letter", "durable", "shared", "purge", "depth"}
+    )
     joint: str | None = None
 
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
@@ -66,6 +70,8 @@ class AmqpTransport:
         self._idle: list[Publisher] = []
         self._slots = threading.BoundedSemaphore(self._limit)
         self._consumers: weakref.WeakSet[AmqpConsumer] = weakref.WeakSet()
+        self._listeners: weakref.WeakSet[AmqpListener] = weakref.WeakSet()
+        self._exchanges: set[str] = set()  # those that broadcasts have found in place
 
     # -- sending ----------------------------------------------------------------------------------------------
 
@@ -182,6 +188,42 @@ class AmqpTransport:
         self._known[spec.name] = spec
         self._consumed.add(spec.name)
 
+    # -- broadcasts -------------------------------------------------------------------------------------------
+
+    def broadcast(self, exchange: ExchangeSpec, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        items = [make_item(payload) for payload in payloads]
+        for item in items:
+            item.mandatory = False
+
+        def send(publisher: Publisher) -> None:
+            if exchange.name not in self._exchanges:
+                declare_exchange(publisher.link, exchange)
+                self._exchanges.add(exchange.name)
+            publisher.send(items, deadline)
+
+        try:
+            self._use_publisher(send, deadline)
+        except OperationalError:
+            if exchange.name not in self._exchanges:
+                raise
+            # A broker that was started anew has no transient exchanges.
+            self._exchanges.discard(exchange.name)
+            self._use_publisher(send, deadline)
+
+    def listen(self, exchange: ExchangeSpec, queue: QueueSpec, *, poller: Poller) -> AmqpListener:
+        if self._pid != os.getpid():
+            self.after_fork()
+        deadline = time.monotonic() + self._timeout_s
+        link = self._connector.open(f"celeriac {queue.name}", heartbeat_s=self._heartbeat_s, deadline=deadline)
+        try:
+            listener = AmqpListener(link, exchange, queue, poller)
+        except BaseException:
+            link.drop()
+            raise
+        self._listeners.add(listener)
+        return listener
+
     # -- queues -----------------------------------------------------------------------------------------------
 
     def declare(self, queues: Sequence[QueueSpec]) -> None:
@@ -231,6 +273,8 @@ class AmqpTransport:
             publisher.link.drop()
         for consumer in list(self._consumers):
             consumer.drop()
+        for listener in list(self._listeners):
+            listener.drop()
         self._reset()
 
     def close(self) -> None:

@@ -18,13 +18,15 @@ from typing import Final
 from msgspec import Struct
 
 from celeriac.exceptions import PublishRejected
-from celeriac.spec import Payload, QueueSpec, Route, Settlement
+from celeriac.spec import ExchangeSpec, Payload, QueueSpec, Route, Settlement
 from celeriac.spec.bindings import binds
 from celeriac_broker_memory.state import MemoryState
 
 DEFAULT_PRIORITY: Final = 0
 DEAD_KEPT: Final = 10_000
 ERROR_CHARS: Final = 8192
+#: Broadcasts kept for a listener that does not read.
+HEARD_KEPT: Final = 10_000
 
 
 class Entry(Struct):
@@ -86,6 +88,34 @@ class Holder:
         self.idle = False
 
 
+class Ear:
+    """What the place knows about one listener: what it wants to hear, and what it has not read yet."""
+
+    def __init__(self, exchange: ExchangeSpec, key: str) -> None:
+        self.exchange = exchange
+        self.key = key
+        self.heard: deque[bytes] = deque(maxlen=HEARD_KEPT)
+        self.dropped = 0
+        self.wake: Wake | None = Wake()
+
+    def hear(self, raw: bytes) -> None:
+        self.dropped += len(self.heard) == HEARD_KEPT
+        self.heard.append(raw)
+        if self.wake is not None:
+            self.wake.set()
+
+    def take(self, limit: int) -> list[bytes]:
+        taken = [self.heard.popleft() for _ in range(min(limit, len(self.heard)))]
+        if not self.heard and self.wake is not None:
+            self.wake.clear()
+        return taken
+
+    def close(self) -> None:
+        if self.wake is not None:
+            self.wake.close()
+            self.wake = None
+
+
 class _Queue:
     def __init__(self) -> None:
         self.ready: list[tuple[int, int, Entry]] = []  # heap of (-priority, order, entry)
@@ -114,6 +144,8 @@ class Place:
         self._bindings: dict[str, tuple[str, set[tuple[str, str]]]] = {}  # exchange → type, {(binding key, queue)}
         self._holders: list[Holder] = []
         self._dead: dict[str, deque[DeadLetter]] = {}
+        self._ears: list[Ear] = []
+        self.deaf: deque[Ear] = deque()  # of listeners that were collected, as below
         self._orders = itertools.count(1)
         self._tags = itertools.count(1)
         # Holders whose consumer was collected. A finalizer may run at any allocation, also while this thread
@@ -220,6 +252,30 @@ class Place:
             queues = [self._queues[name] for name in holder.queues if name in self._queues]
             return min((queue.delayed[0][0] for queue in queues if queue.delayed), default=None)
 
+    # -- broadcasts ---------------------------------------------------------------------------------------
+
+    def broadcast(self, exchange: ExchangeSpec, packed: Sequence[tuple[Payload, bytes]]) -> None:
+        """Let those hear it who want to."""
+        with self._lock:
+            self._forget_deaf()
+            for ear in self._ears:
+                for payload, raw in packed:
+                    if ear.exchange.name == exchange.name and binds(exchange.type, ear.key, payload.route.routing_key):
+                        ear.hear(raw)
+
+    def open_ear(self, ear: Ear) -> None:
+        with self._lock:
+            self._ears.append(ear)
+
+    def hear(self, ear: Ear, limit: int) -> list[bytes]:
+        with self._lock:
+            return ear.take(limit)
+
+    def close_ear(self, ear: Ear) -> None:
+        with self._lock:
+            self.deaf.append(ear)
+            self._forget_deaf()
+
     def dead_letters(self, name: str) -> list[DeadLetter]:
         with self._lock:
             return list(self._dead.get(name, ()))
@@ -269,6 +325,13 @@ class Place:
         now = time.time()
         while holder.held:
             self._give_back(holder.held.popitem()[1], lost=True, due=None, now=now)
+
+    def _forget_deaf(self) -> None:
+        while self.deaf:
+            ear = self.deaf.popleft()
+            if ear in self._ears:
+                self._ears.remove(ear)
+            ear.close()
 
     def _reclaim_abandoned(self) -> None:
         while self.abandoned:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from celeriac.exceptions import TransportLost, TransportUnreachable, Unsupported
-from celeriac.spec import Delivery, Head, Malformed, Payload, Poller, QueueSpec, Settlement, envelope
-from celeriac_broker_memory.place import DeadLetter, Holder, Place, place_of
+from celeriac.spec import Delivery, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, Settlement, envelope
+from celeriac_broker_memory.place import DeadLetter, Ear, Holder, Place, place_of
 from celeriac_broker_memory.state import MemoryState
 
 IDLE_POLL_S: Final = 1.0
@@ -20,7 +20,9 @@ IDLE_POLL_S: Final = 1.0
 class MemoryTransport:
     """Messages between the threads of one process. Higher priorities first, then the order of sending."""
 
-    abilities = frozenset({"delay", "priority", "lease", "attempts", "dead_letter", "purge", "depth", "state"})
+    abilities = frozenset(
+        {"delay", "priority", "fanout", "lease", "attempts", "dead_letter", "purge", "depth", "state"}
+    )
     joint: str | None = None
 
     def __init__(self, url: str) -> None:
@@ -35,6 +37,14 @@ class MemoryTransport:
     def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> MemoryConsumer:
         self._require_own_process()
         return MemoryConsumer(self, self._place, queues, poller)
+
+    def broadcast(self, exchange: ExchangeSpec, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        self._require_own_process()
+        self._place.broadcast(exchange, self.pack(payloads))
+
+    def listen(self, exchange: ExchangeSpec, queue: QueueSpec, *, poller: Poller) -> MemoryListener:
+        self._require_own_process()
+        return MemoryListener(self._place, exchange, queue.routing_key, poller)
 
     def declare(self, queues: Sequence[QueueSpec]) -> None:
         self._place.declare(queues)
@@ -160,3 +170,34 @@ class MemoryConsumer:
     def _require_open(self) -> None:
         if self._closed:
             raise TransportLost(f"memory broker: this consumer of memory://{self._place.name} is closed")
+
+
+class MemoryListener:
+    """Hears the broadcasts of one place. What it does not read is dropped from the old end."""
+
+    poll_interval_s: float | None = None
+
+    def __init__(self, place: Place, exchange: ExchangeSpec, key: str, poller: Poller) -> None:
+        self._place = place
+        self._poller = poller
+        self._ear = Ear(exchange, key)
+        self._forgotten = weakref.finalize(self, place.deaf.append, self._ear)
+        self._forgotten.atexit = False
+        assert self._ear.wake is not None
+        self._fd = self._ear.wake.fd
+        poller.watch(self._fd)
+        place.open_ear(self._ear)
+
+    @property
+    def dropped(self) -> int:
+        return self._ear.dropped
+
+    def receive(self, limit: int) -> list[bytes]:
+        if self._ear.wake is None:
+            raise TransportLost(f"memory broker: this listener of memory://{self._place.name} is closed")
+        return self._place.hear(self._ear, limit)
+
+    def close(self) -> None:
+        if self._forgotten.detach() is not None:
+            self._poller.unwatch(self._fd)
+            self._place.close_ear(self._ear)

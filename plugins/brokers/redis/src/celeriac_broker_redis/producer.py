@@ -81,11 +81,11 @@ class Producer:
         return f"{step}:{self.next_tag()}:".encode()
 
     def _topic(self, route: Route) -> str:
-        return (
-            f"{self._channel}{route.exchange}/{route.routing_key}"
-            if route.routing_key
-            else self._channel + route.exchange
-        )
+        return self.channel(route.exchange, route.routing_key)
+
+    def channel(self, exchange: str, routing_key: str) -> str:
+        """Where kombu publishes what goes to a fanout exchange."""
+        return f"{self._channel}{exchange}/{routing_key}" if routing_key else self._channel + exchange
 
 
 def matching(route: Route, tables: Tables) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,12 @@ from celeriac.exceptions import (
     TransportLost,
     TransportUnreachable,
 )
-from celeriac.spec.data import Head, Malformed, Payload, QueueSpec
+from celeriac.spec.data import ExchangeSpec, Head, Malformed, Payload, QueueSpec
+from celeriac.spec.envelope import pack as pack_envelope
 from celeriac.spec.envelope import read_head, unpack
 from celeriac.spec.transport import Poller
 from celeriac_broker_redis.consumer import RedisConsumer
+from celeriac_broker_redis.listener import RedisListener, listen_at_list, listen_to_channels
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
 from celeriac_broker_redis.scripts import SEND
@@ -34,6 +37,8 @@ ABILITIES: Final = frozenset(
 #: The version of what `joined` is made of between this broker and a backend: Lua and its words (see `scripts.SETTLE`).
 JOINT: Final = "redis-lua-1"
 IDLE_WIRES: Final = 16
+#: What is broadcast to a list disappears by itself when nobody has read it for so long.
+TRANSIENT_MS: Final = 60_000
 
 
 def make_transport(url: str, settings: Mapping[str, Any]) -> RedisTransport | None:
@@ -53,6 +58,7 @@ class RedisTransport:
         #: Those that live, and those that could not say goodbye.
         self._consumers: list[RedisConsumer] = []
         self._serial = itertools.count()
+        self._listeners: weakref.WeakSet[RedisListener] = weakref.WeakSet()
         self.abilities = ABILITIES | {"delay"} if configuration.options.delay else ABILITIES
         self.joint: str | None = f"{JOINT}:{configuration.address.store}"
 
@@ -110,6 +116,48 @@ class RedisTransport:
             self._consumers = [old for old in self._consumers if not old.closed]
         self._consumers.append(consumer)
         return consumer
+
+    # broadcasts
+
+    def broadcast(self, exchange: ExchangeSpec, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
+        """See `FanoutTransport.broadcast`. Direct exchanges lead to lists, as kombu's reply queues are; those of other
+        types are channels, to which kombu publishes what it broadcasts."""
+        rows: Tables = {}
+        if exchange.type == "direct":
+            rows = self._tables([exchange.name], timeout_s)
+        commands: list[Command] = []
+        for payload in payloads:
+            raw = pack_envelope(payload, self._producer.next_tag())
+            key = payload.route.routing_key
+            if exchange.type != "direct":
+                commands.append(("PUBLISH", self._producer.channel(exchange.name, key), raw))
+                continue
+            for queue in {queue for bound, _, queue in rows[exchange.name] if bound == key}:
+                name = self._keys.list_key(queue)
+                commands += [("LPUSH", name, raw), ("PEXPIRE", name, TRANSIENT_MS)]
+        if commands:
+            self._ask(commands, timeout_s)
+
+    def listen(self, exchange: ExchangeSpec, queue: QueueSpec, *, poller: Poller) -> RedisListener:
+        """See `FanoutTransport.listen`."""
+        with self._translate():
+            wire = connect(self._conf.address, name="celeriac-listener")
+            try:
+                if exchange.type == "direct":
+                    sep = self._keys.sep
+                    binding = self._keys.binding(exchange.name), sep.join((queue.routing_key, "", queue.name))
+                    self._ask([("SADD", *binding)])
+                    key = self._keys.list_key(queue.name)
+                    cleanup: list[Command] = [("SREM", *binding), ("DEL", key)]
+                    listener = listen_at_list(wire, poller, key, lambda: self._ask(cleanup, 2.0))
+                else:
+                    pattern = self._producer.channel(exchange.name, queue.routing_key.replace("#", "*"))
+                    listener = listen_to_channels(wire, poller, pattern)
+            except BaseException:
+                wire.close()
+                raise
+        self._listeners.add(listener)
+        return listener
 
     # queues
 
@@ -203,6 +251,9 @@ class RedisTransport:
         for consumer in self._consumers:
             consumer.abandon()
         self._consumers = []
+        for listener in list(self._listeners):
+            listener.abandon()
+        self._listeners.clear()
         self._producer.renew()
 
     def close(self) -> None:

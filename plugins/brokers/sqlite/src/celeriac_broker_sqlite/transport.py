@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from celeriac.exceptions import OperationalError, PublishRejected, TransportLost, TransportUnreachable
-from celeriac.spec import Head, Malformed, Payload, Poller, QueueSpec, envelope
+from celeriac.spec import ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, envelope
 from celeriac_broker_sqlite import store
 from celeriac_broker_sqlite.consumer import SqliteConsumer, queue_topic
+from celeriac_broker_sqlite.fanout import Fanout, SqliteListener
 from celeriac_broker_sqlite.store import DeadLetter, Packed
 from celeriac_support_sqlite.file import LOCK_TIMEOUT_S, Database, Location, StoreTrouble
 from celeriac_support_sqlite.state import SqliteState
@@ -24,7 +25,19 @@ class SqliteTransport:
     """Messages in one SQLite file. Higher priorities first, then the order of sending."""
 
     abilities = frozenset(
-        {"delay", "priority", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth", "state"}
+        {
+            "delay",
+            "priority",
+            "fanout",
+            "lease",
+            "attempts",
+            "dead_letter",
+            "durable",
+            "shared",
+            "purge",
+            "depth",
+            "state",
+        }
     )
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
@@ -34,6 +47,7 @@ class SqliteTransport:
         self.database = Database(location, "broker", store.VERSION, store.SCHEMA)
         self._state = SqliteState(location, self.errors)
         self.bell = Bell(location.path)
+        self._fanout = Fanout(location, self.bell)
         self._numbers = itertools.count(1)
         self._prefix = secrets.token_hex(8)
 
@@ -46,6 +60,17 @@ class SqliteTransport:
     def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> SqliteConsumer:
         with self.errors():
             return SqliteConsumer(self, queues, owner, poller)
+
+    def broadcast(
+        self, exchange: ExchangeSpec, payloads: Sequence[Payload], *, timeout_s: float = LOCK_TIMEOUT_S
+    ) -> None:
+        packed = [(message.route.routing_key, message.raw) for message in self.pack(payloads)]
+        with self.errors():
+            self._fanout.broadcast(exchange, packed, timeout_s)
+
+    def listen(self, exchange: ExchangeSpec, queue: QueueSpec, *, poller: Poller) -> SqliteListener:
+        with self.errors():
+            return SqliteListener(self._fanout, self.errors, exchange, queue.routing_key, poller)
 
     def declare(self, queues: Sequence[QueueSpec]) -> None:
         with self.errors():
@@ -97,11 +122,13 @@ class SqliteTransport:
     def after_fork(self) -> None:
         self.database.forget()
         self._state.after_fork()
+        self._fanout.forget()
         self._prefix = secrets.token_hex(8)
 
     def close(self) -> None:
         self.database.close()
         self._state.close()
+        self._fanout.close()
         self.bell.close()
 
     def pack(self, payloads: Iterable[Payload]) -> list[Packed]:
