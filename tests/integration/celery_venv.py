@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".venv" / "peers" / "celery"
-REQUIREMENTS = ("celery[redis,msgpack,yaml]==5.7.*", "hiredis>=3")
+REQUIREMENTS = ("celery[redis,msgpack,yaml]==5.7.*", "cryptography>=42", "hiredis>=3")
 
 
 def celery_python() -> Path:

@@ -41,7 +41,26 @@ def test_a_bomb_is_refused_before_it_is_large() -> None:
         decompress(bomb, "application/x-gzip")
 
 
-@pytest.mark.parametrize("mime", ["application/x-gzip", "application/x-bz2", "application/x-lzma"])
+@pytest.mark.parametrize("name", ["gzip", "zlib", "bzip2", "lzma", "xz", "brotli"])
+def test_what_is_compressed_by_any_method_comes_back(name: str) -> None:
+    body = b"a body that repeats itself " * 1000
+    packed, mime = compress(body, name)
+    assert len(packed) < 500
+    assert decompress(packed, mime) == body == decompress(packed, name)
+
+
+def test_a_brotli_bomb_and_a_brotli_stump_are_refused() -> None:
+    bomb, mime = compress(b"\0" * 100_000_000, "brotli")
+    with pytest.raises(ValueError, match="grow past"):
+        decompress(bomb, mime)
+    with pytest.raises(ValueError, match="ends too early"):
+        decompress(compress(b"hello there" * 20, "brotli")[0][:-3], mime)
+
+
+MIMES = ["application/x-gzip", "application/x-bz2", "application/x-lzma", "application/x-brotli"]
+
+
+@pytest.mark.parametrize("mime", MIMES)
 def test_broken_compression_is_a_value_error(mime: str) -> None:
     with pytest.raises(ValueError, match=mime):
         decompress(b"not compressed at all", mime)

@@ -160,6 +160,29 @@ class Celery:
         """Settings (a dict, or a function that returns one) for those that nobody sets."""
         self.conf.add_defaults(defaults)
 
+    def config_from_cmdline(self, argv: Sequence[str], namespace: str = "celery") -> None:
+        """Take settings from words such as `worker.prefetch_multiplier=1`; they beat all others."""
+        self.conf.config_from_cmdline(argv, namespace)
+
+    def either(self, default_key: str, *defaults: Any) -> Any:
+        """The first of `defaults` that is not None, else the setting `default_key`."""
+        return next((value for value in defaults if value is not None), self.conf.get(default_key))
+
+    def setup_security(
+        self,
+        allowed_serializers: Sequence[str] | None = None,
+        key: str | None = None,
+        key_password: str | bytes | None = None,
+        cert: str | None = None,
+        store: str | None = None,
+        digest: str | None = None,
+        serializer: str = "json",
+    ) -> None:
+        """Sign what is sent and read only what is signed; see `celeriac.security.setup_security`."""
+        from celeriac.security import setup_security  # only who signs pays for it
+
+        setup_security(allowed_serializers, key, key_password, cert, store, digest, serializer, app=self)
+
     # -- tasks ----------------------------------------------------------------------------------------------
 
     @overload

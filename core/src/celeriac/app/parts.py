@@ -16,6 +16,7 @@ from celeriac.messaging.codec import Codec
 from celeriac.messaging.notices import NoticeBox
 from celeriac.messaging.producer import Producer
 from celeriac.messaging.routes import Router
+from celeriac.messaging.seal import make_seal
 from celeriac.resultstore import ResultStore
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class Parts:
     def codec(self) -> Codec:
         """Encodes and decodes bodies."""
         conf = self._conf
-        return Codec(self.kernel, conf["accept_content"], bool(conf["allow_unsafe_serializers"]))
+        seal = make_seal(conf["message_seal_key"])
+        return Codec(self.kernel, conf["accept_content"], bool(conf["allow_unsafe_serializers"]), seal)
 
     @part
     def router(self) -> Router:
@@ -154,6 +156,8 @@ class Parts:
         if self.__dict__.keys().isdisjoint(("kernel", "transport", "store", *LIGHT_PARTS)):
             return
         self._drop(*LIGHT_PARTS)
+        if "kernel" in self.__dict__:
+            self.kernel.forget_serializers()
         if self._connected_by and self._connection_settings() != self._connected_by:
             self.close()
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celeriac import _state, signals
+from celeriac.app.models import dump_calls_models
 from celeriac.messaging.notices import RESULTS_HEADER
 from celeriac.messaging.protocol import Message, make_payload
 from celeriac.spec.data import Payload
@@ -62,6 +63,8 @@ def build_payload(
         args = tuple(args)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs of {name} must be a mapping, not {type(kwargs).__name__}")
+    if task is not None and task.pydantic and (options.get("serializer") or task.serializer) != "pickle":
+        args, kwargs = dump_calls_models(args, kwargs or {})
     route, extra = app.router.route(name, args, kwargs, options, task)
     for key, value in extra.items():
         if options.get(key) is None:
@@ -113,28 +116,33 @@ def build_payload(
     rest = {key: value for key, value in options.items() if key not in _NOT_SENT}
     if rest:
         message.properties = rest
-    payload = make_payload(message, app.codec, route)
+    codec = app.codec
+    payload = make_payload(message, codec, route)
     fingerprint = app.results_fingerprint
     if fingerprint and message.ignore_result is not True:
         payload.headers[RESULTS_HEADER] = fingerprint
+    if codec.seal is not None:
+        codec.seal.put_on(payload)
     return payload
 
 
 def publish(app: Celery, payloads: Sequence[Payload], options: Mapping[str, Any]) -> None:
     """Send payloads, with the signals around each."""
     if signals.before_task_publish.receivers:
-        for payload in payloads:
-            _announce(
-                signals.before_task_publish,
-                payload,
-                properties=payload.properties,
-                declare=[],
-                retry_policy=options.get("retry_policy"),
-            )
+        announce(app, payloads, options.get("retry_policy"))
     app.producer.send(payloads, retry=options.get("retry"), policy=options.get("retry_policy"))
     if signals.after_task_publish.receivers:
         for payload in payloads:
             _announce(signals.after_task_publish, payload)
+
+
+def announce(app: Celery, payloads: Sequence[Payload], retry_policy: Any = None) -> None:
+    """Send `before_task_publish` for each of them; receivers may change headers and properties."""
+    for payload in payloads:
+        properties = payload.properties
+        _announce(signals.before_task_publish, payload, properties=properties, declare=[], retry_policy=retry_policy)
+        if app.codec.seal is not None:
+            app.codec.seal.put_on(payload)
 
 
 def _announce(signal: signals.Signal, payload: Payload, **more: Any) -> None:

@@ -338,6 +338,14 @@ SECURITY: Final[tuple[Row, ...]] = (
     ("security_certificate", "text", None, "File with the certificate that belongs to it."),
     ("security_cert_store", "text", None, "Folder, or pattern of files, with the certificates to trust."),
     ("security_digest", "text", "sha256", "Hash used for signatures."),
+    ("security_serializer", "text", "json", "Serializer of what stands inside a signed message."),
+    (
+        "message_seal_key",
+        "secret",
+        None,
+        "Seal every message, headers and body, with this key, and run none without a seal. Several keys, separated by "
+        "white space: the first seals, all are accepted.",
+    ),
 )
 
 REDIS: Final[tuple[Row, ...]] = (
@@ -461,7 +469,14 @@ SECTIONS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
 #: Settings that only celeriac has, so that no upper-case name of theirs was ever in use.
 OWN: Final = frozenset(
     {row[0] for row in PLUGINS}
-    | {"publish_timeout", "task_unknown_patience", "worker_shutdown_grace", "worker_log_style"}
+    | {
+        "message_seal_key",
+        "publish_timeout",
+        "security_serializer",
+        "task_unknown_patience",
+        "worker_shutdown_grace",
+        "worker_log_style",
+    }
 )
 
 #: Celery's settings that nothing here reads so far. Giving one of them warns, and the documentation marks it.
@@ -483,8 +498,7 @@ NOT_YET: Final = frozenset(
         "result_backend_base_sleep_between_retries_ms", "result_backend_max_retries",
         "result_backend_max_sleep_between_retries_ms", "result_backend_thread_safe", "result_cache_max",
         "result_chord_expires", "result_chord_join_timeout", "result_chord_retry_interval",
-        "security_cert_store", "security_certificate", "security_digest", "security_key",
-        "security_key_password", "task_allow_error_cb_on_chord_header", "task_protocol",
+        "task_allow_error_cb_on_chord_header", "task_protocol",
         "task_remote_tracebacks", "task_repr_maxlevels", "task_retry_on_worker_lost", "task_send_sent_event",
         "worker_agent", "worker_autoscaler", "worker_cancel_long_running_tasks_on_connection_loss",
         "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",

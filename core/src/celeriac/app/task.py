@@ -13,6 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
 from celeriac import _state, states
+from celeriac.app.models import dump_calls_models, validating
 from celeriac.app.sending import TASK_OPTIONS, publish
 from celeriac.canvas.signature import Signature
 from celeriac.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
@@ -94,6 +95,10 @@ class Task(Generic[P, R]):
     trail: bool = True
     throws: tuple[type[BaseException], ...] = ()
     resultrepr_maxsize: int = 1024
+    pydantic: bool = False
+    pydantic_strict: bool = False
+    pydantic_context: Mapping[str, Any] | None = None
+    pydantic_dump_kwargs: Mapping[str, Any] | None = None
     abstract: bool = True
 
     _app: Celery | None = None
@@ -188,6 +193,8 @@ class Task(Generic[P, R]):
         app.finalize()
         task_id = task_id or uuid()
         serializer = app.codec.serializer(options.get("serializer") or self.serializer or app.conf["task_serializer"])
+        if self.pydantic:
+            args, kwargs = dump_calls_models(args or (), kwargs or {})
         # The arguments as they would arrive, so that a task meets no other types here than there.
         call_args, call_kwargs = serializer.loads(serializer.dumps([list(args or ()), dict(kwargs or {})]))
         request = Context(
@@ -454,7 +461,8 @@ def make_task_class(
     fun: Callable[..., Any], base: type[Task[Any, Any]], name: str, bind: bool, options: dict[str, Any]
 ) -> type[Task[Any, Any]]:
     """The class of a decorated function's task."""
-    run = autoretrying(fun, options, base) if options.get("autoretry_for") or base.autoretry_for else fun
+    run = _validating(fun, name, base, options) if options.get("pydantic", base.pydantic) else fun
+    run = autoretrying(run, options, base) if options.get("autoretry_for") or base.autoretry_for else run
     attributes: dict[str, Any] = {
         "name": name,
         "run": run if bind else staticmethod(run),
@@ -469,6 +477,22 @@ def make_task_class(
     check = make_check(fun, bind)
     attributes["_check"] = None if check is None else staticmethod(check)
     return type(fun.__name__, (base,), attributes)
+
+
+def _validating(
+    fun: Callable[..., Any], name: str, base: type[Task[Any, Any]], options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    def option(key: str) -> Any:
+        return options.get(key, getattr(base, key))
+
+    return validating(
+        fun,
+        name,
+        _state.get_current_app,
+        strict=option("pydantic_strict"),
+        context=option("pydantic_context"),
+        dump_kwargs=option("pydantic_dump_kwargs"),
+    )
 
 
 def make_check(fun: Callable[..., Any], bound: bool) -> Callable[..., Any] | None:

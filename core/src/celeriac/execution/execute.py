@@ -31,6 +31,7 @@ from celeriac.spec.data import Job, JobReport, Payload, StoredResult
 from celeriac.utils.text import bounded_repr
 
 if TYPE_CHECKING:
+    from celeriac.messaging.seal import Seal
     from celeriac.resultstore import ResultStore
 
 MAX_RESULT_BYTES: Final = 16 * 1024 * 1024  # R6
@@ -112,6 +113,7 @@ class TaskProgram:
         self._detail = detail
         self._forked = forked
         self._ready: dict[str, ReadyTask] = {}
+        self._seal: Seal | None = app.codec.seal
         self._store: ResultStore = app.backend
         self._fingerprint: str = app.results_fingerprint
         self._told: dict[str, int] = {}
@@ -150,6 +152,8 @@ class TaskProgram:
         started = _clock()
         try:
             payload = self._unpack(job.raw)
+            if self._seal is not None:
+                self._seal.check(payload)
             args, kwargs, embed, headers = read_call(payload, self._app.codec)
             name = headers["task"]
             ready = self._ready.get(name) or self._prepare(name)

@@ -19,7 +19,6 @@ from celeriac.exceptions import (
     ImproperlyConfigured,
     PluginAmbiguous,
     PluginBlocked,
-    PluginError,
     PluginNotFound,
     Unsupported,
     WorkerShutdown,
@@ -29,6 +28,7 @@ from celeriac.exceptions import (
 )
 from celeriac.kernel.discovery import PluginInfo, catalog, same_dist
 from celeriac.kernel.loader import LoadedPlugin, Loader, broken, describe
+from celeriac.kernel.registered import find_registered, name_of_registered
 from celeriac.kernel.shape import find_faults
 from celeriac.spec.backend import Host, ResultBackend
 from celeriac.spec.hooks import KINDS
@@ -90,11 +90,18 @@ class Kernel:
         return cast(ResultBackend, made)
 
     def make_serializer(self, name: str) -> Serializer:
-        """The serializer of this name; the same object at every call."""
+        """The serializer of this name; the same object at every call until settings change."""
         if name not in self._serializers:
             choice = Choice("serializer", (name,), f"serializer {name!r}")
-            self._serializers[name] = cast(Serializer, self._make(choice, name, name=_bare(name)))
+            found = None if catalog().named("serializer", _bare(name)) else find_registered(name)
+            self._serializers[name] = found or cast(
+                Serializer, self._make(choice, name, name=_bare(name), settings=self._settings, host=self)
+            )
         return self._serializers[name]
+
+    def forget_serializers(self) -> None:
+        """Make them anew when they are next asked for: settings on which they may depend have changed."""
+        self._serializers.clear()
 
     def serializer_for_content_type(self, content_type: str) -> Serializer:
         """The serializer that reads this content type (`application/json`).
@@ -111,9 +118,12 @@ class Kernel:
             for name in catalog().names("serializer"):
                 try:
                     self.make_serializer(name)
-                except PluginError:
+                except ImproperlyConfigured:  # every PluginError is one
                     continue  # nobody chose this one; whoever does is told
             found = self._by_content_type(content_type)
+        if found is None:
+            registered = name_of_registered(content_type)
+            found = self.make_serializer(registered) if registered else None
         if found is None:
             readable = join_words(sorted({one.content_type for one in self._serializers.values()})) or "none"
             text = f"no serializer plugin reads the content type {content_type!r}. Installed ones read: {readable}."

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from celeriac.exceptions import ImproperlyConfigured, SecurityError
+from celeriac.messaging.seal import Seal
 from celeriac.spec.serializer import Serializer
 
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024
@@ -105,6 +106,27 @@ def _zstd_decompress(body: bytes, limit: int) -> bytes:
     return data
 
 
+def _brotli_compress(body: bytes) -> bytes:
+    return bytes(importlib.import_module("brotli").compress(body))
+
+
+def _brotli_decompress(body: bytes, limit: int) -> bytes:
+    brotli = importlib.import_module("brotli")
+    reader = brotli.Decompressor()
+    try:
+        data = bytes(reader.process(body, output_buffer_limit=limit + 1))
+        while not reader.is_finished() and len(data) <= limit:
+            more = reader.process(b"", output_buffer_limit=limit + 1 - len(data))
+            if not more:
+                raise ValueError("body is not valid application/x-brotli: it ends too early")
+            data += more
+    except brotli.error as exc:
+        raise ValueError(f"body is not valid application/x-brotli: {exc}") from exc
+    if len(data) > limit:
+        raise ValueError(f"{len(body)} compressed bytes grow past {limit}")
+    return data
+
+
 _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "application/x-gzip": zlib.compress,
     "application/x-bz2": bz2.compress,
@@ -115,6 +137,9 @@ _DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
     "application/x-bz2": _bounded(bz2.BZ2Decompressor),
     "application/x-lzma": _bounded(lzma.LZMADecompressor),
 }
+if importlib.util.find_spec("brotli"):
+    _COMPRESSORS["application/x-brotli"] = _brotli_compress
+    _DECOMPRESSORS["application/x-brotli"] = _brotli_decompress
 if importlib.util.find_spec("zstandard"):
     _COMPRESSORS["application/zstd"] = _zstd_compress
     _DECOMPRESSORS["application/zstd"] = _zstd_decompress
@@ -127,12 +152,16 @@ class Codec:
         source: Makes serializers by name and by content type.
         accept: Names or content types that may be decoded.
         allow_unsafe: Serializers whose loading can run code may be in `accept`.
+        seal: Put on every call and asked of every one, if the app has a key.
     """
 
-    def __init__(self, source: SerializerSource, accept: Iterable[str], allow_unsafe: bool) -> None:
+    def __init__(
+        self, source: SerializerSource, accept: Iterable[str], allow_unsafe: bool, seal: Seal | None = None
+    ) -> None:
         self._source = source
         self._accept = frozenset(accept)
         self._allow_unsafe = allow_unsafe
+        self.seal = seal
         self._by_name: dict[str, Serializer] = {}
         self._loaders: dict[str, Callable[[bytes], Any]] = {}
 

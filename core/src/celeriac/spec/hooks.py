@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from celeriac.spec.backend import Host, ResultBackend
     from celeriac.spec.pool import Pool, PoolOptions, SlotProgram
-    from celeriac.spec.serializer import Serializer
+    from celeriac.spec.serializer import Serializer, SerializerHost
     from celeriac.spec.transport import Transport
 
 PROJECT = "celeriac"
@@ -61,8 +61,17 @@ class SerializerHooks:
     """Group `celeriac.serializers`."""
 
     @hookspec(firstresult=True)
-    def celeriac_make_serializer(self, name: str) -> Serializer | None:
-        """Make the serializer called `name`."""
+    def celeriac_make_serializer(
+        self, name: str, settings: Mapping[str, Any], host: SerializerHost
+    ) -> Serializer | None:
+        """Make the serializer called `name`.
+
+        Args:
+            settings: All settings of the app by their lower-case names, read only.
+            host: Gives other serializers, to one that wraps them (a signature, say).
+        Raises:
+            ImproperlyConfigured: A setting that it needs is missing or makes no sense.
+        """
 
 
 class PoolHooks:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 
+class SerializerHost(Protocol):
+    """What a serializer plugin may ask of its app: a serializer that stands on another finds it here."""
+
+    def make_serializer(self, name: str) -> Serializer:
+        """Another serializer, by name; ask for it when the first message is written or read."""
+
+
 class Serializer(Protocol):
     """Stateless and safe for threads.
 

@@ -81,6 +81,15 @@ def make_transport(plugin: str, url: str, settings: Mapping[str, Any] | None = N
     return transport
 
 
+class KitSerializers:
+    """The `SerializerHost` of a serializer under test: the installed plugins, by their names."""
+
+    def make_serializer(self, name: str) -> Serializer:
+        arguments = {"name": name, "settings": {}, "host": self}
+        made: Serializer = make_by_hook(f"celeriac_serializer_{name}", "celeriac_make_serializer", **arguments)
+        return made
+
+
 class KitHost:
     """The `Host` of a backend under test."""
 
@@ -95,8 +104,7 @@ class KitHost:
         return "kit-replies"
 
     def serializer(self, name: str) -> Serializer:
-        serializer: Serializer = make_by_hook(f"celeriac_serializer_{name}", "celeriac_make_serializer", name=name)
-        return serializer
+        return KitSerializers().make_serializer(name)
 
 
 class Bench:

@@ -13,14 +13,14 @@ For a plugin's own tests::
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from celeriac.spec import Serializer
-from celeriac.testing.kit import make_by_hook
+from celeriac.testing.kit import KitSerializers, make_by_hook
 
 __all__ = ["SerializerConformance"]
 
@@ -51,6 +51,7 @@ class SerializerConformance:
     Attributes:
         plugin: The plugin's module.
         name, content_type, content_encoding, unsafe: What the serializer declares.
+        settings: What its hook is given of the app's settings.
         extras: Values beyond the plain ones that it carries without a change.
         unknown: Makes something that it cannot carry.
     """
@@ -61,6 +62,7 @@ class SerializerConformance:
     content_encoding: str
     unsafe: bool
     extras: Sequence[Any] = ()
+    settings: Mapping[str, Any] = {}
 
     @staticmethod
     def unknown() -> Any:
@@ -68,7 +70,9 @@ class SerializerConformance:
 
     @pytest.fixture
     def serializer(self) -> Serializer:
-        made: Serializer = make_by_hook(self.plugin, "celeriac_make_serializer", name=self.name)
+        made: Serializer = make_by_hook(
+            self.plugin, "celeriac_make_serializer", name=self.name, settings=self.settings, host=KitSerializers()
+        )
         return made
 
     def test_it_declares_what_it_was_said_to_declare(self, serializer: Serializer) -> None:
@@ -77,7 +81,8 @@ class SerializerConformance:
 
     def test_it_is_not_taken_for_another(self) -> None:
         with pytest.raises(AssertionError):
-            make_by_hook(self.plugin, "celeriac_make_serializer", name=f"not-{self.name}")
+            other = f"not-{self.name}"
+            make_by_hook(self.plugin, "celeriac_make_serializer", name=other, settings={}, host=KitSerializers())
 
     @pytest.mark.parametrize("value", PLAIN, ids=lambda value: repr(value)[:30])
     def test_plain_values_come_back_as_they_were(self, serializer: Serializer, value: Any) -> None:

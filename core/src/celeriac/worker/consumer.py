@@ -231,7 +231,10 @@ class Loop:
     def _read_protocol_1(self, delivery: Delivery, head: Head) -> bool:
         """Fill the head of a message that has it in its body; False if there is none, and the message is set aside."""
         try:
-            headers = read_call(self._transport.unpack(delivery.raw), self._app.codec)[3]
+            payload, codec = self._transport.unpack(delivery.raw), self._app.codec
+            if codec.seal is not None:
+                codec.seal.check(payload)
+            headers = read_call(payload, codec)[3]
             head.id, head.task = str(headers["id"]), str(headers["task"])
             head.eta, head.expires, head.timelimit = headers["eta"], headers["expires"], headers["timelimit"]
         except Exception as exc:  # any bytes may stand in a queue (B26)
