@@ -195,3 +195,11 @@ def limited(name: str) -> None:
 @app.task
 def pid() -> int:
     return os.getpid()
+
+
+@app.task
+def pid_after(seconds: float) -> int:
+    """Its process, after a while."""
+    note(f"pid {os.getpid()}")
+    time.sleep(seconds)
+    return os.getpid()

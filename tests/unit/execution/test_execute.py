@@ -236,3 +236,16 @@ def test_a_client_that_looks_elsewhere_for_results_is_told(app: Celery) -> None:
     assert notice.route.routing_key == "client"
     assert "redis://elsewhere" in json.loads(notice.body)[0][0]["result"]["exc_message"][0]
     assert run(app, "t").publish == []
+
+
+def test_what_follows_has_the_same_ids_after_every_attempt(app: Celery) -> None:
+    """A link without an id gets one from the call that it follows, not one for each run."""
+
+    @app.task(name="two")
+    def two() -> int:
+        return 2
+
+    links = [{"task": "next", "args": [], "kwargs": {}, "options": {}} for _ in range(2)]
+    ids = [[payload.headers["id"] for payload in run(app, "two", link=links).publish] for _ in range(3)]
+    assert ids[0] == ids[1] == ids[2]
+    assert len(set(ids[0])) == 2

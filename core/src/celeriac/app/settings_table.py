@@ -235,6 +235,13 @@ WORKER: Final[tuple[Row, ...]] = (
         None,
         "How long a warm shutdown waits for running tasks. None: until they end.",
     ),
+    (
+        "worker_spool_results",
+        "int",
+        1000,
+        "How many results wait in the worker while the result store is away; then it takes no more messages.",
+    ),
+    ("worker_spool_bytes", "int", 67_108_864, "The same in bytes."),
     ("worker_soft_shutdown_timeout", "seconds", 0.0, "Time that tasks get to end before a cold shutdown stops them."),
     ("worker_enable_soft_shutdown_on_idle", "bool", False, "Wait that long even when no task runs."),
     (

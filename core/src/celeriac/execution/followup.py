@@ -1,6 +1,7 @@
 """What follows an outcome, as data: callbacks, the next step of a chain, errbacks. Nothing is sent here.
 
-Ids of following calls were fixed by whoever built the chain, so a second run of a step publishes the same ids.
+Ids of following calls were fixed by whoever built the chain, or follow from the id of the call that they follow: a
+second run publishes the same ids.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celeriac.spec.data import Payload
-from celeriac.utils.ids import uuid
+from celeriac.utils.ids import derived_uuid
 
 if TYPE_CHECKING:
     from celeriac.execution.request import Context
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
 def after_success(app: Any, request: Context, value: Any) -> list[Payload]:
     """Messages that a returned value sets off: callbacks, then the next step of the chain."""
-    payloads = [_next_call(app, request, callback, value) for callback in request.callbacks or ()]
+    payloads = [
+        _next_call(app, request, callback, value, f"callback {n}") for n, callback in enumerate(request.callbacks or ())
+    ]
     if request.chain:
         *rest, step = request.chain  # reversed on the wire: the next step is last
-        payloads.append(_next_call(app, request, step, value, chain=rest or None))
+        payloads.append(_next_call(app, request, step, value, f"step {len(rest)}", chain=rest or None))
     return payloads
 
 
@@ -27,13 +30,13 @@ def after_failure(app: Any, request: Context, exc: BaseException, traceback: str
     """Messages that a failure sets off. An errback registered here that takes more than one argument is called
     at once with `(request, exception, traceback)`; any other is sent with the id of the failed task."""
     payloads = []
-    for errback in request.errbacks or ():
+    for n, errback in enumerate(request.errbacks or ()):
         task = app.tasks.get(errback["task"])
         if task is not None and _takes_more_than_one(task):
             arguments = () if errback.get("immutable") else (request, exc, traceback)
             task(*arguments, *errback.get("args", ()), **errback.get("kwargs", {}))
         else:
-            payloads.append(_next_call(app, request, errback, request.id))
+            payloads.append(_next_call(app, request, errback, request.id, f"errback {n}"))
     return payloads
 
 
@@ -42,13 +45,15 @@ def failed_steps(request: Context) -> list[str]:
     return [step["options"]["task_id"] for step in request.chain or () if (step.get("options") or {}).get("task_id")]
 
 
-def _next_call(app: Any, request: Context, signature: dict[str, Any], value: Any, **more: Any) -> Payload:
+def _next_call(app: Any, request: Context, signature: dict[str, Any], value: Any, place: str, **more: Any) -> Payload:
+    """The message of a following call. One that has no id yet gets it from its place after this very task, so that
+    it is the same after every attempt."""
     args = tuple(signature.get("args") or ())
     if not signature.get("immutable"):
         args = (value, *args)
     options = dict(signature.get("options") or {})
     options.update(more, root_id=request.root_id, parent_id=request.id)
-    task_id = options.pop("task_id", None) or uuid()
+    task_id = options.pop("task_id", None) or derived_uuid(f"{request.id} {place}")
     if request.delivery_info and options.get("priority") is None and app.conf["task_inherit_parent_priority"]:
         options["priority"] = request.delivery_info.get("priority")
     payload: Payload = app.make_payload(signature["task"], args, signature.get("kwargs") or {}, task_id, options)

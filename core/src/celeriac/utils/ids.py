@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from functools import lru_cache
+from uuid import NAMESPACE_OID, uuid5
 
 
 def uuid() -> str:
@@ -15,6 +16,11 @@ def uuid() -> str:
     raw[8] = raw[8] & 0x3F | 0x80
     text = raw.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def derived_uuid(origin: str) -> str:
+    """The task id that follows from `origin`: the same for the same text."""
+    return str(uuid5(NAMESPACE_OID, ascii(origin)))  # ids come from outside, and may hold what UTF-8 does not
 
 
 @lru_cache(maxsize=1)

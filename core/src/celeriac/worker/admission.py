@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import random
-import time
 from collections import OrderedDict
 from typing import Any, Final, NamedTuple
 
 from celeriac.spec.data import Delivery, Head
 from celeriac.utils.times import to_unix
+from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.plans import TaskPlan
 
 #: An ETA nearer than this waits in the worker; a farther one goes back to a broker that can hold it (B23).
@@ -45,7 +44,8 @@ class Admission:
         patience_s: How long a message of an unknown task is offered to other workers.
     """
 
-    def __init__(self, *, can_delay: bool, patience_s: float, rates: bool) -> None:
+    def __init__(self, *, can_delay: bool, patience_s: float, rates: bool, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         self.revoked: dict[str, float] = {}
         self._can_delay = can_delay
         self._patience_s = patience_s
@@ -60,7 +60,7 @@ class Admission:
         Args:
             waiting: How many messages wait in the worker for their time already.
         """
-        now = time.time()
+        now = self._clock.unix()
         if head.id in self.revoked:
             return Verdict("revoked")
         try:
@@ -89,7 +89,7 @@ class Admission:
             return Verdict(
                 "dead", reason=f"unknown task {head.task!r}: no worker registered it within {self._patience_s:g} s"
             )
-        pause_s = min(10.0, max(0.5, waited / 5)) * random.uniform(0.5, 1.5)
+        pause_s = min(10.0, max(0.5, waited / 5)) * self._clock.uniform(0.5, 1.5)
         return Verdict("unknown", now + min(pause_s, self._patience_s - waited))
 
     def forget_promises(self) -> None:

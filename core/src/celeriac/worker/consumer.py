@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from celeriac.exceptions import NotRegistered
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
 from celeriac.worker.admission import RUN, Admission, Courtesy, Verdict, Waiting
+from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
@@ -39,6 +39,9 @@ class Loop:
 
     Args:
         hard_s, soft_s: The worker's time limits, for tasks without their own.
+
+    Attributes:
+        unstored: After `close`: how many finished tasks run again, for their results could not be stored.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Loop:
         log: TaskLog,
         hard_s: float | None,
         soft_s: float | None,
+        clock: Clock = SYSTEM,
     ) -> None:
         self._app = app
+        self._clock = clock
         self._link = link
         self._transport = transport
         self._pool = pool
@@ -76,7 +81,9 @@ class Loop:
             can_delay="delay" in transport.abilities,
             patience_s=float(app.conf["task_unknown_patience"]),
             rates=not app.conf["worker_disable_rate_limits"],
+            clock=clock,
         )
+        self.unstored = 0
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -97,7 +104,7 @@ class Loop:
         """Settle these last reports, give back what is left, and let go."""
         self.endings.digest(last_reports)
         self.endings.abandon()
-        self._link.close(timeout_s)
+        self.unstored = self._link.close(timeout_s)
         self._log.flush()
 
     # -- one turn -------------------------------------------------------------------------------------------
@@ -109,21 +116,24 @@ class Loop:
         gets the acks and the question for more in one exchange.
         """
         link = self._link
+        link.prove()
+        if link.lost_tags:
+            self._ground_lost()
         reports = self._pool.collect()
         if reports:
             self.endings.digest(reports)
-        if link.lost_tags:
-            self._ground_lost()
         if link.consumer is None and not self._stopping:
             link.try_reopen(self._wanted_window())
         if link.epoch != self._epoch:
             self._begin_epoch()
         link.perform()
-        holding_back = self._stopping or self._courtesy.left_s(time.time()) > 0
+        if link.held():
+            link.resize(self._wanted_window())  # what waits for its result's storing is unsettled, but takes no slot
+        holding_back = self._stopping or self._courtesy.left_s(self._clock.unix()) > 0
         room = 0 if holding_back else max(0, self._window.size - len(self.flights))
         deliveries = link.receive(room)
         if len(self._waiting) and not self._stopping:
-            deliveries = [*deliveries, *self._waiting.due(time.time())]
+            deliveries = [*deliveries, *self._waiting.due(self._clock.unix())]
         if deliveries:
             self._take(deliveries)
             link.perform()
@@ -133,7 +143,7 @@ class Loop:
     def _how_long(self) -> float:
         if self._stopping and not len(self.flights):
             return 0.0  # the last task has ended: whoever waits for the worker's end need not wait longer
-        now, pause_s = time.monotonic(), IDLE_S
+        now, pause_s = self._clock.monotonic(), IDLE_S
         deadline = self._pool.deadline()
         if deadline is not None:
             pause_s = min(pause_s, max(0.0, deadline - now))
@@ -141,7 +151,7 @@ class Loop:
         link_s = self._link.next_in(now, wanting)
         if link_s is not None:
             pause_s = min(pause_s, link_s)
-        unix_now = time.time()
+        unix_now = self._clock.unix()
         waiting_s = self._waiting.next_in(unix_now)
         if waiting_s is not None:
             pause_s = min(pause_s, waiting_s)
@@ -162,6 +172,7 @@ class Loop:
             if flight.epoch == self._epoch and flight.delivery.tag in tags:
                 _log.warning("Lost the lease of %s[%s]: another may run it too.", flight.plan.name, flight.head.id)
                 flight.epoch = -1
+        self._link.forget(tags)
 
     # -- admitting ------------------------------------------------------------------------------------------
 
@@ -218,7 +229,7 @@ class Loop:
 
     def _wanted_window(self) -> int:
         """The window in few steps, so that a broker that pushes need not follow each change."""
-        size = self._window.size + len(self._waiting)
+        size = self._window.size + len(self._waiting) + self._link.held()
         return size if self._window.fixed or size <= self._window.slots else 1 << (size - 1).bit_length()
 
     def _make_plan(self, name: str) -> TaskPlan | None:

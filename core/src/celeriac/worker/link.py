@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -20,13 +18,17 @@ from celeriac.messaging.notices import NOTICE
 from celeriac.messaging.routes import Router
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.data import Delivery, Payload, QueueSpec, Settlement, StoredResult, reply_queue_spec
+from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.settle import Settler
+from celeriac.worker.spool import Ending, Spool
 
 if TYPE_CHECKING:
     from celeriac.spec.transport import Consumer, Poller, Transport
     from celeriac.worker.flights import Flight
 
 RENEW_S: Final = 5.0
+#: Without a renewal for so long (this process was frozen, its machine too busy) the leases are no longer relied on.
+DOUBTFUL_S: Final = 2 * RENEW_S
 LONGEST_PAUSE_S: Final = 5.0
 
 _log = logging.getLogger("celeriac.worker")
@@ -35,25 +37,43 @@ _log = logging.getLogger("celeriac.worker")
 class Renewer(threading.Thread):
     """Renews a consumer's leases every few seconds, whatever the loop is doing."""
 
-    def __init__(self, consumer: Consumer, report_lost: Callable[[Sequence[Any]], None]) -> None:
+    def __init__(self, consumer: Consumer, report_lost: Callable[[Sequence[Any]], None], clock: Clock = SYSTEM) -> None:
         super().__init__(name="celeriac-renewer", daemon=True)
         self._consumer = consumer
         self._report_lost = report_lost
+        self._clock = clock
         self._end = threading.Event()
+        self._turn = threading.Lock()
+        self._proved_at = clock.monotonic()
 
     def run(self) -> None:
         """Until `stop`."""
         pause_s = RENEW_S
         while not self._end.wait(pause_s):
             try:
-                lost = self._consumer.renew()
+                self.prove()
             except OperationalError as exc:  # the loop meets the same trouble and reopens; until then try sooner
                 _log.warning("lease not renewed: %s", exc)
                 pause_s = 1.0
                 continue
             pause_s = RENEW_S
-            if lost:
-                self._report_lost(lost)
+
+    def prove(self) -> None:
+        """Renew now, and report what is lost.
+
+        Raises:
+            OperationalError: As `Consumer.renew`.
+        """
+        with self._turn:
+            asked_at = self._clock.monotonic()
+            lost = self._consumer.renew()
+            self._proved_at = asked_at
+        if lost:
+            self._report_lost(lost)
+
+    def is_doubtful(self) -> bool:
+        """It is so long since the last renewal that others may have taken the messages."""
+        return self._clock.monotonic() - self._proved_at > DOUBTFUL_S
 
     def stop(self) -> None:
         """End; a renewal under way finishes by itself."""
@@ -82,6 +102,9 @@ class Link:
         owner: str,
         queues: Sequence[QueueSpec],
         poller: Poller,
+        make_spool: Callable[[], Spool] = Spool,
+        make_renewer: Callable[[Consumer, Callable[[Sequence[Any]], None], Clock], Renewer] = Renewer,
+        clock: Clock = SYSTEM,
     ) -> None:
         self._transport = transport
         self._router = router
@@ -89,6 +112,10 @@ class Link:
         self._owner = owner
         self._queues = list(queues)
         self._poller = poller
+        self._make_spool = make_spool
+        self._make_renewer = make_renewer
+        self._clock = clock
+        self._homeless: list[Ending] = []  # of messages acknowledged before they ran: nobody else will end them
         self._settler: Settler | None = None
         self._renewer: Renewer | None = None
         self._window = 0
@@ -113,10 +140,14 @@ class Link:
         self.consumer = self._transport.consumer(self._queues, owner=owner, poller=self._poller, window=window)
         joint = self._backend is not None and self._backend.joint is not None
         joint = joint and self._backend.joint == self._transport.joint  # type: ignore[union-attr]
-        self._settler = Settler(self.consumer, self._backend, joint=joint)
-        self._renewer = Renewer(self.consumer, self.lost_tags.extend)
+        self._settler = Settler(self.consumer, self._backend, joint=joint, spool=self._make_spool(), clock=self._clock)
+        self.lost_tags.clear()
+        self._renewer = self._make_renewer(self.consumer, self.lost_tags.extend, self._clock)
         self._renewer.start()
         self._failures = 0
+        homeless, self._homeless = self._homeless, []
+        for ending in homeless:
+            self._settler.add(*ending)
 
     def lose(self, exc: Exception) -> None:
         """The broker is gone: let go of this epoch, and try again soon."""
@@ -124,52 +155,81 @@ class Link:
         if consumer is None:
             return
         _log.warning("Lost the broker: %s. Reopening; unfinished messages come again.", _sentence(exc))
+        if self._settler is not None:
+            self._homeless += self._settler.owned()
         self._settler = None
         self._declared.clear()
         if self._renewer is not None:
             self._renewer.stop()
         with contextlib.suppress(OperationalError):  # it is gone already
             consumer.close()
-        self._reopen_at = time.monotonic() + random.uniform(0, 0.2)
+        self._reopen_at = self._clock.monotonic() + self._clock.uniform(0, 0.2)
 
     def try_reopen(self, window: int) -> None:
         """Open again if it is time to; back off if that fails."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if self.consumer is not None or now < self._reopen_at:
             return
         try:
             self.open(window)
         except OperationalError as exc:
             self._failures += 1
-            pause_s = random.uniform(0.1, min(LONGEST_PAUSE_S, 0.2 * 2 ** min(self._failures, 10)))
+            pause_s = self._clock.uniform(0.1, min(LONGEST_PAUSE_S, 0.2 * 2 ** min(self._failures, 10)))
             self._reopen_at = now + pause_s
             level = logging.WARNING if self._failures in (1, 10, 100, 1000) else logging.DEBUG
             _log.log(level, "Broker still away: %s. Next try in %.1f s.", _sentence(exc), pause_s)
             return
         _log.info("The broker is back; consuming again.")
 
-    def close(self, timeout_s: float) -> None:
-        """Settle what is left, within bounds, give back the rest and let go."""
+    def prove(self) -> None:
+        """Make sure of the leases before anything is done under them, if the last renewal is long ago.
+
+        Whoever slept longer than its lease (stopped, swapped out, a machine that was suspended) must not act on
+        messages that others have by now. What is lost is in `lost_tags`, or the whole link is.
+        """
+        if self._renewer is None or self.consumer is None or not self._renewer.is_doubtful():
+            return
+        _log.warning("No lease was renewed for %g s; looking what is still held.", DOUBTFUL_S)
+        try:
+            self._renewer.prove()
+            self.consumer.receive(0)  # where death is seen by the connection, this sees it
+        except OperationalError as exc:
+            self.lose(exc)
+
+    def forget(self, tags: set[Any]) -> None:
+        """The leases of these deliveries are lost: what waits to be done for them is not done."""
+        if self._settler is not None:
+            self._settler.forget(tags)
+
+    def close(self, timeout_s: float) -> int:
+        """Settle what is left, within bounds, give back the rest and let go.
+
+        Returns:
+            How many finished tasks could not be settled, since their results could not be stored: they run again.
+        """
         if self._renewer is not None:
             self._renewer.stop()
         consumer, settler = self.consumer, self._settler
-        if consumer is None or settler is None:
-            return
-        deadline = time.monotonic() + timeout_s
-        with contextlib.suppress(OperationalError):  # then the broker gives everything to others by itself
-            settler.perform()
-            while settler.blocked and time.monotonic() < deadline:
-                time.sleep(settler.retry_in(time.monotonic()) or 0.01)
+        deadline = self._clock.monotonic() + timeout_s
+        left = 0
+        if consumer is not None and settler is not None:
+            with contextlib.suppress(OperationalError):  # then the broker gives everything to others by itself
                 settler.perform()
-            consumer.flush(max(0.1, deadline - time.monotonic()))
-        with contextlib.suppress(OperationalError):  # as above
-            consumer.close()
+                while settler.trouble is not None and self._clock.monotonic() < deadline:
+                    self._clock.sleep(max(0.005, settler.retry_in() or 0.0))
+                    settler.perform()
+                consumer.flush(max(0.1, deadline - self._clock.monotonic()))
+            left = settler.left()
+            with contextlib.suppress(OperationalError):  # as above
+                consumer.close()
         self.consumer = None
+        return left
 
     # -- receiving ------------------------------------------------------------------------------------------
 
     def receive(self, limit: int) -> list[Delivery]:
-        """At most `limit` deliveries; none while the result store is down, or the broker."""
+        """At most `limit` deliveries; none while the broker is away, or the result store for so
+        long that the spool is full."""
         if self.consumer is None or self._settler is None:
             return []
         try:
@@ -205,20 +265,29 @@ class Link:
         stored: Sequence[StoredResult] = (),
         publish: Sequence[Payload] = (),
     ) -> None:
-        """End a flight, or store a state of it. One of a lost epoch comes again: only its states are worth keeping."""
-        if self._settler is None:
-            return
-        if flight.epoch != self.epoch:
-            self._settler.add(None, stored)
+        """End a flight, or store a state of it.
+
+        One of a lost epoch, or whose lease is lost, comes again, or another has it already: nothing of this run
+        counts any more, neither its result nor what follows from it (B8).
+        """
+        if flight.acked:  # it will not come again, so no later link or lease can have another run of it
+            if self._settler is None:
+                self._homeless.append((None, stored, publish, True))
+                return
+        elif self._settler is None or flight.epoch != self.epoch:
             return
         if publish:
             self._declare_targets(publish)
-        self._settler.add(settlement, stored, publish)
+        self._settler.add(settlement, stored, publish, flight.acked)
 
     def perform(self) -> None:
-        """Do all that was settled."""
+        """Do all that was settled, or as much as can be done now."""
         if self._settler is not None:
             self._try(self._settler.perform)
+
+    def held(self) -> int:
+        """How many endings wait for the result store."""
+        return 0 if self._settler is None or self._settler.trouble is None else self._settler.left()
 
     # -- for the loop's sleep -------------------------------------------------------------------------------
 
@@ -231,9 +300,11 @@ class Link:
         if self.consumer is None:
             return max(0.0, self._reopen_at - now)
         assert self._settler is not None
-        if self._settler.blocked:
-            return self._settler.retry_in(now)
-        return self.consumer.poll_interval_s if wanting else None
+        retry_s = self._settler.retry_in()
+        poll_s = self.consumer.poll_interval_s if wanting and not self._settler.blocked else None
+        if retry_s is None or poll_s is None:
+            return poll_s if retry_s is None else retry_s
+        return min(retry_s, poll_s)
 
     def _declare_targets(self, payloads: Sequence[Payload]) -> None:
         for payload in payloads:

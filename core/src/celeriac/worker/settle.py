@@ -1,26 +1,29 @@
 """Performs what reports ask for, in the one safe order, and ends deliveries: their only ender.
 
 Order (R12): results → messages that follow → ack. Where broker and result store are one, that is one atomic step.
-While the result store is down, everything is held back in order (and the loop stops taking more): nothing is
-acknowledged unstored (R5).
+While the result store is away, results are held in a bounded spool together with the messages and the acks that wait
+for them; when that is full, the loop takes no more. Nothing is acknowledged unstored (R5).
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from celeriac.exceptions import BackendError
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.data import Payload, Settlement, StoredResult
 from celeriac.spec.transport import Consumer
+from celeriac.worker.clock import SYSTEM, Clock
+from celeriac.worker.spool import Ending, Spool, is_of
 
 _log = logging.getLogger("celeriac.worker")
 
 FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 10.0
+LONGEST_PAUSE_S: Final = 4.0
+#: How soon to look whether a try that runs beside the loop has ended.
+LOOK_S: Final = 0.02
 
 
 class Settler:
@@ -29,24 +32,48 @@ class Settler:
     Args:
         backend: Where states go; None drops them.
         joint: The backend's commands ride in the consumer's own exchange.
+        spool: Holds what waits for a backend that is not joint.
     """
 
-    def __init__(self, consumer: Consumer, backend: ResultBackend | None, *, joint: bool) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        backend: ResultBackend | None,
+        *,
+        joint: bool,
+        spool: Spool | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
         self._consumer = consumer
         self._backend = backend
         self._joint = joint
+        self._clock = clock
+        self._apart = backend is not None and not joint
         self._stored: list[StoredResult] = []
         self._publish: list[Payload] = []
         self._batch: list[Settlement] = []
+        self._endings: list[Ending] = []
+        self._spool = Spool() if spool is None else spool  # an empty one is falsy
         self._pause_s = 0.0
         self._retry_at = 0.0
+        self._tried: list[Ending] = []  # what the try that is on its way would store
+        self._answer: Callable[[], BackendError | None] | None = None
+        self._successes = 0
         self.trouble: BackendError | None = None
 
     def add(
-        self, settlement: Settlement | None, stored: Sequence[StoredResult] = (), publish: Sequence[Payload] = ()
+        self,
+        settlement: Settlement | None,
+        stored: Sequence[StoredResult] = (),
+        publish: Sequence[Payload] = (),
+        owned: bool = False,
     ) -> None:
-        """Put this into the next `perform`. Without a settlement: states of a run that goes on."""
-        if stored and self._backend is not None:
+        """Put this into the next `perform`. Without a settlement: states of a run that goes on, or the end of one
+        whose message was acknowledged before (`owned`)."""
+        if self._apart:
+            self._endings.append((settlement, stored, publish, owned))
+            return
+        if stored and self._joint:
             self._stored.extend(stored)
         if publish:
             self._publish.extend(publish)
@@ -55,46 +82,146 @@ class Settler:
 
     @property
     def blocked(self) -> bool:
-        """The result store is down: take no more work."""
-        return self.trouble is not None
+        """The result store is away and the spool full: take no more work."""
+        return self.trouble is not None and self._spool.is_full
 
-    def retry_in(self, now: float) -> float | None:
-        """Seconds until the next try, when blocked."""
-        return max(0.0, self._retry_at - now) if self.trouble is not None else None
+    def retry_in(self) -> float | None:
+        """Seconds until the next turn, while the result store is away."""
+        if self.trouble is None:
+            return None
+        return LOOK_S if self._answer is not None else max(0.0, self._retry_at - self._clock.monotonic())
 
     def perform(self) -> None:
-        """Do all that was added.
+        """Do all that was added, or as much of it as can be done now.
 
         Raises:
             TransportLost: The broker's connection dropped.
         """
-        if not (self._stored or self._publish or self._batch):
+        if self._apart:
+            if self.trouble is not None:
+                self._try_again()
+            if self._endings:
+                endings, self._endings = self._endings, []
+                self._perform_apart(endings)
             return
-        if self.trouble is not None and time.monotonic() < self._retry_at:
+        if not (self._stored or self._publish or self._batch):
             return
         joined: Any = None
         if self._stored and self._backend is not None:
-            if self._joint:
-                joined = self._backend.commands(self._stored)
-            elif not self._store():
-                return
+            joined = self._backend.commands(self._stored)
         self._stored = []
         batch, self._batch = self._batch, []
         publish, self._publish = self._publish, []
         self._consumer.settle(batch, publish=publish, joined=joined)
 
-    def _store(self) -> bool:
-        assert self._backend is not None
-        try:
-            self._backend.store(self._stored)
-        except BackendError as exc:
-            self._pause_s = min(max(FIRST_PAUSE_S, self._pause_s * 2), LONGEST_PAUSE_S)
-            self._retry_at = time.monotonic() + self._pause_s
-            if self.trouble is None:
-                _log.warning("The result store is away: %s. No new messages are taken until it is back.", exc)
-            self.trouble = exc
-            return False
-        if self.trouble is not None:
+    def forget(self, tags: set[Any]) -> None:
+        """The leases of these deliveries are lost: nothing that waits here for them is stored, sent or settled."""
+        self._spool.drop([ending for ending in self._tried if is_of(ending, tags)])
+        self._tried = [ending for ending in self._tried if not is_of(ending, tags)]
+        self._endings = [ending for ending in self._endings if not is_of(ending, tags)]
+        self._spool.forget(tags)
+
+    def owned(self) -> list[Ending]:
+        """What waits here and must not be lost with the consumer: its messages will not come again."""
+        return [ending for ending in (*self._tried, *self._spool, *self._endings) if ending[3]]
+
+    def left(self) -> int:
+        """How many endings still wait for the result store."""
+        return len(self._tried) + len(self._spool)
+
+    # -- a result store of its own --------------------------------------------------------------------------
+
+    def _perform_apart(self, endings: Sequence[Ending]) -> None:
+        stored = [state for ending in endings for state in ending[1]]
+        if stored and self.trouble is None:
+            try:
+                self._backend.store(stored)  # type: ignore[union-attr]
+            except BackendError as exc:
+                self._begin_trouble(exc)
+        if self.trouble is not None:  # what has nothing to store need not wait
+            for ending in endings:
+                if ending[1]:
+                    self._spool.add(ending)
+            endings = [ending for ending in endings if not ending[1]]
+        self._settle(endings)
+
+    def _settle(self, endings: Sequence[Ending]) -> None:
+        batch = [ending[0] for ending in endings if ending[0] is not None]
+        publish = [payload for ending in endings for payload in ending[2]]
+        if batch or publish:
+            self._consumer.settle(batch, publish=publish)
+
+    def _begin_trouble(self, exc: BackendError) -> None:
+        _log.warning(
+            "The result store is away: %s. Results are held here; when %s have gathered, no new messages are taken.",
+            exc,
+            self._spool.bounds,
+        )
+        self.trouble = exc
+        self._pause_s = 0.0
+        self._wait()
+
+    def _wait(self) -> None:
+        self._pause_s = min(max(FIRST_PAUSE_S, self._pause_s * 2), LONGEST_PAUSE_S)
+        self._retry_at = self._clock.monotonic() + self._pause_s * self._clock.uniform(0.5, 1.0)
+
+    def _try_again(self) -> None:
+        """One try at a time, beside the loop: a store that does not answer must not hold up the broker's side."""
+        if self._answer is not None:
+            error = self._answer()
+            if error is _PENDING:
+                return
+            self._answer = None
+            tried, self._tried = self._tried, []
+            if error is None:
+                self._stored_late(tried)
+            else:
+                self.trouble = error
+                self._wait()
+                dead = self._spool.put_back(tried, self._successes, self._clock.monotonic())
+                self._settle([_set_aside(ending, error) for ending in dead])
+        if not len(self._spool):
+            self.trouble = None
             _log.info("The result store is back.")
-        self._pause_s, self.trouble = 0.0, None
-        return True
+        elif self._clock.monotonic() >= self._retry_at:
+            self._tried = self._spool.take()
+            self._answer = self._store_aside([state for ending in self._tried for state in ending[1]])
+
+    def _stored_late(self, endings: Sequence[Ending]) -> None:
+        self._successes += 1
+        self._pause_s, self._retry_at = 0.0, 0.0
+        self._spool.took(endings)
+        self._settle(endings)
+
+    def _store_aside(self, stored: Sequence[StoredResult]) -> Callable[[], BackendError | None]:
+        """Begin to store; returns what tells how it went, `_PENDING` until it is known."""
+        answer: list[BackendError | None] = [_PENDING]
+        backend = self._backend
+        assert backend is not None
+
+        def store() -> None:
+            try:
+                backend.store(stored)
+            except BackendError as exc:
+                answer[0] = exc
+            except Exception as exc:  # a fault of the plugin: another try may do better, and the loop must learn of it
+                answer[0] = BackendError(f"{type(exc).__name__}: {exc}")
+            else:
+                answer[0] = None
+
+        self._clock.aside(store)
+        return lambda: answer[0]
+
+
+_PENDING: Final = BackendError("not known yet")
+
+
+def _set_aside(ending: Ending, error: BackendError) -> Ending:
+    """The same message as a dead letter: its result is refused for good, and others are not."""
+    settlement, stored, publish, owned = ending
+    what = stored[-1].task_id if stored else "?"
+    _log.error("The result of %s is refused by a store that takes others: %s. Its message is set aside.", what, error)
+    if settlement is None:
+        return settlement, (), publish, owned
+    reason = "its result cannot be stored"
+    return Settlement(settlement.tag, "dead", None, reason, str(error), started=True), (), (), owned

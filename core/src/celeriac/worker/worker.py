@@ -32,6 +32,7 @@ from celeriac.utils.ids import default_nodename, uuid
 from celeriac.worker.consumer import Loop
 from celeriac.worker.link import Link
 from celeriac.worker.poller import Sleeper
+from celeriac.worker.spool import Spool
 from celeriac.worker.window import Window
 
 EXIT_OK: Final = 0
@@ -198,6 +199,7 @@ class Worker:
             owner=f"{self.hostname}/{uuid()}",
             queues=app.router.select(self._queue_names),
             poller=self._sleeper,
+            make_spool=lambda: Spool(app.conf["worker_spool_results"], app.conf["worker_spool_bytes"]),
         )
         self.loop = Loop(
             app,

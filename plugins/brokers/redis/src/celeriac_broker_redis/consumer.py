@@ -340,12 +340,24 @@ class RedisConsumer:
             held = [number for number in list(self._held) if number not in self._adopting]
             positions = self._leases.renew([self._tag % number for number in held], self._queues)
             lost = [held[position] for position in positions if held[position] in self._held]
+            lost += self._lost_from_inboxes()
             self._leases.sweep()
         except (WireLost, ReplyError) as exc:
             raise self._lost(exc) from exc
         if self._pending and time.monotonic() - self._wire.last_heard > 2 * self._conf.address.timeout_s:
             self._wire.shutdown()  # it fell silent: now the worker's descriptor says so
         return lost
+
+    def _lost_from_inboxes(self) -> list[int]:
+        """Deliveries that lay in an inbox, not recorded yet, and lie there no more."""
+        waiting = list(self._to_adopt.values())
+        sizes = self._leases.sizes([adoption.inbox for adoption in waiting]) if waiting else []
+        # One that is being recorded meanwhile by a claim of our own is no longer among those to adopt.
+        return [
+            adoption.number
+            for adoption, size in zip(waiting, sizes, strict=True)
+            if not size and adoption.number in self._to_adopt
+        ]
 
     def inherit(self, gone: Sequence[RedisConsumer]) -> None:
         """Return what consumers held that are gone: those of this process that could not say goodbye, and any others.

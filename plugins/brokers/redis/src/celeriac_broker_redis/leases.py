@@ -83,6 +83,10 @@ class Leases:
         ]
         return list(self._run(RENEW, keys, words))
 
+    def sizes(self, lists: Sequence[str]) -> list[int]:
+        """How many messages lie in these lists."""
+        return self._call([("LLEN", key) for key in lists])
+
     def end(self) -> None:
         """Give up the lease, after everything was given back."""
         self._forget(self._token)

@@ -1,0 +1,155 @@
+"""Results before messages before acks, also while the result store is away; and nothing for what is no longer ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celeriac.exceptions import BackendLost
+from celeriac.spec.data import Payload, Route, Settlement, StoredResult
+from celeriac.worker.clock import Clock
+from celeriac.worker.settle import Settler
+from celeriac.worker.spool import MAX_TRIES, Ending, Spool
+
+
+class Ledger:
+    """A consumer and a result store that write down what they are asked for, in one list."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.is_away = False
+        self.refused: set[str] = set()
+
+    def store(self, batch: Sequence[StoredResult]) -> None:
+        if self.is_away or self.refused & {result.task_id for result in batch}:
+            raise BackendLost("away")
+        self.done += [f"store {result.task_id}" for result in batch]
+
+    def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
+        self.done += [f"publish {payload.headers['id']}" for payload in publish]
+        self.done += [f"{settlement.verb} {settlement.tag}" for settlement in batch]
+
+
+class Bench:
+    """A settler between two ledgers, on a clock that the test moves."""
+
+    def __init__(self, **bounds: int) -> None:
+        self.ledger = Ledger()
+        self.now = 100.0
+        self.aside: list[Callable[[], None]] = []
+        clock = Clock(monotonic=lambda: self.now, uniform=lambda low, high: high, aside=self.aside.append)
+        self.settler = Settler(self.ledger, self.ledger, joint=False, spool=Spool(**bounds), clock=clock)  # type: ignore[arg-type]
+
+    def end(self, tag: str, *, result: bool = True, follows: bool = False, owned: bool = False) -> None:
+        stored = [StoredResult(tag, "SUCCESS", b"12345")] if result else []
+        publish = [Payload(b"", "", "", {"id": f"after-{tag}"}, {}, Route("q"))] if follows else []
+        self.settler.add(None if owned else Settlement(tag), stored, publish, owned)
+
+    def pass_by(self, seconds: float = 30.0) -> None:
+        """So much time passes; tries that run beside the loop end, and the loop has its turns."""
+        for _ in range(int(seconds / 0.5)):
+            self.settler.perform()
+            while self.aside:
+                self.aside.pop(0)()
+            self.now += 0.5
+        self.settler.perform()
+
+
+def test_results_go_before_the_messages_that_follow_and_these_before_the_ack() -> None:
+    bench = Bench()
+    bench.end("a", follows=True)
+    bench.settler.perform()
+    assert bench.ledger.done == ["store a", "publish after-a", "ack a"]
+
+
+def test_while_the_store_is_away_endings_wait_for_it_in_order_and_those_without_a_result_do_not() -> None:
+    bench = Bench()
+    bench.ledger.is_away = True
+    for tag in "abc":
+        bench.end(tag, follows=True)
+        bench.settler.perform()
+    bench.end("d", result=False, follows=True)
+    bench.pass_by()
+    assert bench.ledger.done == ["publish after-d", "ack d"]
+    assert bench.settler.left() == 3
+    bench.ledger.is_away = False
+    bench.pass_by(10)
+    done = bench.ledger.done[2:]
+    for tag in "abc":
+        assert done.index(f"store {tag}") < done.index(f"publish after-{tag}") < done.index(f"ack {tag}")
+    assert sorted(word for word in done if word.startswith("ack")) == ["ack a", "ack b", "ack c"]
+    assert bench.settler.trouble is None
+    assert bench.settler.retry_in() is None
+
+
+def test_it_blocks_when_the_spool_is_full_by_number_or_by_size_and_not_before() -> None:
+    for bounds in ({"max_results": 3}, {"max_bytes": 15}):
+        bench = Bench(**bounds)
+        bench.ledger.is_away = True
+        for tag in "ab":
+            bench.end(tag)
+        bench.settler.perform()
+        assert not bench.settler.blocked, "there is room for more"
+        bench.end("c")
+        bench.settler.perform()
+        assert bench.settler.blocked
+        bench.ledger.is_away = False
+        bench.pass_by(10)
+        assert not bench.settler.blocked
+        assert "ack c" in bench.ledger.done
+
+
+def test_a_store_that_does_not_answer_does_not_hold_up_the_loop() -> None:
+    bench = Bench()
+    bench.ledger.is_away = True
+    bench.end("a")
+    bench.settler.perform()
+    bench.now += 10
+    bench.settler.perform()
+    assert len(bench.aside) == 1
+    for _ in range(5):
+        bench.now += 10
+        bench.settler.perform()
+    assert len(bench.aside) == 1, "one try at a time"
+    bench.end("b", result=False)
+    bench.settler.perform()
+    assert bench.ledger.done == ["ack b"]
+
+
+def test_one_result_that_is_always_refused_holds_up_no_other_and_its_message_is_set_aside() -> None:
+    bench = Bench()
+    bench.ledger.refused = {"bad"}
+    bench.end("bad", follows=True)
+    bench.end("good")
+    bench.pass_by()
+    assert bench.ledger.done == ["store good", "ack good"], "it may yet be taken, so it waits"
+    for n in range(MAX_TRIES + 1):
+        bench.end(f"g{n}")
+        bench.pass_by(20)
+    assert "dead bad" in bench.ledger.done
+    assert "publish after-bad" not in bench.ledger.done
+    assert all(f"ack g{n}" in bench.ledger.done for n in range(MAX_TRIES + 1))
+
+
+def test_nothing_is_stored_sent_or_settled_for_a_lease_that_is_lost() -> None:
+    bench = Bench()
+    bench.ledger.is_away = True
+    bench.end("lost", follows=True)
+    bench.end("held")
+    bench.settler.perform()
+    bench.end("lost too")
+    bench.settler.forget({"lost", "lost too"})
+    bench.ledger.is_away = False
+    bench.pass_by(10)
+    assert bench.ledger.done == ["store held", "ack held"]
+    assert bench.settler.trouble is None
+
+
+def test_a_spool_tells_what_must_outlive_the_connection() -> None:
+    bench = Bench()
+    bench.ledger.is_away = True
+    bench.end("comes again")
+    bench.end("does not", owned=True)
+    bench.settler.perform()
+    owned: list[Ending] = bench.settler.owned()
+    assert [ending[1][0].task_id for ending in owned] == ["does not"]
