@@ -19,6 +19,7 @@ from celeriac.exceptions import (
 )
 from celeriac.kernel.discovery import catalog
 from celeriac.kernel.kernel import Kernel
+from celeriac.kernel.shape import find_faults
 
 if TYPE_CHECKING:
     from tests.conftest import FakeSite
@@ -236,6 +237,25 @@ def test_one_that_declares_an_ability_nobody_knows_is_told_the_known_ones(fake_s
 def test_one_that_declares_an_ability_without_its_verb_is_told(fake_site: FakeSite) -> None:
     with broken("its purge is None and should be a method"):
         broker(fake_site, "def purge(self, queue): return 0", "purge = None")
+
+
+def test_the_verbs_that_an_ability_brings_are_missed_only_by_who_declares_it() -> None:
+    class Keeps:
+        joint = None
+        abilities = frozenset({"push"})
+
+        def nothing(self, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("only looked at")
+
+        encode = decode = store = commands = expect = fetch = watch = nothing
+        forget = cleanup = ping = after_fork = close = nothing
+
+    class Counts(Keeps):
+        abilities = frozenset({"count", "groups"})
+        open_chords = grow_chord = close_chords = overdue_chords = Keeps.nothing
+
+    assert find_faults("backend", Keeps()) == []
+    assert find_faults("backend", Counts()) == ["the Counts it made lacks join, save_group, load_group, delete_group"]
 
 
 def test_an_ability_that_is_lacking_is_named_with_who_and_why(fake_site: FakeSite) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celeriac.spec.abilities import ABILITIES
-from celeriac.spec.backend import ResultBackend
+from celeriac.spec.backend import ChordBackend, GroupBackend, ResultBackend
 from celeriac.spec.pool import Pool
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.state import KeepsState
@@ -28,7 +28,7 @@ PROTOCOLS: Mapping[str, type] = {
 #: before an ability was thought of lacks both, and loads.
 ADDITIONS: Mapping[str, Mapping[str, type]] = {
     "broker": {"state": KeepsState, "fanout": FanoutTransport},
-    "backend": {"state": KeepsState},
+    "backend": {"state": KeepsState, "count": ChordBackend, "groups": GroupBackend},
 }
 #: What the data members of the contracts are; the others are methods.
 TYPES: Mapping[str, tuple[type, ...]] = {

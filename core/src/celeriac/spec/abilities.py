@@ -24,6 +24,6 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
             "state",
         }
     ),
-    "backend": frozenset({"push", "expire", "persistent", "joint", "replies", "count", "shared", "state"}),
+    "backend": frozenset({"push", "expire", "persistent", "joint", "replies", "count", "shared", "state", "groups"}),
     "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes"}),
 }

@@ -12,7 +12,8 @@ Abilities:
 `persistent`    results outlive the client that waits for them
 `joint`         `commands` works: results may ride in a broker's transaction
 `replies`       answers the sender (`reply_to`) instead of keeping: one reader, once
-`count`         counts chord parts natively
+`count`         joins chords itself: the verbs of `ChordBackend`
+`groups`        keeps groups of results: the verbs of `GroupBackend`
 `shared`        several processes may use one URL
 `state`         it keeps shared state too: one member more, `celeriac.spec.state.KeepsState`
 ==============  ==========================================================================================
@@ -21,13 +22,18 @@ Abilities:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from celeriac.spec.data import StoredResult
+from celeriac.spec.data import Chord, ChordClaim, ChordPart, StoredResult
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.transport import Transport
 
 Document = dict[str, Any]
+
+#: So long a claim on a chord is its holder's, unless it closes it before.
+CLAIM_S: Final = 60.0
+#: So long at least the end of a chord is remembered: Celery's figure.
+DONE_S: Final = 300.0
 
 
 class Host(Protocol):
@@ -114,3 +120,61 @@ class ResultBackend(Protocol):
 
     def close(self) -> None:
         """Let go of all connections. Idempotent."""
+
+
+class GroupBackend(Protocol):
+    """What a backend with the ability `groups` can do besides."""
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """Keep a group's results, in their tuple form `[[group_id, parent], [[[task_id, parent], children], ...]]`,
+        as long as results are kept. Saving one again replaces it.
+
+        Raises:
+            BackendLost: As `store`.
+        """
+
+    def load_group(self, group_id: str) -> Any:
+        """The tuple form that was saved, as the result serializer reads it; None if there is none."""
+
+    def delete_group(self, group_id: str) -> None:
+        """Remove it, and not its results."""
+
+
+class ChordBackend(Protocol):
+    """What a backend with the ability `count` can do besides: end each chord once (R9, R10).
+
+    A chord is complete when as many different parts have come as were expected; a part is *set* by its task id and
+    index, so that its second arrival replaces the first or is left out, and never counts. Who is given a claim fires
+    the chord: it sends the body, or stores why it cannot, and then closes it. A claim ends by itself after
+    `claim_s` seconds, since its holder may die. A closed chord is remembered for `DONE_S` at least, so that late parts
+    find it ended.
+
+    Each verb is one atomic step for each chord, in the store: several workers call them at once.
+    """
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        """Begin these, before a message of their parts is sent. Opening one again (a step of a chain ran twice)
+        neither loses parts that have come nor undoes its end.
+
+        Raises:
+            BackendLost: As `store`.
+        """
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """Set these parts. Returns a claim for each chord of theirs that is complete and not closed: with a token for
+        one caller at a time. Parts of a chord that was never opened here are kept: its size may come later.
+
+        Raises:
+            BackendLost: As `store`; calling again with the same parts is always right.
+        """
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        """Expect one more part, that of `task_id`. Called by a part that has not ended, so the chord is open."""
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        """These were fired: remember that, and remove their parts. A claim that has passed to another changes nothing
+        (its token is not the chord's)."""
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """Claims, with tokens, for at most `limit` open chords that have been waiting longer than their patience,
+        complete or not. Called by every worker every few seconds, so it must be cheap when there is none."""

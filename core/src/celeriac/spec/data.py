@@ -167,6 +167,64 @@ class StoredResult(Struct, array_like=True):
     group: str | None = None
 
 
+class Chord(Struct, array_like=True):
+    """A join to be: a body that is called once, with the results of all parts, when the last of them has come.
+
+    Attributes:
+        group: Names it: the id of the group that its parts form.
+        size: How many parts there are.
+        body: What to call, in core's own form; a backend hands it back with an overdue claim.
+        patience_s: It is overdue when so long no part has come (from its opening, then from each part).
+    """
+
+    group: str
+    size: int
+    body: bytes
+    patience_s: float
+
+
+class ChordPart(Struct, array_like=True):
+    """One part of a chord has ended, well or not.
+
+    Attributes:
+        index: Its place among the parts; None for one that was added later, which comes after the others.
+        data: `[1, task_id, state, result]` as the result serializer writes it, which is Celery's form.
+        body: As `Chord.body`, so that whoever completes the chord need not read it from the store.
+    """
+
+    group: str
+    task_id: str
+    index: int | None
+    data: bytes
+    body: bytes = b""
+
+
+class ChordClaim(Struct):
+    """The right to end a chord, held by one caller at a time.
+
+    Attributes:
+        token: Proves it; empty when somebody else has the claim: whoever waits for the chord's end asks again.
+        retry_s: With an empty token: seconds until that other's claim ends, if it does nothing.
+        size: How many parts were expected.
+        parts: `(index, data)` of those that came, in order; an index is None where the store does not know it.
+        body: What `open_chords` was given, if the store has it; empty otherwise.
+    """
+
+    group: str
+    token: str
+    retry_s: float = 0.0
+    size: int = 0
+    parts: list[tuple[int | None, bytes]] = []
+    body: bytes = b""
+
+
+class ChordWork(Struct, array_like=True):
+    """What a run means for chords: those to open before its messages are sent, and parts that have ended."""
+
+    opened: list[Chord] = []
+    parts: list[ChordPart] = []
+
+
 class Job(Struct, array_like=True):
     """One call for a pool slot.
 
@@ -222,6 +280,7 @@ class JobReport(Struct, array_like=True):
         requeue: A rejected message goes back to its queue.
         timed_out: The run failed by its soft time limit.
         pid: The process that ran it.
+        chords: What it means for chords; None, as a rule.
     """
 
     token: int
@@ -235,3 +294,4 @@ class JobReport(Struct, array_like=True):
     requeue: bool = False
     timed_out: bool = False
     pid: int = 0
+    chords: ChordWork | None = None

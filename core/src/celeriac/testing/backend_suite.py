@@ -27,7 +27,16 @@ from typing import Any
 import pytest
 
 from celeriac import states
-from celeriac.spec import Document, Host, ResultBackend, StoredResult
+from celeriac.spec import (
+    CLAIM_S,
+    Chord,
+    ChordClaim,
+    ChordPart,
+    Document,
+    Host,
+    ResultBackend,
+    StoredResult,
+)
 from celeriac.testing.kit import PATIENCE_S, AbilityAware, Bench, KitHost, eventually, make_by_hook, needs
 
 __all__ = ["BackendConformance"]
@@ -296,6 +305,185 @@ class BackendConformance(AbilityAware):
             assert _told(backend, watch, 1) == {task_id: (states.SUCCESS, 1)}
             watch.close()
 
+    # -- chords -------------------------------------------------------------------------------------------
+    # The backends here are `ChordBackend`s too, which the type of `backend` does not say.
+
+    @needs("count")
+    def test_R9_a_chord_is_complete_with_its_last_part(self, backend: Any) -> None:
+        group = _new_id()
+        backend.open_chords([Chord(group, 3, b"body", 3600.0)])
+        assert backend.join([_part(group, 2), _part(group, 0)]) == []
+        (claim,) = backend.join([_part(group, 1)])
+        assert (claim.group, claim.size, claim.body) == (group, 3, b"body")
+        assert claim.token
+        assert [data for _, data in claim.parts] == [_part(group, n).data for n in range(3)]
+
+    @needs("count")
+    def test_R9_a_part_that_comes_twice_counts_once(self, backend: Any) -> None:
+        group = _new_id()
+        backend.open_chords([Chord(group, 3, b"", 3600.0)])
+        assert backend.join([_part(group, 0), _part(group, 0)]) == []
+        assert backend.join([_part(group, 0), _part(group, 1)]) == []
+        assert backend.join([_part(group, 1), _part(group, 1), _part(group, 0)]) == []
+        (claim,) = backend.join([_part(group, 2), _part(group, 2)])
+        assert len(claim.parts) == 3
+
+    @needs("count")
+    def test_R9_parts_of_many_chords_come_in_one_batch(self, backend: Any) -> None:
+        groups = [_new_id() for _ in range(20)]
+        backend.open_chords([Chord(group, 100, group.encode(), 3600.0) for group in groups])
+        batches = [[_part(group, n) for group in groups] for n in range(100)]
+        assert backend.join([part for batch in batches[1:] for part in batch]) == []
+        claims = {claim.group: claim for claim in backend.join(batches[0])}
+        assert set(claims) == set(groups)
+        for group, claim in claims.items():
+            assert [data for _, data in claim.parts] == [_part(group, n).data for n in range(100)]
+            assert claim.body == group.encode()
+
+    @needs("count")
+    def test_R9_of_many_who_complete_a_chord_one_has_the_claim(self, url: str, host: Host, backend: Any) -> None:
+        groups = [_new_id() for _ in range(10)]
+        backend.open_chords([Chord(group, 4, b"", 3600.0) for group in groups])
+        together, claims = threading.Barrier(4, timeout=PATIENCE_S), []
+
+        def complete(index: int) -> None:
+            mine: Any = self.make(url, host)
+            for group in groups:
+                together.wait()
+                claims.extend(mine.join([_part(group, index), _part(group, (index + 1) % 4)]))
+            mine.close()
+
+        threads = [threading.Thread(target=complete, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        winners = [claim.group for claim in claims if claim.token]
+        assert sorted(winners) == sorted(groups)
+        assert all(len(claim.parts) == 4 for claim in claims if claim.token)
+
+    @needs("count")
+    def test_R9_a_claim_is_held_until_it_ends_and_then_another_s(self, backend: Any) -> None:
+        group = _new_id()
+        first = self._complete(backend, group, claim_s=3.0)
+        (other,) = backend.join([_part(group, 0)])
+        assert other.token == ""
+        assert 0 <= other.retry_s <= CLAIM_S
+        second = eventually(lambda: [claim for claim in backend.join([_part(group, 0)]) if claim.token])[0]
+        assert second.token != first.token
+        assert len(second.parts) == 2
+        backend.close_chords([first])  # it is late: the chord is the other's now
+        (held,) = backend.join([_part(group, 1)])
+        assert held.token == ""
+
+    @needs("count")
+    def test_R9_a_closed_chord_stays_closed(self, backend: Any) -> None:
+        group = _new_id()
+        backend.close_chords([self._complete(backend, group)])
+        assert backend.join([_part(group, 0), _part(group, 1)]) == []
+        backend.open_chords([Chord(group, 2, b"", 3600.0)])
+        assert backend.join([_part(group, 0), _part(group, 1)]) == []
+
+    @needs("count")
+    def test_R9_a_part_may_come_before_its_chord_is_opened_and_opening_again_loses_none(self, backend: Any) -> None:
+        group = _new_id()
+        assert backend.join([_part(group, 0)]) == []
+        backend.open_chords([Chord(group, 3, b"", 3600.0)])
+        assert backend.join([_part(group, 1)]) == []
+        backend.open_chords([Chord(group, 3, b"", 3600.0)])
+        (claim,) = backend.join([_part(group, 2)])
+        assert len(claim.parts) == 3
+
+    @needs("count")
+    def test_R9_a_chord_may_grow_and_what_was_added_comes_last(self, backend: Any) -> None:
+        group, added = _new_id(), _new_id()
+        backend.open_chords([Chord(group, 2, b"", 3600.0)])
+        backend.grow_chord(group, added)
+        more = ChordPart(group, added, None, b'[1, "x", "SUCCESS", 9]')
+        assert backend.join([more, _part(group, 0)]) == []
+        (claim,) = backend.join([_part(group, 1)])
+        assert [data for _, data in claim.parts] == [_part(group, 0).data, _part(group, 1).data, more.data]
+
+    @needs("count")
+    def test_R10_an_overdue_chord_is_claimed_once_with_what_came(self, backend: Any) -> None:
+        group, patient = _new_id(), _new_id()
+        backend.open_chords([Chord(group, 3, b"body", 0.5), Chord(patient, 1, b"", 3600.0)])
+        assert backend.join([_part(group, 1)]) == []
+        (claim,) = eventually(lambda: [one for one in backend.overdue_chords(100) if one.group == group], 10.0)
+        assert (claim.size, claim.body, claim.parts) == (3, b"body", [(1, _part(group, 1).data)])
+        assert backend.overdue_chords(100) == []
+        backend.close_chords([claim])
+        assert backend.join([_part(group, 0), _part(group, 2)]) == []
+
+    @needs("count")
+    def test_R10_of_two_who_look_for_overdue_chords_one_gets_each(self, url: str, host: Host, backend: Any) -> None:
+        groups = [_new_id() for _ in range(20)]
+        backend.open_chords([Chord(group, 3, b"", 0.05) for group in groups])
+        others: list[Any] = [self.make(url, host) for _ in range(3)]
+        claims: list[ChordClaim] = []
+
+        def look(mine: Any) -> None:
+            deadline = time.monotonic() + PATIENCE_S
+            while len(claims) < len(groups) and time.monotonic() < deadline:
+                claims.extend(mine.overdue_chords(7))
+
+        threads = [threading.Thread(target=look, args=(mine,)) for mine in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(claim.group for claim in claims) == sorted(groups)
+        for mine in others:
+            mine.close()
+
+    @needs("count")
+    @pytest.mark.parametrize("group", STRANGE_IDS, ids=lambda text: text[:12])
+    def test_R11_a_strange_id_names_its_own_chord_only(self, backend: Any, group: str) -> None:
+        bystander = _new_id()
+        backend.open_chords([Chord(group, 2, b"", 3600.0), Chord(bystander, 2, b"", 3600.0)])
+        assert backend.join([_part(bystander, 0), _part(group, 0)]) == []
+        (claim,) = backend.join([_part(group, 1)])
+        assert claim.group == group
+        backend.close_chords([claim])
+        (claim,) = backend.join([_part(bystander, 1)])
+        assert claim.group == bystander
+
+    def _complete(self, backend: Any, group: str, claim_s: float = CLAIM_S) -> ChordClaim:
+        """The claim on a new chord of two parts."""
+        backend.open_chords([Chord(group, 2, b"", 3600.0)])
+        claim: ChordClaim
+        (claim,) = backend.join([_part(group, 0), _part(group, 1)], claim_s)
+        assert claim.token
+        return claim
+
+    # -- groups -------------------------------------------------------------------------------------------
+
+    @needs("groups")
+    def test_a_saved_group_comes_back_and_may_be_replaced_and_deleted(self, url: str, host: Host, backend: Any) -> None:
+        group = _new_id()
+        members = [[group, None], [[["t-1", None], None], [["t-2", ["t-0", None]], None]]]
+        assert backend.load_group(group) is None
+        backend.save_group(group, members)
+        other: Any = self.make(url, host)
+        assert other.load_group(group) == members
+        other.save_group(group, [[group, None], []])
+        assert backend.load_group(group) == [[group, None], []]
+        backend.delete_group(group)
+        backend.delete_group(group)
+        assert other.load_group(group) is None
+        other.close()
+
+    @needs("groups")
+    @pytest.mark.parametrize("group", STRANGE_IDS, ids=lambda text: text[:12])
+    def test_R11_a_strange_id_names_its_own_group_only(self, backend: Any, group: str) -> None:
+        bystander = _new_id()
+        backend.save_group(bystander, [[bystander, None], []])
+        backend.save_group(group, [[group, None], []])
+        assert backend.load_group(group) == [[group, None], []]
+        backend.delete_group(group)
+        assert backend.load_group(group) is None
+        assert backend.load_group(bystander) == [[bystander, None], []]
+
     # -- the rest -----------------------------------------------------------------------------------------
 
     @needs("shared")
@@ -334,6 +522,12 @@ class BackendConformance(AbilityAware):
         task_id = _new_id()
         self.put(backend, task_id, (states.SUCCESS, 1))
         assert self.got(backend, task_id) == (states.SUCCESS, 1)
+
+
+def _part(group: str, index: int) -> ChordPart:
+    """A part of a chord, the same whenever it is asked for."""
+    task_id = f"{group}-{index}"
+    return ChordPart(group, task_id, index, f'[1, "{index}", "SUCCESS", {index}]'.encode(), b"")
 
 
 def _new_id() -> str:

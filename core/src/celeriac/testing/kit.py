@@ -183,9 +183,10 @@ class ListenerBench:
             self._bench.nap(left_s if pause_s is None else min(left_s, pause_s))
 
 
-def eventually(holds: Callable[[], Any], within_s: float = PATIENCE_S) -> None:
-    """Assert that something becomes true in time."""
+def eventually(holds: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
+    """Assert that something becomes true in time; returns what it was then."""
     deadline = time.monotonic() + within_s
-    while not holds():
+    while not (found := holds()):
         assert time.monotonic() < deadline, f"{holds} was not true within {within_s} s"
         time.sleep(0.01)
+    return found

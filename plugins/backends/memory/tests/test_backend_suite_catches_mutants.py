@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from celeriac.spec import Document, Host, ResultBackend, Serializer, StoredResult, Watch
+from celeriac.spec import (
+    CLAIM_S,
+    Chord,
+    ChordClaim,
+    ChordPart,
+    Document,
+    Host,
+    ResultBackend,
+    Serializer,
+    StoredResult,
+    Watch,
+)
 from celeriac.testing.backend_suite import BackendConformance
 from celeriac.testing.kit import Bench, KitHost
 from celeriac_backend_memory import backend as module
@@ -189,6 +200,96 @@ class Boastful(MemoryBackend):
     abilities = MemoryBackend.abilities | {"persistent"}
 
 
+class Counting(MemoryBackend):
+    """Counts parts instead of setting them, as joins made of counters do."""
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        return super().join([self._as_new(part) for part in parts], claim_s)
+
+    @staticmethod
+    def _as_new(part: ChordPart) -> ChordPart:
+        return ChordPart(part.group, uuid.uuid4().hex, part.index, part.data, part.body)
+
+
+class Lavish(MemoryBackend):
+    """Gives the claim to everybody who asks."""
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        return super().join(parts, 0.0)
+
+
+class Possessive(MemoryBackend):
+    """Gives a claim for ever."""
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        return super().join(parts, 3600.0)
+
+
+class Trusting(MemoryBackend):
+    """Closes a chord for whoever says so."""
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        joins = self._shelf.chords._joins
+        super().close_chords([ChordClaim(claim.group, joins[claim.group].token) for claim in claims])
+
+
+class Amnesic(MemoryBackend):
+    """Forgets that a chord has ended."""
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        for claim in claims:
+            self._shelf.chords._joins.pop(claim.group)
+
+
+class Restarting(MemoryBackend):
+    """Begins anew when a chord is opened."""
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        for chord in chords:
+            join = self._shelf.chords._joins.get(chord.group)
+            if join is not None and not join.done:
+                del self._shelf.chords._joins[chord.group]
+        super().open_chords(chords)
+
+
+class Unordered(MemoryBackend):
+    """Hands out parts as they came."""
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        claims = super().join(parts, claim_s)
+        for claim in claims:
+            claim.parts = claim.parts[::-1]
+        return claims
+
+
+class Rigid(MemoryBackend):
+    """Lets no chord grow."""
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        pass
+
+
+class Waiting(MemoryBackend):
+    """Waits for ever for parts that were lost."""
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        return []
+
+
+class Reaping(MemoryBackend):
+    """Lets everybody end what is overdue."""
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        return super().overdue_chords(limit, 0.0)
+
+
+class Hoarding(MemoryBackend):
+    """Deletes no group."""
+
+    def delete_group(self, group_id: str) -> None:
+        pass
+
+
 MUTANTS: list[tuple[type[MemoryBackend], str]] = [
     (LastOneWins, "test_R3_a_success_is_final_and_ready_is_not_undone"),
     (ReadThenWrite, "test_R3_holds_when_many_write_at_once"),
@@ -209,6 +310,17 @@ MUTANTS: list[tuple[type[MemoryBackend], str]] = [
     (Dozing, "test_R8_a_watch_learns_of_a_result_at_once"),
     (Closing, "test_a_backend_may_be_closed_twice_and_used_again"),
     (Boastful, "test_it_has_the_abilities_it_was_said_to_have"),
+    (Counting, "test_R9_a_part_that_comes_twice_counts_once"),
+    (Unordered, "test_R9_a_chord_is_complete_with_its_last_part"),
+    (Lavish, "test_R9_of_many_who_complete_a_chord_one_has_the_claim"),
+    (Possessive, "test_R9_a_claim_is_held_until_it_ends_and_then_another_s"),
+    (Trusting, "test_R9_a_claim_is_held_until_it_ends_and_then_another_s"),
+    (Amnesic, "test_R9_a_closed_chord_stays_closed"),
+    (Restarting, "test_R9_a_part_may_come_before_its_chord_is_opened_and_opening_again_loses_none"),
+    (Rigid, "test_R9_a_chord_may_grow_and_what_was_added_comes_last"),
+    (Waiting, "test_R10_an_overdue_chord_is_claimed_once_with_what_came"),
+    (Reaping, "test_R10_an_overdue_chord_is_claimed_once_with_what_came"),
+    (Hoarding, "test_a_saved_group_comes_back_and_may_be_replaced_and_deleted"),
 ]
 
 
@@ -217,7 +329,7 @@ def test_the_suite_finds_a_backend_that_breaks_a_clause(
     mutant: type[MemoryBackend], clause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bench, "patience_s", 1.0)
-    with pytest.raises((AssertionError, AttributeError)):
+    with pytest.raises((AssertionError, AttributeError, ValueError)):
         _run(mutant, clause)
 
 

@@ -6,9 +6,11 @@ result serializer, so that a program meets here what it would meet with a server
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -17,7 +19,18 @@ from typing import Any, Final
 from msgspec import Struct
 
 from celeriac.exceptions import BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec import (
+    CLAIM_S,
+    DONE_S,
+    Chord,
+    ChordClaim,
+    ChordPart,
+    Document,
+    Host,
+    Serializer,
+    StoredResult,
+    Watch,
+)
 from celeriac.states import READY_STATES, SUCCESS
 
 #: Expired results removed by one `store`, at most: a bound for the time it may take.
@@ -30,10 +43,122 @@ class _Kept(Struct):
     expires: float  # time.monotonic; infinite when results are kept for ever
 
 
+class _Join(Struct):
+    """A chord, or the parts of one that nobody has opened (yet). Times are time.monotonic."""
+
+    expires: float
+    size: int | None = None
+    body: bytes = b""
+    patience_s: float = math.inf
+    overdue_at: float = math.inf
+    parts: dict[tuple[str, int | None], bytes] = {}
+    token: str = ""
+    claimed_until: float = 0.0
+    done: bool = False
+
+    def claim(self, group: str, now: float, claim_s: float) -> ChordClaim:
+        if self.claimed_until > now:
+            return ChordClaim(group, "", self.claimed_until - now)
+        self.token, self.claimed_until = uuid.uuid4().hex, now + claim_s
+        self.overdue_at = self.claimed_until  # if its holder dies
+        parts = sorted(self.parts.items(), key=lambda item: math.inf if item[0][1] is None else item[0][1])
+        return ChordClaim(
+            group, self.token, 0.0, self.size or 0, [(index, data) for (_, index), data in parts], self.body
+        )
+
+
+class Chords:
+    """The chords and the saved groups of one URL. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._joins: dict[str, _Join] = {}
+        self._groups: dict[str, tuple[float, bytes]] = {}
+
+    def open(self, chords: Iterable[Chord], lifetime_s: float) -> None:
+        with self._lock:
+            now = time.monotonic()
+            for chord in chords:
+                join = self._of(chord.group, now, lifetime_s)
+                if join.done or join.size is not None:
+                    continue
+                join.size, join.body, join.patience_s = chord.size, chord.body, chord.patience_s
+                join.overdue_at = now + chord.patience_s
+
+    def join(self, parts: Iterable[ChordPart], lifetime_s: float, claim_s: float) -> list[ChordClaim]:
+        with self._lock:
+            now = time.monotonic()
+            touched: dict[str, _Join] = {}
+            for part in parts:
+                join = touched[part.group] = self._of(part.group, now, lifetime_s)
+                if not join.done:
+                    join.parts[part.task_id, part.index] = part.data
+                    join.overdue_at = max(join.overdue_at, now + join.patience_s)
+            return [
+                join.claim(group, now, claim_s)
+                for group, join in touched.items()
+                if not join.done and join.size is not None and len(join.parts) >= join.size
+            ]
+
+    def grow(self, group: str) -> None:
+        with self._lock:
+            join = self._joins.get(group)
+            if join is not None and join.size is not None:
+                join.size += 1
+
+    def close(self, claims: Iterable[ChordClaim]) -> None:
+        with self._lock:
+            now = time.monotonic()
+            for claim in claims:
+                join = self._joins.get(claim.group)
+                if join is not None and join.token == claim.token and not join.done:
+                    self._joins[claim.group] = _Join(max(join.expires, now + DONE_S), done=True)
+
+    def overdue(self, limit: int, claim_s: float) -> list[ChordClaim]:
+        with self._lock:
+            now = time.monotonic()
+            late = [group for group, join in self._joins.items() if join.overdue_at <= now and not join.done]
+            claims = [self._joins[group].claim(group, now, claim_s) for group in late[:limit]]
+            return [claim for claim in claims if claim.token]
+
+    def save_group(self, group_id: str, data: bytes, lifetime_s: float) -> None:
+        with self._lock:
+            self._groups[group_id] = time.monotonic() + lifetime_s, data
+
+    def load_group(self, group_id: str) -> bytes | None:
+        with self._lock:
+            expires, data = self._groups.get(group_id, (0.0, b""))
+            return data if expires > time.monotonic() else None
+
+    def delete_group(self, group_id: str) -> None:
+        with self._lock:
+            self._groups.pop(group_id, None)
+
+    def expire(self) -> int:
+        with self._lock:
+            now = time.monotonic()
+            joins = [group for group, join in self._joins.items() if join.expires <= now]
+            groups = [group for group, (expires, _) in self._groups.items() if expires <= now]
+            for group in joins:
+                del self._joins[group]
+            for group in groups:
+                del self._groups[group]
+            return len(joins) + len(groups)
+
+    def _of(self, group: str, now: float, lifetime_s: float) -> _Join:
+        join = self._joins.get(group)
+        if join is None or join.expires <= now:
+            join = self._joins[group] = _Join(now + lifetime_s)
+        elif not join.done:
+            join.expires = now + lifetime_s
+        return join
+
+
 class Shelf:
     """The results of one URL and the watches on them. Safe for threads."""
 
     def __init__(self) -> None:
+        self.chords = Chords()
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}  # the oldest first
         self._watches: dict[str, set[MemoryWatch]] = {}
@@ -131,13 +256,14 @@ class MemoryWatch:
 class MemoryBackend:
     """Results between the threads of one process."""
 
-    abilities = frozenset({"push", "expire"})
+    abilities = frozenset({"push", "expire", "count", "groups"})
     joint: str | None = None
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
         self._url = url
         self._shelf = _shelf_of(url)
         self._lifetime_s = lifetime_s(settings.get("result_expires"))
+        self._chord_lifetime_s = lifetime_s(settings.get("result_chord_expires") or settings.get("result_expires"))
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._host = host
         self._pid = os.getpid()
@@ -173,7 +299,42 @@ class MemoryBackend:
         self._shelf.forget(task_ids)
 
     def cleanup(self) -> int:
-        return self._shelf.expire()
+        return self._shelf.expire() + self._shelf.chords.expire()
+
+    # chords and groups
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        self._require_own_process()
+        self._shelf.chords.open(chords, self._chord_lifetime_s)
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        self._require_own_process()
+        return self._shelf.chords.join(parts, self._chord_lifetime_s, claim_s)
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        self._require_own_process()
+        self._shelf.chords.grow(group)
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        self._shelf.chords.close(claims)
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        return self._shelf.chords.overdue(limit, claim_s)
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        self._require_own_process()
+        self._shelf.chords.save_group(group_id, self._serializer().dumps(members), self._lifetime_s)
+
+    def load_group(self, group_id: str) -> Any:
+        self._require_own_process()
+        data = self._shelf.chords.load_group(group_id)
+        return None if data is None else self._serializer().loads(data)
+
+    def delete_group(self, group_id: str) -> None:
+        self._shelf.chords.delete_group(group_id)
+
+    def _serializer(self) -> Serializer:
+        return self._host.serializer(self._serializer_name)
 
     def ping(self, timeout_s: float) -> str:
         self._require_own_process()

@@ -11,18 +11,19 @@ from datetime import timedelta
 from typing import Any, Final
 
 from celeriac.exceptions import BackendError, BackendLost, BackendUnreachable, SettingError
-from celeriac.spec.backend import Document, Host
-from celeriac.spec.data import StoredResult
+from celeriac.spec.backend import CLAIM_S, Document, Host
+from celeriac.spec.data import Chord, ChordClaim, ChordPart, StoredResult
 from celeriac.spec.serializer import Serializer
 from celeriac.states import FAILURE, READY_STATES, SUCCESS
+from celeriac_backend_redis.chords import RedisChords
 from celeriac_backend_redis.compression import compressor, decompress
-from celeriac_backend_redis.scripts import STORE, STORE_ALONE, STORE_SHA
+from celeriac_backend_redis.scripts import STORE, STORE_ALONE, Script
 from celeriac_backend_redis.watch import RedisWatch
 from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect, pack, parse_url
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
-ABILITIES: Final = frozenset({"push", "expire", "persistent", "joint", "shared", "state"})
+ABILITIES: Final = frozenset({"push", "expire", "persistent", "joint", "shared", "state", "count", "groups"})
 #: The version of what `commands` returns: Lua and its words, which the redis broker runs in its own script.
 JOINT: Final = "redis-lua-1"
 TASK_KEY: Final = "celery-task-meta-"
@@ -51,6 +52,14 @@ class RedisBackend:
         self._key_prefix = _key_prefix(options.get("global_keyprefix"))
         self._prefix = (self._key_prefix + TASK_KEY).encode()
         self._expires = _lifetime_s(settings, "result_expires", DEFAULT_EXPIRES_S)
+        self._chords = RedisChords(
+            lambda command: self._ask([command])[0],
+            self._run_script,
+            self._key_prefix,
+            _lifetime_s(settings, "result_chord_expires", self._expires) or self._expires,
+            self._expires,
+            bool(options.get("result_chord_ordered", True)),
+        )
         self._failure_expires = _lifetime_s(settings, "result_failure_expires", self._expires)
         self._serializer_name = settings.get("result_serializer") or "json"
         self._compress = compressor(settings.get("result_compression"))
@@ -86,10 +95,7 @@ class RedisBackend:
         """See `ResultBackend.store`."""
         for at in range(0, len(batch), STORE_CHUNK):
             words = self._words(batch[at : at + STORE_CHUNK])
-            try:
-                self._ask([("EVALSHA", STORE_SHA, 0, *words)])
-            except _NoScript:
-                self._ask([("EVAL", STORE_ALONE, 0, *words)])
+            self._run_script(STORE_ALONE, words)
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
         """See `ResultBackend.commands`: Lua, and the words that it reads from ARGV."""
@@ -142,6 +148,48 @@ class RedisBackend:
     def state(self) -> RedisState:
         """See `KeepsState`."""
         return RedisState(self._ask_once, self._translated, self._key_prefix)
+
+    # chords and groups
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        """See `ChordBackend.open_chords`."""
+        self._chords.open(chords)
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.join`. Of two arrivals of a part the first is kept, as Celery's workers do."""
+        return self._chords.join(parts, claim_s)
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        """See `ChordBackend.grow_chord`."""
+        self._chords.grow(group, task_id)
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        """See `ChordBackend.close_chords`."""
+        self._chords.close_chords(claims)
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.overdue_chords`."""
+        return self._chords.overdue(limit, claim_s)
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """See `GroupBackend.save_group`."""
+        serializer = self._host.serializer(self._serializer_name)
+        self._chords.save_group(group_id, serializer.dumps({"result": members}))
+
+    def load_group(self, group_id: str) -> Any:
+        """See `GroupBackend.load_group`."""
+        data = self._chords.load_group(group_id)
+        return None if data is None else self.decode(data).get("result")
+
+    def delete_group(self, group_id: str) -> None:
+        """See `GroupBackend.delete_group`."""
+        self._chords.delete_group(group_id)
+
+    def _run_script(self, script: Script, words: Sequence[Any]) -> Any:
+        try:
+            return self._ask([("EVALSHA", script.sha, 0, *words)])[0]
+        except _NoScript:
+            return self._ask([("EVAL", script.text, 0, *words)])[0]
 
     # life
 

@@ -5,6 +5,17 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+
+class Script:
+    """A Lua script and the name by which the server knows it once it has seen it."""
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode()).hexdigest()  # the server's choice of digest, not a matter of safety
+
+
 #: The body of a function that reads its words from the table ARGV, beginning at `first`: runs of states that have rank
 #: (2 SUCCESS, 1 another final state, 0 not final) and lifetime (in seconds, 0 for ever) in common, each run as rank,
 #: lifetime, how many states, then key and bytes of each.
@@ -39,7 +50,4 @@ while at < last do
   at = stop + 2
 end
 """
-STORE_ALONE: Final = "local first = 1\n" + STORE
-STORE_SHA: Final = hashlib.sha1(
-    STORE_ALONE.encode()
-).hexdigest()  # the server's choice of digest, not a matter of safety
+STORE_ALONE: Final = Script("local first = 1\n" + STORE)

@@ -16,8 +16,9 @@ from datetime import timedelta
 from typing import Any, Final
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError
-from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
 from celeriac.states import READY_STATES
+from celeriac_backend_sqlite.chords import SqliteChords
 from celeriac_support_sqlite.file import Database, Location, StoreTrouble, cannot_listen
 from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell, Ear, folder_of, topic
@@ -52,7 +53,7 @@ SPARE_EARS: Final = 4
 class SqliteBackend:
     """Results in one SQLite file."""
 
-    abilities = frozenset({"push", "expire", "persistent", "joint", "shared", "state"})
+    abilities = frozenset({"push", "expire", "persistent", "joint", "shared", "state", "count", "groups"})
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
         options = settings.get("result_backend_transport_options") or {}
@@ -63,6 +64,8 @@ class SqliteBackend:
         self._state = SqliteState(location, self._errors)
         self._bell = Bell(location.path)
         self._lifetime_s = _lifetime_s(settings.get("result_expires"))
+        chord_lifetime_s = _lifetime_s(settings.get("result_chord_expires")) or self._lifetime_s
+        self._chords = SqliteChords(location, chord_lifetime_s, self._lifetime_s)
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._host = host
         self._has_tables = False
@@ -115,6 +118,44 @@ class SqliteBackend:
             cursor = conn.execute(EXPIRE, (time.time(), EXPIRED_PER_CLEANUP))
             return cursor.rowcount
 
+    # chords and groups
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        with self._errors():
+            self._chords.open(chords)
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        with self._errors():
+            return self._chords.join(parts, claim_s)
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        with self._errors():
+            self._chords.grow(group)
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        with self._errors():
+            self._chords.close_chords(claims)
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        with self._errors():
+            return self._chords.overdue(limit, claim_s)
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        data = self._host.serializer(self._serializer_name).dumps(members)
+        with self._errors():
+            self._chords.save_group(group_id, data)
+
+    def load_group(self, group_id: str) -> Any:
+        with self._errors():
+            data = self._chords.load_group(group_id)
+        return None if data is None else self._host.serializer(self._serializer_name).loads(data)
+
+    def delete_group(self, group_id: str) -> None:
+        with self._errors():
+            self._chords.delete_group(group_id)
+
+    # life
+
     def ping(self, timeout_s: float) -> str:
         try:
             with self._database.transaction(timeout_s):
@@ -126,11 +167,13 @@ class SqliteBackend:
     def after_fork(self) -> None:
         self._database.forget()
         self._state.after_fork()
+        self._chords.forget()
         self._spare = []
 
     def close(self) -> None:
         self._database.close()
         self._state.close()
+        self._chords.close()
         self._bell.close()
         while self._spare:
             self._spare.pop().close()
