@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import time
@@ -203,3 +204,21 @@ def pid_after(seconds: float) -> int:
     note(f"pid {os.getpid()}")
     time.sleep(seconds)
     return os.getpid()
+
+
+@app.task
+async def anap(seconds: float) -> str:
+    try:
+        await asyncio.sleep(seconds)
+    except SoftTimeLimitExceeded:
+        note("soft limit in a coroutine")
+        raise
+    return "slept"
+
+
+@app.task(bind=True, max_retries=3)
+async def aretry(self: Any, times: int) -> int:
+    await asyncio.sleep(0.01)
+    if self.request.retries < times:
+        raise self.retry(countdown=0.05)
+    return int(self.request.retries)

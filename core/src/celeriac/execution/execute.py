@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import _state, signals, states
@@ -63,8 +64,8 @@ class ReadyTask:
     """All that can be decided once for a task."""
 
     __slots__ = (
-        "after_return", "before_start", "call", "ignore_result", "name", "on_failure", "on_retry", "on_success",
-        "repr_chars", "store_errors", "task", "throws", "track_started",
+        "after_return", "before_start", "call", "ignore_result", "name", "on_failure", "on_retry",
+        "on_success", "repr_chars", "store_errors", "task", "throws", "track_started",
     )  # fmt: skip
 
     def __init__(self, task: Any, plain: type) -> None:
@@ -86,6 +87,10 @@ class ReadyTask:
         self.after_return = own("after_return")
         self.throws = tuple(task.throws or ())
         self.repr_chars = task.resultrepr_maxsize
+
+
+#: What `_read` finds: the task, its request, whether its result is ignored, and when the run began.
+Begun = tuple[ReadyTask, Context, bool, float]
 
 
 class TaskProgram:
@@ -117,7 +122,6 @@ class TaskProgram:
         self._store: ResultStore = app.backend
         self._fingerprint: str = app.results_fingerprint
         self._told: dict[str, int] = {}
-        self._request_now: Context | None = None
         self._parent_pid = os.getpid()
         self._pid = self._parent_pid
 
@@ -142,13 +146,30 @@ class TaskProgram:
 
     def run(self, job: Job, emit: Emit) -> JobReport:
         """See `SlotProgram.run`."""
-        self._request_now = None
+        begun: Begun | JobReport | None = None
         try:
-            return self._run(job, emit)
+            begun = self._read(job, emit)
+            return begun if type(begun) is JobReport else self._carry_out(job, emit, begun)  # type: ignore[arg-type]
         except BaseException as exc:  # after the task: a hook, a limit that struck late, a bug of ours
-            return self._failed_internally(job, exc)
+            return self._failed_internally(job, begun, exc)
 
-    def _run(self, job: Job, emit: Emit) -> JobReport:
+    async def arun(self, job: Job, emit: Emit) -> JobReport:
+        """See `CoroutineProgram.arun`."""
+        from asyncio import CancelledError
+
+        begun: Begun | JobReport | None = None
+        try:
+            begun = self._read(job, emit)
+            return begun if isinstance(begun, JobReport) else await self._carry_out_awaiting(job, emit, begun)
+        except CancelledError:
+            raise  # by the pool, which answers for the job
+        except BaseException as exc:  # as in `run`
+            return self._failed_internally(job, begun, exc)
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def _read(self, job: Job, emit: Emit) -> Begun | JobReport:
+        """All that can be known before the task begins; a report if it cannot begin."""
         started = _clock()
         try:
             payload = self._unpack(job.raw)
@@ -161,38 +182,78 @@ class TaskProgram:
             return JobReport(job.token, "rejected", detail=str(exc), dead=f"unknown task: {exc}")
         except (ValueError, KeyError, TypeError, SecurityError) as exc:
             return JobReport(job.token, "rejected", detail=str(exc), dead=f"malformed: {exc}")
-        request = self._request_now = self._request(job, payload, args, kwargs, embed, headers, emit)
+        request = self._request(job, payload, args, kwargs, embed, headers, emit)
         if request.chord:
             text = "it is part of a chord, which this version cannot join"
             return JobReport(job.token, "rejected", detail=text, dead=f"unsupported: {text}")
         ignored = request.ignore_result
-        if ignored is None:
-            ignored = ready.ignore_result
-        if job.announce:
-            emit(JobReport(job.token, "accepted", pid=self._pid))
-        wanted = headers.get(RESULTS_HEADER)
-        if wanted and wanted != self._fingerprint and not ignored and request.reply_to:
-            self._send_notice(request, wanted)
-        token = _state.push_running(ready.task, request)
+        return ready, request, ready.ignore_result if ignored is None else ignored, started
+
+    def _carry_out(self, job: Job, emit: Emit, begun: Begun) -> JobReport:
+        ready, request, ignored, started = begun
+        token = self._enter(job, emit, begun)
         try:
             try:
-                if ready.track_started and not ignored and self._store.plugin is not None:
-                    meta = {"pid": self._pid, "hostname": self._node}
-                    request._emit(self._store.make(request.id, states.STARTED, meta, None, request))
-                if signals.task_prerun.receivers:
-                    signals.task_prerun.send(
-                        sender=ready.task, task_id=request.id, task=ready.task, args=args, kwargs=kwargs
-                    )
-                if ready.before_start is not None:
-                    ready.before_start(request.id, args, kwargs)
-                value = ready.call(*args, **kwargs)
+                self._before(ready, request, ignored)
+                value = ready.call(*request.args, **request.kwargs)
+                if type(value) is CoroutineType:
+                    value = _complete(value)
             except BaseException as exc:
                 return self._ended_badly(job, ready, request, exc, ignored, started)
             return self._ended_well(job, ready, request, value, ignored, started)
         finally:
             _state.pop_running(token)
 
-    # -- steps ----------------------------------------------------------------------------------------------
+    async def _carry_out_awaiting(self, job: Job, emit: Emit, begun: Begun) -> JobReport:
+        """The same, of a coroutine in a loop that has others too; the soft limit is kept here."""
+        from asyncio import CancelledError, TimerHandle, get_running_loop
+
+        from celeriac.execution.coroutines import Interruptible
+
+        ready, request, ignored, started = begun
+        token = self._enter(job, emit, begun)
+        running: Interruptible | None = None
+        limit: TimerHandle | None = None
+        try:
+            try:
+                self._before(ready, request, ignored)
+                running = Interruptible(ready.call(*request.args, **request.kwargs))
+                if job.soft_limit_s:
+                    exceeded = SoftTimeLimitExceeded(job.soft_limit_s)
+                    limit = get_running_loop().call_later(job.soft_limit_s, running.interrupt, exceeded)
+                value = await running
+            except BaseException as exc:
+                if isinstance(exc, CancelledError) and running is not None and running.cancelled:
+                    raise
+                return self._ended_badly(job, ready, request, exc, ignored, started)
+            finally:
+                if limit is not None:
+                    limit.cancel()
+            return self._ended_well(job, ready, request, value, ignored, started)
+        finally:
+            _state.pop_running(token)
+
+    def _enter(self, job: Job, emit: Emit, begun: Begun) -> Any:
+        """Say that the task runs from now on: to the worker, to a client that waits elsewhere, and here."""
+        ready, request, ignored, _ = begun
+        if job.announce:
+            emit(JobReport(job.token, "accepted", pid=self._pid))
+        wanted = request._message_headers.get(RESULTS_HEADER)
+        if wanted and wanted != self._fingerprint and not ignored and request.reply_to:
+            self._send_notice(request, wanted)
+        return _state.push_running(ready.task, request)
+
+    def _before(self, ready: ReadyTask, request: Context, ignored: bool) -> None:
+        """What comes before the task itself, and fails with it."""
+        if ready.track_started and not ignored and self._store.plugin is not None:
+            meta = {"pid": self._pid, "hostname": self._node}
+            request._emit(self._store.make(request.id, states.STARTED, meta, None, request))
+        if signals.task_prerun.receivers:
+            signals.task_prerun.send(
+                sender=ready.task, task_id=request.id, task=ready.task, args=request.args, kwargs=request.kwargs
+            )
+        if ready.before_start is not None:
+            ready.before_start(request.id, request.args, request.kwargs)
 
     def _send_notice(self, request: Context, wanted: str) -> None:
         """Let the client know that its result will not be where it looks; a few times, not for every call."""
@@ -338,9 +399,9 @@ class TaskProgram:
         self._finish(ready, request, states.FAILURE, exc, info)
         return report
 
-    def _failed_internally(self, job: Job, exc: BaseException) -> JobReport:
+    def _failed_internally(self, job: Job, begun: Begun | JobReport | None, exc: BaseException) -> JobReport:
         """The run ended in a way that no step foresaw: a failure like others, and said as such."""
-        request = self._request_now
+        request = begun[1] if isinstance(begun, tuple) else None
         report = JobReport(job.token, "failed", detail=bounded_repr(exc, 2048), traceback=_traceback(exc))
         report.timed_out = isinstance(exc, SoftTimeLimitExceeded)
         if request is not None and self._store.plugin is not None and not request.ignore_result:
@@ -393,6 +454,8 @@ def run_eagerly(app: Any, task: Any, request: Context, args: Any, kwargs: Any) -
             if ready.before_start is not None:
                 ready.before_start(request.id, args, kwargs)
             value = ready.call(*args, **kwargs)
+            if type(value) is CoroutineType:
+                value = _complete(value)
         except Ignore as exc:
             state, value = states.IGNORED, exc
         except Reject as exc:
@@ -449,6 +512,12 @@ def _send_failure(ready: ReadyTask, request: Context, exc: BaseException, info: 
 def plain_task_class(kind: type) -> type:
     """celeriac's own `Task` among the bases of a task's class; what differs from it was overridden."""
     return next(base for base in kind.__mro__ if base.__module__ == "celeriac.app.task" and base.__name__ == "Task")
+
+
+def _complete(coroutine: Any) -> Any:
+    from celeriac.execution.coroutines import complete  # asyncio costs 30 ms to import, and few need it
+
+    return complete(coroutine)
 
 
 def _guarded(hook: Callable[..., Any], *args: Any) -> None:

@@ -67,6 +67,7 @@ class Context:
     _effects: list[Any] | None = None
     #: Sends a report ahead of the final one; None outside a worker.
     _emit: Any = None
+    _message_headers: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.update(*args, **kwargs)

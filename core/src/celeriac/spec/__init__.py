@@ -32,7 +32,7 @@ from celeriac.spec.data import (
     reply_queue_spec,
 )
 from celeriac.spec.hooks import hookimpl, hookspec
-from celeriac.spec.pool import Pool, PoolOptions, SlotProgram
+from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SlotProgram
 from celeriac.spec.serializer import Serializer, SerializerHost
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
 from celeriac.spec.transport import Consumer, FanoutTransport, Listener, Poller, Transport
@@ -51,6 +51,7 @@ __all__ = [
     "ChordPart",
     "ChordWork",
     "Consumer",
+    "CoroutineProgram",
     "Delivery",
     "Document",
     "Entry",

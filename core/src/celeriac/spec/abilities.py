@@ -25,5 +25,5 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
         }
     ),
     "backend": frozenset({"push", "expire", "persistent", "joint", "replies", "count", "shared", "state", "groups"}),
-    "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes"}),
+    "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes", "coroutines"}),
 }

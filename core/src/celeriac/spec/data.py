@@ -235,6 +235,7 @@ class Job(Struct, array_like=True):
         soft_limit_s, hard_limit_s: Time limits that a pool with these abilities enforces; None: none.
         cost_s: How long the worker expects the run to take; `UNKNOWN_COST_S` if it cannot say. Jobs whose
             costs add up to a few milliseconds may travel to a slot together; all others travel alone.
+        coroutine: Its task is a coroutine function.
     """
 
     token: int
@@ -246,6 +247,7 @@ class Job(Struct, array_like=True):
     soft_limit_s: float | None = None
     hard_limit_s: float | None = None
     cost_s: float = UNKNOWN_COST_S
+    coroutine: bool = False
 
 
 #: Outcomes that end a job. The first five come from the slot, the others from the pool.

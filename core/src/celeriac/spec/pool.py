@@ -4,7 +4,8 @@ A pool runs a function `Job -> JobReport`; it never sees a task, a broker or a r
 numbers (P1 …) are those of `docs/plugins/delivery-contract.md`.
 
 Abilities: `soft_limit` and `hard_limit` (it enforces them), `terminate` (can end a running job), `resize`,
-`processes` (user code runs in processes of its own, so it cannot starve or kill the worker).
+`processes` (user code runs in processes of its own, so it cannot starve or kill the worker), `coroutines` (jobs with
+`Job.coroutine` share a loop, and for these at least time limits and `cancel` hold).
 """
 
 from __future__ import annotations
@@ -36,6 +37,17 @@ class SlotProgram(Protocol):
 
     def end(self) -> None:
         """Once before such a process ends in an orderly way."""
+
+
+class CoroutineProgram(SlotProgram, Protocol):
+    """What a pool with the ability `coroutines` is given; core's program is one."""
+
+    async def arun(self, job: Job, emit: Callable[[JobReport], None]) -> JobReport:
+        """As `run`, for a job with `coroutine`, in the pool's event loop. Keeps the job's soft limit.
+
+        Cancelled from outside it lets `CancelledError` out once the task has ended, and the pool reports the job
+        (`cancelled` or `timed_out`).
+        """
 
 
 class PoolOptions(Struct, frozen=True):

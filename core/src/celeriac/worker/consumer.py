@@ -217,6 +217,7 @@ class Loop:
                     soft_s,
                     hard_s,
                     plan.cost_s,
+                    plan.coroutine,
                 )
             )
             if info_on:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Final
 
 from celeriac.spec.data import UNKNOWN_COST_S
@@ -18,6 +19,7 @@ class TaskPlan:
     Attributes:
         cost_s: Expected time in a slot; `UNKNOWN_COST_S` until a few runs were seen.
         early: Acknowledged when a slot takes it, before it runs (`acks_late=False`): at most once.
+        coroutine: It is a coroutine function.
         announce: The slot says when it takes a call.
     """
 
@@ -26,6 +28,7 @@ class TaskPlan:
         "ack_on_failure",
         "ack_on_timeout",
         "announce",
+        "coroutine",
         "cost_s",
         "early",
         "hard_s",
@@ -38,6 +41,7 @@ class TaskPlan:
     def __init__(self, task: Any, hard_s: float | None, soft_s: float | None, announce: bool) -> None:
         self.task = task
         self.name: str = task.name
+        self.coroutine = inspect.iscoroutinefunction(task.run)
         self.hard_s = task.time_limit if task.time_limit is not None else hard_s
         self.soft_s = task.soft_time_limit if task.soft_time_limit is not None else soft_s
         self.early = not task.acks_late

@@ -6,6 +6,7 @@ The command line makes a `Worker` and runs it; tests and programs may too, in an
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import signal
@@ -224,17 +225,22 @@ class Worker:
 
     def _check_limits(self) -> None:
         """Say at the start what this pool cannot do."""
-        tasks = self.app.tasks.regular().values()
+        tasks = list(self.app.tasks.regular().values())
+        if "coroutines" in self.pool.abilities:
+            tasks = [task for task in tasks if not inspect.iscoroutinefunction(task.run)]
         wanted = {
-            "hard_limit": self._hard_s is not None or any(task.time_limit is not None for task in tasks),
-            "soft_limit": self._soft_s is not None or any(task.soft_time_limit is not None for task in tasks),
+            "hard_limit": any((self._hard_s if task.time_limit is None else task.time_limit) for task in tasks),
+            "soft_limit": any(
+                (self._soft_s if task.soft_time_limit is None else task.soft_time_limit) for task in tasks
+            ),
         }
         missing = [name.replace("_", " ") for name, want in wanted.items() if want and name not in self.pool.abilities]
         if missing:
             _log.warning(
-                "The pool %r cannot enforce the time limits that are set (%s); prefork can.",
+                "The pool %r cannot enforce the time limits that are set (%s)%s; prefork can.",
                 self.pool_name,
                 ", ".join(missing),
+                " for tasks that are no coroutines" if "coroutines" in self.pool.abilities else "",
             )
 
     def _work(self) -> int:

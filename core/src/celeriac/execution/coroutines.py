@@ -1,0 +1,103 @@
+"""Tasks that are coroutines: driven to their end in a slot that has nothing else to do, or awaited among others.
+
+Called by `execute`. Importing asyncio is its business; nothing of it is needed for plain functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from celeriac.exceptions import SoftTimeLimitExceeded
+
+_local = threading.local()
+
+
+class Interruptible:
+    """Awaits a coroutine, into which an exception can be raised where it waits.
+
+    Attributes:
+        cancelled: A cancellation has reached it from outside.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+        self._task: asyncio.Task[Any] | None = None
+        self._exc: BaseException | None = None
+        self.cancelled = False
+
+    def interrupt(self, exc: BaseException) -> None:
+        """Raise `exc` in the coroutine at its present `await`. From the loop's thread; no-op once it has ended."""
+        if self._task is not None and not self._task.done():
+            self._exc = exc
+            self._task.cancel()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self._task = asyncio.current_task()
+        step: Callable[[Any], Any] = self._coroutine.send
+        value: Any = None
+        try:
+            while True:
+                try:
+                    waits_for = step(value)
+                except StopIteration as stop:
+                    return stop.value
+                step = self._coroutine.throw
+                try:
+                    value, step = (yield waits_for), self._coroutine.send
+                except asyncio.CancelledError as exc:
+                    value = self._why(exc)
+                except BaseException as exc:
+                    value = exc
+        finally:
+            self._task = None
+
+    def _why(self, cancellation: BaseException) -> BaseException:
+        """What a cancellation of our task means: our own interruption, or somebody's wish that it end."""
+        exc, self._exc = self._exc, None
+        if exc is None:
+            self.cancelled = True
+            return cancellation
+        if hasattr(self._task, "uncancel"):  # since 3.11: `asyncio.timeout` within the coroutine counts these
+            self._task.uncancel()  # type: ignore[union-attr]
+        return exc
+
+
+async def _await(waiting: Interruptible) -> Any:
+    return await waiting
+
+
+def complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end in this thread's own loop, which is kept for the next one.
+
+    A soft time limit that strikes while it waits is raised in the coroutine, which may catch it. Tasks that it leaves
+    behind are cancelled, as `asyncio.run` does: they would go on in the midst of somebody else's run.
+
+    Raises:
+        BaseException: Whatever the coroutine raises; and what strikes this thread meanwhile, such as `SystemExit`.
+    """
+    loop: asyncio.AbstractEventLoop | None = getattr(_local, "loop", None)
+    if loop is None or loop.is_closed():
+        loop = _local.loop = asyncio.new_event_loop()
+    waiting = Interruptible(coroutine)
+    task = loop.create_task(_await(waiting))
+    try:
+        while True:
+            try:
+                return loop.run_until_complete(task)
+            except SoftTimeLimitExceeded as exc:
+                if task.done():
+                    raise
+                waiting.interrupt(exc)
+    finally:
+        _tidy(loop)
+
+
+def _tidy(loop: asyncio.AbstractEventLoop) -> None:
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))

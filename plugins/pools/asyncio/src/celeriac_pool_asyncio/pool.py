@@ -1,0 +1,285 @@
+"""The asyncio pool: as many coroutines at once as there are slots, in one event loop in a thread of its own.
+
+Made by the plugin's hook. The worker's thread hands jobs over in a deque and nudges the loop; the loop begins as many
+as there are free slots. Reports go into another deque, and a byte in a pipe wakes the worker, one for all that it
+has not yet collected.
+
+A job whose task is no coroutine function would hold up all others, so it runs in a thread of its own and takes a slot
+like the others. It has neither limits nor an end before its own; coroutines have both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, cast
+
+from celeriac.exceptions import PoolBroken
+from celeriac.spec import CoroutineProgram, Job, JobReport, PoolOptions, SlotProgram
+
+#: So long a coroutine may take to end once it was cancelled; then its slot is given up.
+PATIENCE_S: Final = 1.0
+
+
+class Run:
+    """A job on its way: who takes it out of `AsyncioPool._running` answers for it.
+
+    Attributes:
+        task: None for a job in a thread.
+        why: What a cancellation means: the outcome to report, and its detail.
+    """
+
+    __slots__ = ("job", "limit", "task", "why")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.task: asyncio.Task[None] | None = None
+        self.limit: asyncio.TimerHandle | None = None
+        self.why: tuple[str, str] | None = None
+
+
+class AsyncioPool:
+    """Runs jobs as coroutines."""
+
+    abilities = frozenset({"resize", "coroutines"})
+
+    def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
+        self._program = cast("CoroutineProgram", program)
+        self._poller = options.poller
+        self._target = options.slots
+        self._backlog: deque[Job] = deque()
+        self._reports: deque[JobReport] = deque()
+        self._done: list[JobReport] = []
+        self._running: dict[int, Run] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._woken = False
+        self._pid = 0
+        self._read_fd = self._write_fd = -1
+
+    @property
+    def slots(self) -> int:
+        return self._target
+
+    def pids(self) -> list[int]:
+        return [os.getpid()]
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        try:
+            self._program.begin()
+        except Exception as exc:
+            raise PoolBroken(f"pool asyncio: the slots could not begin: {exc!r}") from exc
+        self._pid = os.getpid()
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self._write_fd, False)
+        self._poller.watch(self._read_fd)
+        self._loop = asyncio.new_event_loop()
+        # A daemon: a coroutine that blocks the loop must not keep the worker's process from ending.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="celeriac-loop", daemon=True)
+        self._thread.start()
+
+    def resize(self, slots: int) -> None:
+        self._target = slots
+        self._nudge(self._begin_some)
+
+    def stop(self, *, grace_s: float) -> list[JobReport]:
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return []
+        self.withdraw()
+        self._wait_until_idle(grace_s)
+        self._nudge(self._cancel_all)
+        self._wait_until_idle(PATIENCE_S)
+        for token in list(self._running):
+            if self._running.pop(token, None) is not None:
+                detail = f"still running {grace_s:g} s after the pool was told to stop; it cannot be ended"
+                self._done.append(JobReport(token, "lost", detail=detail, pid=self._pid))
+        reports = self.collect()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(PATIENCE_S)
+        self._loop = self._thread = None
+        self._pid = 0
+        self._poller.unwatch(self._read_fd)
+        if not thread.is_alive():  # else something in it may yet write to the pipe
+            _close(loop)
+            os.close(self._read_fd)
+            os.close(self._write_fd)
+        self._program.end()
+        return reports
+
+    def _wait_until_idle(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self._running and time.monotonic() < until:
+            time.sleep(0.005)
+
+    # -- jobs ---------------------------------------------------------------------------------------------
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        if self._loop is None:
+            self._give_back(jobs)
+            return
+        self._backlog.extend(jobs)
+        self._nudge(self._begin_some)
+
+    def collect(self) -> list[JobReport]:
+        if self._pid and (self._woken or not self._reports):
+            self._hush()
+        reports, self._done = self._done, []
+        arrived = self._reports
+        reports += [arrived.popleft() for _ in range(len(arrived))]
+        return reports
+
+    def deadline(self) -> float | None:
+        return time.monotonic() if self._done else None
+
+    def withdraw(self) -> None:
+        self._give_back(self._take_all())
+
+    def cancel(self, token: int, *, signal: int | None = None) -> bool:
+        waiting = self._take_all()
+        kept = [job for job in waiting if job.token != token]
+        self._backlog.extend(kept)
+        if len(kept) < len(waiting):
+            self._done.append(JobReport(token, "cancelled"))
+        self._nudge(self._begin_some)  # it may have found the backlog empty just now
+        if len(kept) < len(waiting):
+            return True
+        run = self._running.get(token)
+        if run is None or not run.job.coroutine:
+            return False
+        self._nudge(lambda: self._end(token, "cancelled", ""))
+        return True
+
+    def _take_all(self) -> list[Job]:
+        """Every job that has not begun, in order; the loop may be taking at the same time."""
+        jobs: list[Job] = []
+        while True:
+            try:
+                jobs.append(self._backlog.popleft())
+            except IndexError:
+                return jobs
+
+    def _give_back(self, jobs: Iterable[Job]) -> None:
+        self._done.extend(JobReport(job.token, "returned") for job in jobs)
+
+    def _nudge(self, step: Callable[[], None]) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(step)
+
+    def _hush(self) -> None:
+        """Empty the pipe. First the pipe, then the flag, then (by the caller) the reports: none is overlooked."""
+        try:
+            os.read(self._read_fd, 4096)
+        except BlockingIOError:
+            return  # if the flag is set, the byte is still to come: leave it set
+        self._woken = False
+
+    # -- in the loop --------------------------------------------------------------------------------------
+
+    def _begin_some(self) -> None:
+        while len(self._running) < self._target:
+            try:
+                job = self._backlog.popleft()
+            except IndexError:
+                return
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        run = self._running[job.token] = Run(job)
+        if not job.coroutine:
+            context = contextvars.copy_context()
+            work = threading.Thread(target=context.run, args=(self._run, run), name="celeriac-function", daemon=True)
+            work.start()
+            return
+        loop = cast("asyncio.AbstractEventLoop", self._loop)
+        run.task = loop.create_task(self._await(run))
+        if job.hard_limit_s:
+            run.limit = loop.call_later(job.hard_limit_s, self._end, job.token, "timed_out", f"{job.hard_limit_s:g}")
+
+    async def _await(self, run: Run) -> None:
+        job = run.job
+        try:
+            report = await self._program.arun(job, self._emitter(run))
+        except asyncio.CancelledError:
+            outcome, detail = run.why or ("lost", "its coroutine was cancelled, and not by the pool")
+            report = JobReport(job.token, outcome, detail=detail)
+        except BaseException as exc:
+            report = JobReport(job.token, "lost", detail=f"the slot's program raised {exc!r}")
+        if run.limit is not None:
+            run.limit.cancel()
+        self._finish(run, report)
+
+    def _end(self, token: int, outcome: str, detail: str) -> None:
+        """Cancel a coroutine, and do without it if it does not end."""
+        run = self._running.get(token)
+        if run is None or run.task is None or run.why is not None:
+            return
+        run.why = outcome, detail
+        run.task.cancel()
+        cast("asyncio.AbstractEventLoop", self._loop).call_later(PATIENCE_S, self._give_up, run)
+
+    def _give_up(self, run: Run) -> None:
+        outcome, detail = run.why or ("lost", "")
+        self._finish(run, JobReport(run.job.token, outcome, detail=detail))
+
+    def _cancel_all(self) -> None:
+        for token, run in list(self._running.items()):
+            if run.task is not None:
+                self._end(token, "lost", "given up when the pool was stopped")
+
+    # -- in any thread ------------------------------------------------------------------------------------
+
+    def _run(self, run: Run) -> None:
+        job = run.job
+        try:
+            report = self._program.run(job, self._emitter(run))
+        except BaseException as exc:
+            report = JobReport(job.token, "lost", detail=f"the slot's program raised {exc!r}")
+        self._finish(run, report)
+
+    def _emitter(self, run: Run) -> Callable[[JobReport], None]:
+        def emit(report: JobReport) -> None:
+            if run.job.token in self._running:
+                self._tell(report)
+
+        return emit
+
+    def _finish(self, run: Run, report: JobReport) -> None:
+        report.pid = self._pid
+        if self._running.pop(run.job.token, None) is None:
+            return  # somebody else has answered for it
+        self._tell(report)
+        loop = self._loop
+        if self._backlog and loop is not None:
+            if run.task is None:
+                loop.call_soon_threadsafe(self._begin_some)
+            else:
+                self._begin_some()
+
+    def _tell(self, report: JobReport) -> None:
+        self._reports.append(report)
+        if not self._woken:
+            self._woken = True
+            try:
+                os.write(self._write_fd, b"!")
+            except BlockingIOError:
+                pass  # full of wakes
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """End what tasks have left behind in a loop that runs no more, and close it."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=PATIENCE_S))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()

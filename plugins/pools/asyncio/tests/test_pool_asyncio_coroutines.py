@@ -1,0 +1,142 @@
+"""What the asyncio pool promises for coroutines: they share one loop, have limits, and can be cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from celeriac.spec import Job, JobReport, Pool, PoolOptions, SlotProgram
+from celeriac.testing.pool_suite import PoolConformance, PoolDriver, ScriptedProgram, job
+from celeriac_pool_asyncio.pool import AsyncioPool
+
+
+class CoroutineProgram(ScriptedProgram):
+    """Its coroutines sleep as long as `raw` says; with `stubborn` before it, whoever cancels them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[str] = []
+
+    async def arun(self, job: Job, emit: Callable[[JobReport], None]) -> JobReport:
+        verb, _, seconds = job.raw.decode().partition(" ")
+        if job.announce:
+            emit(JobReport(job.token, "accepted"))
+        until = time.monotonic() + float(seconds)
+        while (left := until - time.monotonic()) > 0:
+            try:
+                await asyncio.sleep(left)
+            except asyncio.CancelledError:
+                if verb != "stubborn":
+                    self.ended.append("cancelled")
+                    raise
+        self.ended.append("returned")
+        return JobReport(job.token, "succeeded")
+
+
+def nap(seconds: float, verb: str = "sleep", **fields: object) -> Job:
+    return job(f"{verb} {seconds}", coroutine=True, **fields)
+
+
+class _Suite(PoolConformance):
+    """For its driver; its tests are run elsewhere."""
+
+    def make_pool(self, program: SlotProgram, options: PoolOptions) -> Pool:
+        return AsyncioPool(program, options)
+
+
+@pytest.fixture
+def program() -> CoroutineProgram:
+    return CoroutineProgram()
+
+
+def pool(program: CoroutineProgram, slots: int = 100) -> Any:
+    return _Suite().started(program, slots=slots)
+
+
+def running(driver: PoolDriver, jobs: list[Job]) -> None:
+    """Wait until these, which announce themselves, run."""
+    wanted = {job.token for job in jobs}
+    driver.until(
+        lambda: wanted <= {report.token for report in driver.reports if report.outcome == "accepted"}, "that they run"
+    )
+
+
+def test_a_thousand_sleep_side_by_side(program: CoroutineProgram) -> None:
+    with pool(program, slots=1000) as driver:
+        jobs = [nap(0.5) for _ in range(1000)]
+        begun = time.monotonic()
+        driver.submit(*jobs)
+        assert set(driver.outcomes(jobs)) == {"succeeded"}
+        assert time.monotonic() - begun < 60  # one after the other: 500 s
+
+
+def test_no_more_run_at_once_than_there_are_slots(program: CoroutineProgram) -> None:
+    with pool(program, slots=2) as driver:
+        first, rest = [nap(600, announce=True) for _ in range(2)], [nap(0.01, announce=True) for _ in range(3)]
+        driver.submit(*first, *rest)
+        running(driver, first)
+        driver.idle(0.2)
+        assert {report.token for report in driver.reports} == {job.token for job in first}
+        driver.pool.resize(3)
+        assert driver.outcomes(rest) == ["succeeded"] * 3
+        for one in first:
+            assert driver.pool.cancel(one.token)
+        assert driver.outcomes(first) == ["cancelled"] * 2
+
+
+def test_a_cancelled_coroutine_ends_at_its_await_and_the_others_go_on(program: CoroutineProgram) -> None:
+    with pool(program) as driver:
+        one, other = nap(600, announce=True), nap(0.5, announce=True)
+        driver.submit(one, other)
+        running(driver, [one, other])
+        assert driver.pool.cancel(one.token)
+        assert driver.final(one).outcome == "cancelled"
+        assert driver.final(other).outcome == "succeeded"
+        assert program.ended == ["cancelled", "returned"]
+        assert not driver.pool.cancel(one.token)
+
+
+def test_one_that_overruns_its_hard_limit_is_cancelled_and_said_so(program: CoroutineProgram) -> None:
+    with pool(program) as driver:
+        late, good = nap(600, hard_limit_s=0.2), nap(0.01, hard_limit_s=60)
+        driver.submit(late, good)
+        report = driver.final(late)
+        assert (report.outcome, report.detail) == ("timed_out", "0.2")
+        assert driver.final(good).outcome == "succeeded"
+        assert sorted(program.ended) == ["cancelled", "returned"]
+
+
+def test_one_that_will_not_end_is_answered_for_all_the_same(program: CoroutineProgram) -> None:
+    with pool(program, slots=1) as driver:
+        late = nap(3, "stubborn", hard_limit_s=0.1)
+        driver.submit(late)
+        assert driver.final(late).outcome == "timed_out"
+        follower = nap(0.01)
+        driver.submit(follower)
+        assert driver.final(follower).outcome == "succeeded"
+        driver.idle(3)  # a second report would fail the driver
+        assert program.ended[0] == "returned"
+
+
+def test_stopping_gives_up_what_still_runs(program: CoroutineProgram) -> None:
+    with pool(program) as driver:
+        jobs = [nap(600, announce=True) for _ in range(5)]
+        driver.submit(*jobs)
+        running(driver, jobs)
+        driver.stop(grace_s=0.1)
+        assert driver.outcomes(jobs) == ["lost"] * 5
+        assert program.ended == ["cancelled"] * 5
+
+
+def test_a_plain_job_does_not_hold_up_the_loop(program: CoroutineProgram) -> None:
+    with pool(program) as driver:
+        plain, coroutine = job("sleep 2"), nap(0.05)
+        driver.submit(plain)
+        driver.submit(coroutine)
+        assert driver.final(coroutine).outcome == "succeeded"
+        assert plain.token in driver.open
+        assert driver.final(plain).outcome == "succeeded"

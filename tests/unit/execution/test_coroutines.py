@@ -1,0 +1,158 @@
+"""Tasks that are coroutines: run to their end where nothing else runs, and awaited among others."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from celeriac.exceptions import SoftTimeLimitExceeded
+from celeriac.execution.coroutines import Interruptible, complete
+
+
+def test_it_returns_what_the_coroutine_returns_and_raises_what_it_raises() -> None:
+    async def work(value: int) -> int:
+        await asyncio.sleep(0)
+        if value < 0:
+            raise KeyError(value)
+        return value
+
+    assert complete(work(3)) == 3
+    with pytest.raises(KeyError):
+        complete(work(-1))
+    assert complete(work(4)) == 4
+
+
+def test_the_loop_is_kept_for_the_next_one_and_each_thread_has_its_own() -> None:
+    async def loop_of() -> Any:
+        return asyncio.get_running_loop()
+
+    first = complete(loop_of())
+    assert complete(loop_of()) is first
+    others: list[Any] = []
+    thread = threading.Thread(target=lambda: others.append(complete(loop_of())))
+    thread.start()
+    thread.join()
+    assert others[0] is not first
+    others[0].close()
+
+
+def test_what_a_coroutine_leaves_behind_does_not_run_on_in_the_next() -> None:
+    seen: list[str] = []
+
+    async def straggler() -> None:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def work() -> None:
+        asyncio.get_running_loop().create_task(straggler())
+        await asyncio.sleep(0)
+
+    complete(work())
+    assert seen == ["cancelled"]
+
+
+@pytest.fixture
+def alarm() -> Any:
+    """Raises the soft limit in this thread, as a pool's child does it."""
+
+    def strike(signum: int, frame: Any) -> None:
+        raise SoftTimeLimitExceeded(0.1)
+
+    before = signal.signal(signal.SIGALRM, strike)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_soft_limit_that_strikes_while_it_waits_is_raised_where_it_waits(alarm: Any) -> None:
+    async def work() -> str:
+        try:
+            await asyncio.sleep(600)
+        except SoftTimeLimitExceeded:
+            await asyncio.sleep(0.01)  # it may still await, to clean up
+            return "cleaned up"
+        return "slept"
+
+    alarm(0.1)
+    assert complete(work()) == "cleaned up"
+
+
+def test_a_soft_limit_that_nobody_catches_comes_out(alarm: Any) -> None:
+    async def work() -> None:
+        await asyncio.gather(asyncio.sleep(600), asyncio.sleep(600))
+
+    alarm(0.1)
+    with pytest.raises(SoftTimeLimitExceeded):
+        complete(work())
+
+    async def after() -> int:
+        await asyncio.sleep(0.01)
+        return 1
+
+    assert complete(after()) == 1
+
+
+def test_a_soft_limit_that_strikes_while_it_computes_is_raised_there(alarm: Any) -> None:
+    async def work() -> str:
+        try:
+            until = time.monotonic() + 600
+            while time.monotonic() < until:
+                pass
+        except SoftTimeLimitExceeded:
+            return "stopped"
+        return "done"
+
+    alarm(0.1)
+    assert complete(work()) == "stopped"
+
+
+def test_an_interruption_is_no_cancellation() -> None:
+    async def scenario() -> None:
+        async def work() -> str:
+            try:
+                async with asyncio.Lock():
+                    await asyncio.sleep(600)
+            except SoftTimeLimitExceeded:
+                await asyncio.sleep(0)
+                return "interrupted"
+            return "slept"
+
+        waiting = Interruptible(work())
+
+        async def wait() -> str:
+            result: str = await waiting
+            return result
+
+        task = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        waiting.interrupt(SoftTimeLimitExceeded(1))
+        assert await task == "interrupted"
+        assert not waiting.cancelled
+        waiting.interrupt(SoftTimeLimitExceeded(1))  # too late: nothing happens
+
+    asyncio.run(scenario())
+
+
+def test_a_cancellation_from_outside_is_known_as_one() -> None:
+    async def scenario() -> None:
+        waiting = Interruptible(asyncio.sleep(600))
+
+        async def wait() -> None:
+            await waiting
+
+        task = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert waiting.cancelled
+
+    asyncio.run(scenario())
