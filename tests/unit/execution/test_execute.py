@@ -207,6 +207,22 @@ def test_what_follows_a_value(app: Celery) -> None:
     assert {payload.headers["parent_id"] for payload in report.publish} == {"id-1"}
 
 
+def test_what_follows_a_second_run_says_that_it_may_come_twice(app: Celery) -> None:
+    flags: list[bool] = []
+
+    @app.task(name="t", bind=True)
+    def t(self: Any) -> None:
+        flags.append(self.request.delivery_info["redelivered"])
+
+    program = TaskProgram(app, envelope.unpack, "w@h", detail=False)
+    link = {"task": "t", "args": [], "kwargs": {}, "options": {"task_id": "next"}, "immutable": True}
+    raw = envelope.pack(app.make_payload("t", (), {}, "id-1", {"link": [link]}), "tag")
+    for attempt in (1, 2):
+        (follower,) = program.run(Job(7, raw, "celery", attempt, attempt > 1), lambda report: None).publish
+        program.run(Job(8, envelope.pack(follower, "tag"), "celery"), lambda report: None)
+    assert flags == [False, False, True, True]
+
+
 def test_a_failed_step_fails_the_rest_of_its_chain_and_calls_errbacks(app: Celery) -> None:
     seen: list[Any] = []
 

@@ -308,7 +308,7 @@ class TaskProgram:
             "exchange": payload.route.exchange,
             "routing_key": payload.route.routing_key or job.queue,
             "priority": properties.get("priority"),
-            "redelivered": job.redelivered,
+            "redelivered": job.redelivered or followup.AGAIN in headers,
         }
         fields["_effects"] = []
 

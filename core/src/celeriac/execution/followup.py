@@ -1,15 +1,18 @@
 """What follows an outcome, as data: callbacks, the next step of a chain, errbacks. Nothing is sent here.
 
 Ids of following calls were fixed by whoever built the chain, or follow from the id of the call that they follow: a
-second run publishes the same ids.
+second run publishes the same ids. They are marked then: the first run may have published them too.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from celeriac.spec.data import Payload
 from celeriac.utils.ids import derived_uuid
+
+#: The header of a message that may have been sent before, under the same id.
+AGAIN: Final = "x-celeriac-publish-try"
 
 if TYPE_CHECKING:
     from celeriac.execution.request import Context
@@ -57,6 +60,8 @@ def _next_call(app: Any, request: Context, signature: dict[str, Any], value: Any
     if request.delivery_info and options.get("priority") is None and app.conf["task_inherit_parent_priority"]:
         options["priority"] = request.delivery_info.get("priority")
     payload: Payload = app.make_payload(signature["task"], args, signature.get("kwargs") or {}, task_id, options)
+    if request.attempt > 1:
+        payload.headers[AGAIN] = request.attempt
     return payload
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 RENEW_S: Final = 5.0
 #: Without a renewal for so long (this process was frozen, its machine too busy) the leases are no longer relied on.
 DOUBTFUL_S: Final = 2 * RENEW_S
-LONGEST_PAUSE_S: Final = 5.0
+#: Between two tries to open: with the try itself, less than the five seconds after which we must be back (B27).
+LONGEST_PAUSE_S: Final = 2.0
 
 _log = logging.getLogger("celeriac.worker")
 

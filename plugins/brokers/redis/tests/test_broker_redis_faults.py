@@ -15,6 +15,7 @@ import pytest
 from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.spec import Settlement
 from celeriac.testing.services import RedisService
+from celeriac_support_redis.wire import ReplyError, pack
 
 #: Takes two messages, starts waiting for more, says so, and hangs until it is killed.
 VICTIM = """
@@ -285,6 +286,75 @@ def test_a_server_without_its_data_is_no_reason_to_stop(desk: Any, server: Any) 
     consumer.settle([Settlement(gone.tag)])
     desk.send("new")
     assert desk.take(consumer, 1) == ["new"]
+
+
+def test_a_server_that_became_a_replica_costs_the_consumer_at_once_and_nobody_a_message(
+    redis: RedisService, desks: Any
+) -> None:
+    desk = desks(redis.url)
+    admin = desk.transport._acquire(5.0)
+    consumer = desk.consumer()
+    desk.send("held", "ready")
+    (held,) = desk.receive(consumer, 1)
+    admin.call("REPLICAOF", "127.0.0.1", "1")  # of one that is away
+    consumer.settle([Settlement(held.tag)])
+    with pytest.raises(TransportLost, match="READONLY"):
+        desk.until(lambda: consumer.receive(2))
+    begun = time.monotonic()
+    consumer.close()
+    with pytest.raises(TransportLost, match="READONLY"):
+        desk.consumer()
+    assert time.monotonic() - begun < 5, (
+        "a worker that waits for answers to what it never asked is late when all is well"
+    )
+    admin.call("REPLICAOF", "NO", "ONE")
+    successor = desk.consumer()
+    found = {one.head.id: one.redelivered for one in desk.receive(successor, 2)}
+    assert found == {"held": True, "ready": False}
+
+
+def test_a_replica_that_is_promoted_while_we_connect_anew_costs_nothing(redis: RedisService, desks: Any) -> None:
+    desk = desks(redis.url)
+    admin = desk.transport._acquire(5.0)
+    consumer = desk.consumer()
+    desk.send("held", "ready")
+    (held,) = desk.receive(consumer, 1)
+    admin.call("REPLICAOF", "127.0.0.1", "1")
+    consumer.settle([Settlement(held.tag)])
+    assert consumer._wire.wait(5.0)  # the refusal is here, and not read
+    admin.call("REPLICAOF", "NO", "ONE")
+    (ready,) = desk.receive(consumer, 1)
+    assert (ready.head.id, ready.redelivered) == ("ready", False)
+    desk.settle(consumer, [ready])
+    assert not any(admin.pipeline([("HLEN", "unacked"), ("LLEN", "celery")]))
+
+
+def test_a_busy_server_is_waited_for_with_all_that_is_held(redis: RedisService, desks: Any) -> None:
+    desk = desks(redis.url)
+    admin, other = desk.transport._acquire(5.0), desk.transport._acquire(5.0)
+    admin.call("CONFIG", "SET", "busy-reply-threshold", "1")
+    consumer = desk.consumer()
+    desk.send("held", "ready")
+    (held,) = desk.receive(consumer, 1)
+    other.write(pack(("EVAL", "while true do redis.call('PING') end", "0")))
+    desk.until(lambda: _is_busy(admin))
+    consumer.settle([Settlement(held.tag)])
+    for _ in range(3):
+        assert consumer.receive(2) == []
+        desk.sleepers[consumer].sleep(0.3)
+    admin.call("SCRIPT", "KILL")
+    (ready,) = desk.receive(consumer, 1)
+    assert (ready.head.id, ready.redelivered) == ("ready", False)
+    desk.settle(consumer, [ready])
+    assert not any(admin.pipeline([("HLEN", "unacked"), ("LLEN", "celery")]))
+
+
+def _is_busy(wire: Any) -> bool:
+    try:
+        wire.call("PING")
+    except ReplyError as exc:
+        return exc.code == "BUSY"
+    return False
 
 
 # -- workers ------------------------------------------------------------------------------------------------

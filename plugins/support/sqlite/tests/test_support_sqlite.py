@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,26 @@ def test_a_listener_lives_until_it_closes_or_is_silent_for_too_long(path: Path) 
     ear.close()
     assert not is_alive(folder, ear.name, 60)
     assert os.listdir(folder) == []
+
+
+def test_a_process_without_descriptors_takes_nobody_for_dead(path: Path) -> None:
+    ear = Ear(str(path))
+    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(used, before[0]), before[1]))
+    spare = []
+    try:
+        with suppress(OSError):
+            while True:
+                spare.append(os.dup(0))
+        assert is_alive(folder_of(str(path)), ear.name, 60)
+        assert is_alive(folder_of(str(path)), "another", 60), "it might be"
+    finally:
+        for fd in spare:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not is_alive(folder_of(str(path)), "another", 60)
+    ear.close()
 
 
 def test_nobody_to_wake_is_no_error(path: Path) -> None:

@@ -45,7 +45,16 @@ CLOSE_S: Final = 5.0
 MEND_INTERVAL_S: Final = 1.0
 #: Errors with which a server refuses to write for the time being: the settlement is offered again after a pause.
 REFUSALS: Final = frozenset({"OOM", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN"})
-REFUSED_S: Final = (0.5, 5.0)
+REFUSED_S: Final = (0.2, 2.0)
+#: Errors after which a new connection may do: the server was restarted or told to forget our scripts, or it is a
+#: replica now, and the address may lead to another one that is not.
+RECONNECT: Final = {
+    "NOSCRIPT": "the server has forgotten our scripts",
+    "READONLY": "the server takes no writes: it is a replica now",
+    "MASTERDOWN": "the server is a replica without a master",
+    "LOADING": "the server is loading its data",
+    "UNBLOCKED": "the server is a replica now",
+}
 #: A message that came while waiting is recorded among the others when its task has not ended after so long.
 ADOPT_S: Final = 0.005
 #: Each consumer of a transport numbers its deliveries from another multiple of this, so that a tag of an old one means
@@ -125,8 +134,11 @@ class RedisConsumer:
         self._refused: list[Settled] = []
         self._refused_s = REFUSED_S[0]
         self._offer_at = 0.0
+        #: The server refuses to write: nothing is claimed before this moment. 0: it does not.
+        self._claim_at = 0.0
         self._mended_at = 0.0
         self._stopping = False
+        self._broken = False
         self.closed = False
         #: Whether `close` could tell the server.
         self.clean = False
@@ -143,7 +155,7 @@ class RedisConsumer:
     @property
     def poll_interval_s(self) -> float | None:
         """Descriptors wake the worker; it also asks now and then, and so finds out when the server fell silent."""
-        return 5.0 if self._waits.lines and not self._refused else IDLE_S[1]
+        return 5.0 if self._waits.lines and not self._refused and not self._claim_at else IDLE_S[1]
 
     def receive(self, limit: int) -> list[Delivery]:
         """See `Consumer.receive`."""
@@ -343,7 +355,7 @@ class RedisConsumer:
             lost += self._lost_from_inboxes()
             self._leases.sweep()
         except (WireLost, ReplyError) as exc:
-            raise self._lost(exc) from exc
+            raise TransportLost(f"{exc}.") from exc
         if self._pending and time.monotonic() - self._wire.last_heard > 2 * self._conf.address.timeout_s:
             self._wire.shutdown()  # it fell silent: now the worker's descriptor says so
         return lost
@@ -382,13 +394,15 @@ class RedisConsumer:
         if self.closed:
             return
         try:
+            if self._broken:
+                raise TransportLost("it is gone already.")
             self.stop()
             self._give_back(list(self._held), lost=True)
             self.flush(CLOSE_S)
             self._leases.end()
             self.clean = True
         except (TransportLost, WireLost, ReplyError):
-            pass  # the server cannot be told; others find the messages when the lease ends
+            pass  # the server cannot be told; our next consumer returns the messages, or others when the lease ends
         self.closed = True
         self._hang_up()
         self._leases.abandon()
@@ -447,6 +461,10 @@ class RedisConsumer:
     def _claimed(self, claim: Claim, reply: Any) -> None:
         self._claiming -= 1
         if isinstance(reply, ReplyError):
+            if reply.code in REFUSALS:  # nothing was done
+                self._to_adopt.update({adoption.number: adoption for adoption in claim.adoptions})
+                self._claim_at = time.monotonic() + REFUSED_S[0]
+                return
             self._pending.appendleft(claim)  # for `_catch_up`
             self._check(reply)
         for adoption in claim.adoptions:
@@ -504,20 +522,21 @@ class RedisConsumer:
         """An error that ends this connection.
 
         Raises:
-            WireLost: The server has forgotten our scripts (it was restarted, or told to); mending tells it again.
+            WireLost: One that a new connection may mend, see `RECONNECT`.
             TransportLost: Any other.
         """
-        if error.code == "NOSCRIPT":
-            raise WireLost("the server has forgotten our scripts") from error
-        raise TransportLost(f"{self._conf.address} answered: {error}") from error
+        if error.code in RECONNECT:
+            raise WireLost(RECONNECT[error.code]) from error
+        raise self._lost(f"{self._conf.address} answered: {error}") from error
 
     # asking
 
     def _ask(self, limit: int) -> None:
         """Claim up to what is missing, or wait if the lists were empty a moment ago."""
         self._offer_again()
-        if self._claiming:
+        if self._claiming or (self._claim_at and time.monotonic() < self._claim_at):
             return
+        self._claim_at = 0.0
         room = 0 if self._stopping or self._refused else limit - len(self._ready) - self._waits.armed
         if not self._dry or self._is_time():
             if room > 0 or self._to_adopt:
@@ -581,8 +600,10 @@ class RedisConsumer:
         numbers, blocked = self._waits.hang_up()
         return [self._wire.client_id, *numbers], blocked
 
-    def _lost(self, exc: Exception) -> TransportLost:
-        return TransportLost(f"{exc}.")
+    def _lost(self, why: object) -> TransportLost:
+        """The error that ends this consumer. What its connections still say is out of step with what was asked."""
+        self._broken = True
+        return TransportLost(f"{why}.")
 
     def _attempt(self, act: Callable[[], None]) -> None:
         """Do it; if the connection breaks, mend it and do it once more."""

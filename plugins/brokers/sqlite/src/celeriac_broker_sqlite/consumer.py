@@ -336,6 +336,8 @@ class SqliteConsumer:
             raise TransportLost(f"sqlite broker: {trouble(exc, self._path)}") from exc
         except StoreTrouble as exc:
             raise TransportLost(f"sqlite broker: {exc}") from exc
+        except OSError as exc:
+            raise TransportLost(f"sqlite broker: {self._path}: {exc}") from exc
 
     def _require_open(self) -> None:
         if self._closed:

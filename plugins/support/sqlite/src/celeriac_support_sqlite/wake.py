@@ -230,6 +230,8 @@ def is_alive(folder: str, name: str, lease_s: float) -> bool:
         fd = os.open(os.path.join(folder, f"{name}.page"), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True  # it cannot be told now (no descriptors left, for instance), so nobody is taken for dead
     try:
         # A shared lock, so that two who ask at once do not take each other for the owner.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
