@@ -18,6 +18,7 @@ from pathlib import Path
 PACKAGES = {
     "redis-server": "redis-server",
     "memcached": "memcached",
+    "mariadb-server": "mariadbd",
     "postgresql": "/usr/lib/postgresql/*/bin/postgres",
     "rabbitmq-server": "/usr/lib/rabbitmq/bin/rabbitmq-server",
 }

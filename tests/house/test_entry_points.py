@@ -13,7 +13,7 @@ from celeriac.spec import API_VERSION
 from celeriac.spec.hooks import KINDS, PROJECT
 
 OURS = [info for info in catalog().all() if info.module.startswith("celeriac_")]
-CLIENT_LIBRARIES = ["amqp", "hiredis", "kombu", "msgpack", "multiprocessing", "redis", "sqlite3", "yaml"]
+CLIENT_LIBRARIES = ["amqp", "hiredis", "kombu", "msgpack", "multiprocessing", "redis", "sqlalchemy", "sqlite3", "yaml"]
 
 
 def hooks_of(module: object) -> set[str]:

@@ -15,6 +15,7 @@ import pytest
 
 from celeriac.testing import services
 from celeriac.testing.services import (
+    MariaDBService,
     MemcachedService,
     PostgresService,
     RabbitMQService,
@@ -28,7 +29,7 @@ from celeriac.testing.services import (
 StartService = Callable[[Service], Service]
 
 
-@pytest.mark.parametrize("make", [RedisService, MemcachedService, PostgresService])
+@pytest.mark.parametrize("make", [RedisService, MemcachedService, PostgresService, MariaDBService])
 def test_a_service_survives_its_own_crash(make: Callable[[], Service], private_service: StartService) -> None:
     service = private_service(make())
     url = service.url

@@ -14,7 +14,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".venv" / "peers" / "celery"
-REQUIREMENTS = ("celery[redis,msgpack,yaml]==5.7.*", "cryptography>=42", "hiredis>=3")
+REQUIREMENTS = (
+    "celery[redis,msgpack,yaml]==5.7.*",
+    "cryptography>=42",
+    "hiredis>=3",
+    # for its result backends
+    "django-celery-results==2.6.*",
+    "psycopg[binary]>=3.1",
+    "pymemcache>=4",
+    "pymysql>=1.1",
+    "sqlalchemy>=2",
+)
 
 
 def celery_python() -> Path:

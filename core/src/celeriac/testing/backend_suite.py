@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +38,7 @@ from celeriac.spec import (
     ResultBackend,
     StoredResult,
 )
-from celeriac.testing.kit import PATIENCE_S, AbilityAware, Bench, KitHost, eventually, make_by_hook, needs
+from celeriac.testing.kit import PATIENCE_S, AbilityAware, Bench, KitHost, eventually, make_by_hook, needs, needs_no
 
 __all__ = ["BackendConformance"]
 
@@ -215,6 +216,7 @@ class BackendConformance(AbilityAware):
         self.put(backend, task_id, (states.STARTED, 2))
         assert self.got(backend, task_id) == (states.STARTED, 2)
 
+    @needs("expire")
     def test_R7_a_result_expires_and_cleaning_up_twice_is_safe(self, url: str, host: Host) -> None:
         backend = self.make(url, host, result_expires=1)
         brief, task_ids = self.make(url, host, result_expires=3600), [_new_id(), _new_id()]
@@ -227,6 +229,30 @@ class BackendConformance(AbilityAware):
         assert self.got(backend, task_ids[1]) == (states.SUCCESS, 2)
         backend.close()
         brief.close()
+
+    @needs_no("expire")
+    def test_R7_cleaning_up_removes_what_is_older_than_the_setting_says_and_only_that(
+        self, url: str, host: Host
+    ) -> None:
+        patient, hasty = self.make(url, host, result_expires=3600), self.make(url, host, result_expires=1)
+        old, unfinished, new = _new_id(), _new_id(), _new_id()
+        self.put(hasty, old, (states.SUCCESS, 1))
+        self.put(hasty, unfinished, (states.STARTED, 1))
+        assert patient.cleanup() == 0
+        removed = 0
+
+        def both_are_gone() -> bool:
+            nonlocal removed
+            removed += hasty.cleanup()
+            return self.got(patient, old) is None and self.got(patient, unfinished) is None
+
+        eventually(both_are_gone)
+        assert removed >= 2
+        self.put(patient, new, (states.SUCCESS, 2))
+        assert (patient.cleanup(), self.got(patient, new)) == (0, (states.SUCCESS, 2))
+        assert self.make(url, host, result_expires=None).cleanup() == 0
+        patient.close()
+        hasty.close()
 
     # -- waiting ------------------------------------------------------------------------------------------
 
@@ -540,7 +566,7 @@ def _document(task_id: str, state: str, value: Any) -> Document:
         "result": value,
         "traceback": None,
         "children": [],
-        "date_done": "2026-01-02T03:04:05+00:00" if state in states.READY_STATES else None,
+        "date_done": datetime.now(timezone.utc).isoformat() if state in states.READY_STATES else None,
         "task_id": task_id,
     }
 

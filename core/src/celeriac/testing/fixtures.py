@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from celeriac.testing.services import (
+    MariaDBService,
     MemcachedService,
     PostgresService,
     RabbitMQService,
@@ -31,12 +32,21 @@ from celeriac.testing.services import (
 
 REQUIRE_SERVICES = "CELERIAC_REQUIRE_SERVICES"
 SERVICE_FIXTURES = frozenset(
-    {"redis_service", "memcached_service", "postgres_service", "rabbitmq_service", "private_service"}
+    {
+        "redis_service",
+        "mariadb_service",
+        "memcached_service",
+        "postgres_service",
+        "rabbitmq_service",
+        "private_service",
+    }
 )
-SLOW_SERVICE_FIXTURES = {"rabbitmq_service": "rabbitmq"}
+SLOW_SERVICE_FIXTURES = {"rabbitmq_service": "rabbitmq", "mariadb_service": "mariadb", "postgres_service": "postgres"}
 
 __all__ = [
     "amqp_url",
+    "mariadb_service",
+    "mariadb_url",
     "memcached_service",
     "memcached_url",
     "postgres_service",
@@ -96,6 +106,18 @@ def postgres_service() -> Iterator[PostgresService]:
 def postgres_url(postgres_service: PostgresService) -> str:
     """An empty database of the test run's PostgreSQL."""
     return postgres_service.fresh_url()
+
+
+@pytest.fixture(scope="session")
+def mariadb_service() -> Iterator[MariaDBService]:
+    """The test run's own MariaDB."""
+    yield from run_service(MariaDBService())
+
+
+@pytest.fixture
+def mariadb_url(mariadb_service: MariaDBService) -> str:
+    """An empty database of the test run's MariaDB."""
+    return mariadb_service.fresh_url()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Private servers for tests: Redis, Memcached, RabbitMQ and PostgreSQL as real programs, and nobody else's.
+"""Private servers for tests: Redis, Memcached, RabbitMQ, PostgreSQL and MariaDB as real programs, and nobody else's.
 
 Every service starts in the foreground on free ports of 127.0.0.1 in a folder of its own, runs as root or as an ordinary
 user, needs neither docker nor systemd, and ends with the process that started it. Servers which already run on the
@@ -36,6 +36,7 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 __all__ = [
+    "MariaDBService",
     "MemcachedService",
     "PostgresService",
     "RabbitMQService",
@@ -329,18 +330,26 @@ class RedisService(Service):
 
 
 class MemcachedService(Service):
-    """A Memcached of 32 MB."""
+    """A Memcached of 32 MB.
+
+    Args:
+        options: More words of its command line, as in `("-I", "8m")` for items of more than a megabyte.
+    """
 
     name = "Memcached"
     package = "memcached"
     account = "nobody"  # it refuses to run as root
+
+    def __init__(self, *, options: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.options = options
 
     @property
     def url(self) -> str:
         return f"memcached://{HOST}:{self.port}"
 
     def command(self) -> Sequence[str | Path]:
-        return [self._program("memcached"), "-l", HOST, "-p", str(self.port), "-U", "0", "-m", "32"]
+        return [self._program("memcached"), "-l", HOST, "-p", str(self.port), "-U", "0", "-m", "32", *self.options]
 
     def is_ready(self) -> bool:
         return ask(self.port, b"version\r\n").startswith(b"VERSION")
@@ -400,6 +409,66 @@ class PostgresService(Service):
     def is_ready(self) -> bool:
         pg_isready = self._program("pg_isready", self.programs)
         return subprocess.run([pg_isready, "-q", "-h", HOST, "-p", str(self.port)], check=False).returncode == 0
+
+
+class MariaDBService(Service):
+    """A MariaDB whose user `celeriac` may do everything, from 127.0.0.1, and that does not wait for the disk."""
+
+    name = "MariaDB"
+    package = "mariadb-server"
+    account = "mysql"
+    start_timeout_s = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._database_numbers = itertools.count(1)
+
+    @property
+    def url(self) -> str:
+        return self._url("test")
+
+    def fresh_url(self) -> str:
+        """A new, empty database."""
+        database = f"test_{next(self._database_numbers)}"
+        self._run([*self._client("mariadb"), "-e", f"CREATE DATABASE {database}"])
+        return self._url(database)
+
+    def prepare(self) -> None:
+        install = self._program("mariadb-install-db")
+        data = ("--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve")
+        self._run([install, "--no-defaults", f"--datadir={self._data}", *data])
+        (self.folder / "init.sql").write_text(
+            "CREATE DATABASE test;\nCREATE USER celeriac@'127.0.0.1';\nGRANT ALL ON *.* TO celeriac@'127.0.0.1';\n"
+        )
+
+    def command(self) -> Sequence[str | Path]:
+        first_time = () if (self._data / "test").exists() else (f"--init-file={self.folder / 'init.sql'}",)
+        return [
+            self._program("mariadbd"),
+            *("--no-defaults", f"--datadir={self._data}", f"--socket={self._socket}", f"--pid-file={self.folder}/pid"),
+            *(f"--port={self.port}", f"--bind-address={HOST}", "--skip-name-resolve", "--skip-log-bin", *first_time),
+            *("--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=0"),
+        ]
+
+    def is_ready(self) -> bool:
+        if not self._socket.exists():
+            return False
+        ping = subprocess.run([*self._client("mariadb-admin"), "ping"], capture_output=True, check=False)
+        return ping.returncode == 0
+
+    def _client(self, program: str) -> Sequence[str | Path]:
+        return [self._program(program), "--no-defaults", "-uroot", f"--socket={self._socket}"]
+
+    def _url(self, database: str) -> str:
+        return f"mysql://celeriac@{HOST}:{self.port}/{database}"
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def _socket(self) -> Path:
+        return self.folder / "s.sock"
 
 
 class RabbitMQService(Service):

@@ -1,0 +1,145 @@
+"""Celery's two tables, and the one statement by which a state of a task is kept or refused (R3).
+
+Names of tables, columns and sequences are Celery's, so either reads what the other stored. `id` is wider than
+Celery's where we make the table: a statement that only replaces a row uses up a number too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+from celeriac.states import READY_STATES, SUCCESS
+
+TASK_TABLE: Final = "celery_taskmeta"
+GROUP_TABLE: Final = "celery_tasksetmeta"
+
+_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# On MySQL a blob has 64 KB unless more is asked for, and text compares without regard to case.
+_Blob = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+_Text = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+_Name = sa.String(155).with_variant(mysql.VARCHAR(155, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+_Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+class Tables:
+    """The tables of one backend.
+
+    Args:
+        names, schemas: The settings `database_table_names` and `database_table_schemas`: `{'task': …, 'group': …}`.
+        numbered: `id` comes from a sequence (where the database has any), as Celery makes its tables; False: the
+            column numbers itself.
+    """
+
+    def __init__(
+        self, names: Mapping[str, str] | None, schemas: Mapping[str, str] | None, *, numbered: bool = True
+    ) -> None:
+        names, schemas = names or {}, schemas or {}
+
+        def id_column(sequence: str) -> sa.Column[int]:
+            default = [sa.Sequence(sequence)] if numbered else []
+            return sa.Column("id", _Id, *default, primary_key=True, autoincrement=True)
+
+        self.metadata = sa.MetaData()
+        self.task = sa.Table(
+            names.get("task") or TASK_TABLE,
+            self.metadata,
+            id_column("task_id_sequence"),
+            sa.Column("task_id", _Name, unique=True),
+            sa.Column("status", sa.String(50)),
+            sa.Column("result", _Blob),
+            sa.Column("date_done", _Time, index=True),
+            sa.Column("traceback", _Text),
+            sa.Column("children", _Blob),
+            sa.Column("name", sa.String(155)),
+            sa.Column("args", _Blob),
+            sa.Column("kwargs", _Blob),
+            sa.Column("worker", sa.String(155)),
+            sa.Column("retries", sa.Integer),
+            sa.Column("queue", sa.String(155)),
+            sa.Column("stamps", _Blob),
+            schema=schemas.get("task"),
+            sqlite_autoincrement=True,
+        )
+        self.group = sa.Table(
+            names.get("group") or GROUP_TABLE,
+            self.metadata,
+            id_column("taskset_id_sequence"),
+            sa.Column("taskset_id", _Name, unique=True),
+            sa.Column("result", _Blob),
+            sa.Column("date_done", _Time, index=True),
+            schema=schemas.get("group"),
+            sqlite_autoincrement=True,
+        )
+
+
+def look_at(conn: sa.Connection, table: sa.Table) -> tuple[list[str], bool]:
+    """Which of our columns the table really has (one that an older Celery made lacks some), and whether its `id`
+    numbers itself (an older database than its sequences)."""
+    found = {column["name"].lower(): column for column in sa.inspect(conn).get_columns(table.name, table.schema)}
+    own = found["id"]
+    numbers_itself = own.get("default") is not None or own.get("autoincrement") is True or "identity" in own
+    return [column.name for column in table.columns if column.name in found], numbers_itself
+
+
+def may_replace(old: Any, new: Any) -> sa.ColumnElement[bool]:
+    """R3 as SQL: a success is final, and what is ready is not undone by what is not."""
+    # Constants rather than parameters: those of each row are all that PyMySQL can send for many rows at once.
+    ready: list[Any] = [sa.literal_column(f"'{state}'") for state in sorted(READY_STATES)]
+    return sa.and_(old != sa.literal_column(f"'{SUCCESS}'"), sa.or_(old.not_in(ready), new.in_(ready)))
+
+
+def replaces(old: str, new: str) -> bool:
+    """The same in Python, for several states of one task in one batch."""
+    return old != SUCCESS and (old not in READY_STATES or new in READY_STATES)
+
+
+def upsert(dialect: str, table: sa.Table, names: Iterable[str]) -> sa.sql.expression.Insert | None:
+    """The statement that inserts a row, or replaces one that may be; None where the dialect has none."""
+    changed = [name for name in names if name not in ("id", "task_id")]
+    if dialect in ("postgresql", "sqlite"):
+        insert: Any = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+        return insert.on_conflict_do_update(  # type: ignore[no-any-return]
+            index_elements=["task_id"],
+            set_={name: insert.excluded[name] for name in changed},
+            where=may_replace(table.c.status, insert.excluded.status),
+        )
+    if dialect in ("mysql", "mariadb"):
+        insert = mysql.insert(table)
+        allowed = may_replace(table.c.status, insert.inserted.status)
+        changed.sort(key=lambda name: name == "status")  # assigned last: the others' conditions read the old one
+        return insert.on_duplicate_key_update(  # type: ignore[no-any-return]
+            [(name, sa.func.if_(allowed, insert.inserted[name], table.c[name])) for name in changed]
+        )
+    return None
+
+
+def write_plainly(conn: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    """For other dialects: a conditional UPDATE, else an INSERT, which a unique index keeps from doubling."""
+    for row in rows:
+        update = (
+            sa.update(table)
+            .where(table.c.task_id == row["task_id"], may_replace(table.c.status, sa.literal(row["status"])))
+            .values(row)
+        )
+        if conn.execute(update).rowcount:
+            continue
+        try:
+            with conn.begin_nested():
+                conn.execute(sa.insert(table).values(row))
+        except sa.exc.IntegrityError:  # it is there: final, or another was quicker
+            conn.execute(update)
+
+
+def utc_now(dialect: str) -> sa.ColumnElement[Any]:
+    """The database's own clock as a naive UTC time."""
+    if dialect == "postgresql":
+        return sa.func.timezone("UTC", sa.func.clock_timestamp())
+    if dialect in ("mysql", "mariadb"):
+        return sa.func.utc_timestamp(6)
+    if dialect == "sqlite":
+        return sa.func.strftime("%Y-%m-%d %H:%M:%f", "now")
+    return sa.func.current_timestamp()
