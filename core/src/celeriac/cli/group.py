@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "call": ("celeriac.cli.call", "Send a call of a task and print its id."),
     "result": ("celeriac.cli.result", "Print the result of a call."),
     "purge": ("celeriac.cli.purge", "Remove all waiting messages from queues."),
+    "dead": ("celeriac.cli.dead", "List, show, give back or drop messages that were set aside."),
     "plugins": ("celeriac.cli.plugins", "List, show and check the installed plugins."),
     "report": ("celeriac.cli.report", "Print versions and settings, for bug reports."),
 }

@@ -16,7 +16,7 @@ from celeriac.spec.backend import ChordBackend, GroupBackend, ResultBackend
 from celeriac.spec.pool import Pool
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.state import KeepsState
-from celeriac.spec.transport import FanoutTransport, Transport
+from celeriac.spec.transport import DeadLetters, FanoutTransport, Transport
 
 PROTOCOLS: Mapping[str, type] = {
     "broker": Transport,
@@ -27,8 +27,8 @@ PROTOCOLS: Mapping[str, type] = {
 #: Members that only a declared ability calls for: ability → what it adds to the kind's protocol. A plugin written
 #: before an ability was thought of lacks both, and loads.
 ADDITIONS: Mapping[str, Mapping[str, type]] = {
-    "broker": {"state": KeepsState, "fanout": FanoutTransport},
     "backend": {"state": KeepsState, "count": ChordBackend, "groups": GroupBackend},
+    "broker": {"state": KeepsState, "fanout": FanoutTransport, "browse_dead": DeadLetters},
 }
 #: What the data members of the contracts are; the others are methods.
 TYPES: Mapping[str, tuple[type, ...]] = {

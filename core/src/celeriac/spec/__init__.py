@@ -18,6 +18,8 @@ from celeriac.spec.data import (
     ChordClaim,
     ChordPart,
     ChordWork,
+    DeadBox,
+    DeadLetter,
     Delivery,
     ExchangeSpec,
     Head,
@@ -35,7 +37,7 @@ from celeriac.spec.hooks import hookimpl, hookspec
 from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SlotProgram
 from celeriac.spec.serializer import Serializer, SerializerHost
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
-from celeriac.spec.transport import Consumer, FanoutTransport, Listener, Poller, Transport
+from celeriac.spec.transport import Consumer, DeadLetters, FanoutTransport, Listener, Poller, Transport
 
 __all__ = [
     "ABSENT",
@@ -52,6 +54,9 @@ __all__ = [
     "ChordWork",
     "Consumer",
     "CoroutineProgram",
+    "DeadBox",
+    "DeadLetter",
+    "DeadLetters",
     "Delivery",
     "Document",
     "Entry",

@@ -12,6 +12,7 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
     "broker": frozenset(
         {
             "attempts",
+            "browse_dead",
             "dead_letter",
             "delay",
             "depth",

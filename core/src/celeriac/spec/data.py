@@ -150,6 +150,43 @@ class Settlement(Struct):
     started: bool = False
 
 
+class DeadLetter(Struct, frozen=True):
+    """An entry that was set aside, and why (B21).
+
+    Attributes:
+        id: The transport's own name for it, text; unique within its queue, and never used again.
+        queue: Where it was.
+        raw: The message as the broker carried it; `Transport.read_head` and `Transport.unpack` read it.
+        reason: In few words, from the worker: `malformed: …`, `crash: …`, `unknown task …`.
+        error: The last error's text, at most 8 KB of it.
+        attempt: Which delivery it was: 1 for the first.
+        owner: The worker that set it aside.
+        at: When, in unix time.
+    """
+
+    id: str
+    queue: str
+    raw: bytes
+    reason: str
+    error: str = ""
+    attempt: int = 1
+    owner: str = ""
+    at: float = 0.0
+
+
+class DeadBox(Struct, frozen=True):
+    """How much was set aside from one queue.
+
+    Attributes:
+        count: Entries that are kept.
+        dropped: Entries that made room for newer ones or were kept long enough; None if the broker does not count.
+    """
+
+    queue: str
+    count: int
+    dropped: int | None = 0
+
+
 class StoredResult(Struct, array_like=True):
     """One state of one task on its way to the result store.
 

@@ -12,6 +12,7 @@ Abilities a transport may declare, each a promise that the conformance kit check
 `lease`             unsettled deliveries of a dead worker come back by themselves within seconds (B11)
 `attempts`          counts deliveries lost with their workers (B13)
 `dead_letter`       keeps `dead` settlements with their reason and raw bytes (B21)
+`browse_dead`       shows them, gives them back and drops them: the verbs of `DeadLetters`
 `durable`           messages survive the end of the process that sent them
 `shared`            several processes may use one URL
 `purge` `depth`     those verbs work
@@ -24,7 +25,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from celeriac.spec.data import Delivery, ExchangeSpec, Head, Malformed, Payload, QueueSpec, Settlement
+from celeriac.spec.data import (
+    DeadBox,
+    DeadLetter,
+    Delivery,
+    ExchangeSpec,
+    Head,
+    Malformed,
+    Payload,
+    QueueSpec,
+    Settlement,
+)
 
 
 class Poller(Protocol):
@@ -217,3 +228,33 @@ class FanoutTransport(Protocol):
         Raises:
             TransportLost, TransportUnreachable: As they say.
         """
+
+
+class DeadLetters(Protocol):
+    """What a transport with the ability `browse_dead` has besides: the entries that were set aside (B21).
+
+    They are kept for 7 days, and 10,000 of a queue; the oldest make room. Every verb may be called from any thread.
+    Nobody is delivered an entry while it is dead.
+    """
+
+    def dead_boxes(self, queues: Sequence[str]) -> list[DeadBox]:
+        """What is kept of each of these queues, and of every other of which the broker knows that it has some.
+
+        In the order of `queues`, then by name. A queue of which nothing was ever set aside has a count of 0.
+        """
+
+    def browse_dead(self, queue: str, *, after: str = "", limit: int = 100) -> list[DeadLetter]:
+        """At most `limit` entries of a queue, oldest first, from behind the one whose id is `after`.
+
+        An id that is gone by now, on a broker whose ids have no order, begins anew.
+        """
+
+    def requeue_dead(self, queue: str, ids: Sequence[str]) -> int:
+        """Make these ready in `queue` again, as if they had never been delivered (attempt 1, not redelivered).
+
+        Returns how many; those that are not there any more do not count. Whenever it is cut short, each entry is
+        dead or ready, on a broker without transactions possibly both, never gone.
+        """
+
+    def drop_dead(self, queue: str, ids: Sequence[str]) -> int:
+        """Remove these for good; return how many there were."""

@@ -31,7 +31,18 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import PublishRejected, TransportLost
-from celeriac.spec import Consumer, ExchangeSpec, Head, Malformed, Payload, QueueSpec, Route, Settlement, Transport
+from celeriac.spec import (
+    Consumer,
+    DeadLetters,
+    ExchangeSpec,
+    Head,
+    Malformed,
+    Payload,
+    QueueSpec,
+    Route,
+    Settlement,
+    Transport,
+)
 from celeriac.testing.kit import AbilityAware, Bench, ListenerBench, eventually, make_transport, needs
 
 __all__ = ["BrokerConformance", "make_payload"]
@@ -488,6 +499,94 @@ class BrokerConformance(AbilityAware):
         consumer.flush(5)
         consumer.close()
         bench.take_none(open_consumer(queue))
+
+    @needs("dead_letter", "browse_dead")
+    def test_B21_what_was_set_aside_is_shown_whole_and_page_by_page(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        sent = [make_payload(queue, bytes(range(256)), headers={"note": "grün"}) for _ in range(5)]
+        transport.send(sent)
+        consumer = open_consumer(queue)
+        before = time.time()
+        for delivery in bench.take(consumer, 5):
+            consumer.settle([Settlement(delivery.tag, "dead", reason="kit", error="é" * 20_000)])
+        consumer.flush(5)
+        box = self._box(transport, queue)
+        eventually(lambda: box.dead_boxes([queue])[0].count == 5)
+        assert [letter.reason for letter in box.browse_dead(queue)] == ["kit"] * 5
+        pages = [box.browse_dead(queue, limit=2)]
+        while pages[-1]:
+            pages.append(box.browse_dead(queue, after=pages[-1][-1].id, limit=2))
+        letters = [letter for page in pages for letter in page]
+        assert [len(page) for page in pages] == [2, 2, 1, 0]
+        assert len({letter.id for letter in letters}) == 5
+        for letter, payload in zip(letters, sent, strict=True):
+            head, got = transport.read_head(letter.raw), transport.unpack(letter.raw)
+            assert isinstance(head, Head)
+            assert head.id == payload.headers["id"]
+            assert got.body == payload.body
+            assert {key: got.headers.get(key) for key in payload.headers} == payload.headers
+            assert not [key for key in got.headers if key.startswith("x-celeriac")]
+            assert (letter.queue, letter.attempt) == (queue, 1)
+            assert letter.owner.startswith("kit-0@here")
+            assert 4000 < len(letter.error) <= 8192
+            assert not letter.error.strip("é\ufffd")
+            assert before - 5 < letter.at < time.time() + 5
+        assert transport.browse_dead("kit-nobody") == []  # type: ignore[attr-defined]
+
+    @needs("dead_letter", "browse_dead")
+    def test_B21_a_dead_message_given_back_begins_anew(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue, bytes(range(256)))])
+        consumer = open_consumer(queue)
+        for _ in range(2):
+            (delivery,) = bench.take(consumer, 1)
+            consumer.settle([Settlement(delivery.tag, "requeue", started=True)])
+        (delivery,) = bench.take(consumer, 1)
+        first = delivery.head
+        consumer.settle([Settlement(delivery.tag, "dead", reason="kit")])
+        consumer.flush(5)
+        box = self._box(transport, queue)
+        eventually(lambda: box.dead_boxes([queue])[0].count == 1)
+        (letter,) = box.browse_dead(queue)
+        if "attempts" in self.abilities:
+            assert letter.attempt == 3
+        assert box.requeue_dead(queue, [letter.id, "gone", "12-3"]) == 1
+        (delivery,) = bench.take(consumer, 1)
+        assert delivery.head == first
+        assert (delivery.attempt, delivery.redelivered) == (1, False)
+        assert transport.unpack(delivery.raw).body == bytes(range(256))
+        assert box.requeue_dead(queue, [letter.id]) == 0
+        assert box.browse_dead(queue) == []
+        consumer.settle([Settlement(delivery.tag)])
+        consumer.flush(5)
+        bench.take_none(consumer)
+
+    @needs("dead_letter", "browse_dead")
+    def test_B21_a_dead_message_can_be_dropped_and_the_others_stay(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue) for _ in range(3)])
+        consumer = open_consumer(queue)
+        for delivery in bench.take(consumer, 3):
+            consumer.settle([Settlement(delivery.tag, "dead", reason="kit")])
+        consumer.flush(5)
+        box = self._box(transport, queue)
+        eventually(lambda: box.dead_boxes([queue])[0].count == 3)
+        first, second, third = [letter.id for letter in box.browse_dead(queue)]
+        assert box.drop_dead(queue, [second, second, "gone"]) == 1
+        assert [letter.id for letter in box.browse_dead(queue)] == [first, third]
+        eventually(lambda: queue in [found.queue for found in box.dead_boxes([queue]) if found.count == 2])
+        bench.take_none(consumer)
+
+    @staticmethod
+    def _box(transport: Transport, queue: str) -> DeadLetters:
+        box: DeadLetters = transport  # type: ignore[assignment]
+        assert [(found.queue, found.count) for found in box.dead_boxes([queue]) if found.queue == queue] in (
+            [(queue, number)] for number in range(10)
+        )
+        return box
 
     def test_R12_what_follows_is_sent_with_the_settlement(
         self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer

@@ -99,7 +99,7 @@ def test_a_dead_letter_keeps_its_bytes_and_its_story(
     transport.send([make_payload("q")])
     (delivery,) = consumer.receive(1)
     consumer.settle([Settlement(delivery.tag, "dead", reason="malformed", error="E" * 20_000)])
-    (letter,) = transport.dead_letters("q")
+    (letter,) = transport.browse_dead("q")
     assert (letter.raw, letter.reason, letter.error, letter.attempt) == (delivery.raw, "malformed", "E" * 8192, 1)
     assert place.DEAD_KEPT == 10_000
 

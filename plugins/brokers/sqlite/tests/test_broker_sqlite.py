@@ -21,7 +21,7 @@ from celeriac.exceptions import (
     TransportLost,
     TransportUnreachable,
 )
-from celeriac.spec import Malformed, QueueSpec, Route, Settlement, StoredResult
+from celeriac.spec import DeadBox, Malformed, QueueSpec, Route, Settlement, StoredResult
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, KitHost, eventually
 from celeriac_backend_sqlite.backend import SqliteBackend
@@ -219,9 +219,9 @@ def test_a_dead_letter_keeps_its_bytes_and_its_story(transport: SqliteTransport,
     (delivery,) = consumer.receive(1)
     consumer.settle([Settlement(delivery.tag, "dead", reason="malformed", error="E" * 20_000)])
     consumer.flush(1)
-    (letter,) = transport.dead_letters("q")
+    (letter,) = transport.browse_dead("q")
     assert letter.raw == delivery.raw
-    assert (letter.queue, letter.attempt, letter.reason, letter.node) == ("q", 1, "malformed", "w0@here")
+    assert (letter.queue, letter.attempt, letter.reason, letter.owner) == ("q", 1, "malformed", "w0@here")
     assert letter.error == "E" * 8192
     assert abs(letter.at - time.time()) < 10
 
@@ -235,7 +235,34 @@ def test_the_oldest_dead_letters_make_room(
     taken = consumer.receive(5)
     consumer.settle([Settlement(one.tag, "dead", reason=str(n)) for n, one in enumerate(taken)])
     consumer.flush(1)
-    assert [letter.reason for letter in transport.dead_letters("q")] == ["2", "3", "4"]
+    assert [letter.reason for letter in transport.browse_dead("q")] == ["2", "3", "4"]
+
+
+def test_B21_what_made_room_or_was_kept_for_a_week_is_counted(
+    transport: SqliteTransport, path: Path, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "DEAD_KEPT", 3)
+    transport.send([make_payload("q") for _ in range(6)])
+    consumer = open_consumer()
+    taken = consumer.receive(6)
+    consumer.settle([Settlement(one.tag, "dead", reason="kit") for one in taken[:5]])
+    consumer.flush(1)
+    assert transport.dead_boxes([]) == [DeadBox("q", 3, 2)]
+    peek(path, "UPDATE celeriac_dead SET at = at - 7.01 * 86400")
+    assert transport.dead_boxes([]) == [DeadBox("q", 0, 5)]
+    assert transport.browse_dead("q") == []
+    consumer.settle([Settlement(taken[5].tag, "dead", reason="last")])
+    consumer.flush(1)
+    assert transport.dead_boxes([]) == [DeadBox("q", 1, 5)]
+    assert [letter.reason for letter in transport.browse_dead("q")] == ["last"]
+
+
+def test_a_file_of_the_first_version_gets_the_tables_that_came_later(transport: SqliteTransport, path: Path) -> None:
+    transport.ping(1)
+    transport.close()
+    peek(path, "DROP TABLE celeriac_dropped")
+    peek(path, "UPDATE celeriac_parts SET version = 1 WHERE part = 'broker'")
+    assert transport.dead_boxes(["q"]) == [DeadBox("q", 0, 0)]
 
 
 def test_B26_garbage_in_the_table_is_delivered_as_malformed(
@@ -250,7 +277,7 @@ def test_B26_garbage_in_the_table_is_delivered_as_malformed(
     assert isinstance(delivery.head, Malformed)
     consumer.settle([Settlement(delivery.tag, "dead", reason="malformed")])
     consumer.flush(1)
-    assert [letter.raw for letter in transport.dead_letters("q")] == [b"\xff\x00"]
+    assert [letter.raw for letter in transport.browse_dead("q")] == [b"\xff\x00"]
 
 
 # -- leases -----------------------------------------------------------------------------------------------
@@ -643,7 +670,7 @@ def test_tables_of_a_newer_version_are_refused(transport: SqliteTransport, path:
     transport.ping(1)
     transport.close()
     peek(path, "UPDATE celeriac_parts SET version = 99")
-    with pytest.raises(TransportUnreachable, match="have version 99, this celeriac reads 1"):
+    with pytest.raises(TransportUnreachable, match="have version 99, this celeriac reads 2"):
         SqliteTransport(f"sqlite:///{path}", {}).ping(1)
 
 

@@ -1,9 +1,13 @@
-"""Dead letters: messages set aside with the reason, until a person looks. Pure; called by `consumer` and `followers`.
+"""Dead letters: messages set aside with the reason, until a person looks.
+
+Called by `consumer` and `followers`, which bury, and by `transport`, which looks.
 
 They go to the queue `celeriac.dead.<queue>`, with the same bytes and these headers besides:
 
     x-celeriac-reason, -error      why
+    x-celeriac-dead-id             its name among dead letters; later ones sort behind
     x-celeriac-queue               where it was
+    x-celeriac-exchange, -key      how it came there
     x-celeriac-attempts            deliveries lost so far
     x-celeriac-time, -owner        when (unix time), by which worker
     x-celeriac-record              true if the body is the whole message, for its headers cannot be used
@@ -12,16 +16,28 @@ They go to the queue `celeriac.dead.<queue>`, with the same bytes and these head
 
 from __future__ import annotations
 
+import heapq
 import logging
+import secrets
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
-from celeriac.exceptions import PublishRejected
-from celeriac.spec import Delivery, Payload, Route, Settlement
-from celeriac_broker_amqp import message, topology
-from celeriac_broker_amqp.publisher import Item, make_item
+from celeriac.exceptions import PublishRejected, TransportLost
+from celeriac.spec import DeadLetter, Delivery, Payload, Route, Settlement
+from celeriac_broker_amqp import message, methods, topology
+from celeriac_broker_amqp.link import Channel, Link
+from celeriac_broker_amqp.publisher import Item, Publisher, make_item
 
 MAX_ERROR_CHARS: Final = 8192
+#: What we add to a message that is set aside, and take away when it goes back.
+_NAMES: Final = ("dead-id", "reason", "error", "time", "owner", "queue", "exchange", "key", "record")
+MARKS: Final = frozenset({f"x-celeriac-{name}" for name in _NAMES} | {message.LOST_HEADER})
+CHANNEL: Final = 1
+#: With so many on their way back, wait for the broker to have them.
+BATCH: Final = 256
+SILENCE_S: Final = 10.0
 
 _log = logging.getLogger("celeriac.broker.amqp")
 
@@ -35,7 +51,8 @@ def bury(delivery: Delivery, settlement: Settlement, owner: str, max_header_byte
     }
     route = Route(topology.dead_queue(delivery.queue))
     try:
-        _, _, header, body = message.split_record(delivery.raw)
+        exchange, key, header, body = message.split_record(delivery.raw)
+        reason.update({"x-celeriac-exchange": exchange, "x-celeriac-key": key})
         header = message.with_headers(header, reason)
         if len(header) <= max_header_bytes:
             return Item(route, header, body)
@@ -73,8 +90,147 @@ def bury_unroutable(text: str, record: bytes, owner: str) -> Item:
     return Item(route, message.with_headers(header, _describe("unroutable", problem, owner)), body)
 
 
+# -- looking at them ----------------------------------------------------------------------------------------
+
+
+def browse(link: Link, queue: str, after: str, limit: int) -> list[DeadLetter]:
+    """The first `limit` dead letters of a queue behind the one named `after`. All are read for it, and put back.
+
+    Args:
+        link: One of its own: what was read goes back to its place when it is closed, at the latest.
+    """
+    with _reading(link, topology.dead_queue(queue)) as found:
+        letters = (read_letter(queue, record) for _, record in found)
+        return heapq.nsmallest(limit, (one for one in letters if one.id > after), key=lambda one: one.id)
+
+
+def take(link: Link, publisher: Publisher | None, queue: str, ids: Sequence[str], timeout_s: float) -> int:
+    """Remove these dead letters; with a publisher, after their messages are safe in `queue` again.
+
+    Args:
+        link: As for `browse`.
+    Returns:
+        How many there were.
+    """
+    wanted, count = set(ids), 0
+    tags: list[int] = []
+    items: list[Item] = []
+
+    def finish() -> None:
+        if publisher is not None and items:
+            publisher.send(items, time.monotonic() + timeout_s)
+        if tags:
+            link.send(b"".join([methods.ack(CHANNEL, tag, False) for tag in tags]))
+        tags.clear()
+        items.clear()
+
+    with _reading(link, topology.dead_queue(queue)) as found:
+        for tag, record in found:
+            letter = read_letter(queue, record)
+            if letter.id not in wanted:
+                continue
+            wanted.remove(letter.id)
+            count += 1
+            tags.append(tag)
+            if publisher is not None:
+                items.append(_renewed(queue, letter.raw))
+            if len(tags) >= BATCH or not wanted:
+                finish()
+            if not wanted:
+                break
+        finish()
+    return count
+
+
+def read_letter(queue: str, record: bytes) -> DeadLetter:
+    """A message of a dead-letter queue as what it was, and why it is there."""
+    headers = _headers(record)
+
+    def text(name: str) -> str:
+        value = headers.get(f"x-celeriac-{name}")
+        return value if isinstance(value, str) else ""
+
+    lost, at = headers.get(message.LOST_HEADER), headers.get("x-celeriac-time")
+    return DeadLetter(
+        text("dead-id") or text("time"),
+        queue,
+        _original(record, headers, text("exchange"), text("key") or queue),
+        text("reason"),
+        text("error"),
+        1 + (lost if type(lost) is int else 0),
+        text("owner"),
+        at if isinstance(at, (int, float)) else 0.0,
+    )
+
+
+def _headers(record: bytes) -> dict[str, Any]:
+    try:
+        return message.unpack(record).headers
+    except ValueError as exc:  # somebody else's bytes in our queue
+        _log.debug("A dead letter has no headers that can be read: %s", exc)
+        return {}
+
+
+def _original(record: bytes, headers: dict[str, Any], exchange: str, key: str) -> bytes:
+    """The record as it was before it was set aside."""
+    try:
+        _, _, header, body = message.split_record(record)
+        if headers.get("x-celeriac-record") is True:
+            return body
+        header = message.with_headers(header, {}, MARKS | message.DEATH_HEADERS)
+        return methods.short_text(exchange) + methods.short_text(key) + header[len(message.HEADER_PREFIX) :] + body
+    except ValueError:
+        return record
+
+
+def _renewed(queue: str, raw: bytes) -> Item:
+    """A message on its way back to its queue, without any sign of earlier deliveries."""
+    try:
+        _, _, header, body = message.split_record(raw)
+        return Item(Route(queue), message.with_headers(header, {}, message.DEATH_HEADERS), body)
+    except ValueError:
+        return Item(Route(queue), message.bare_header(raw), raw)
+
+
+@contextmanager
+def _reading(link: Link, queue: str) -> Iterator[Iterable[tuple[int, bytes]]]:
+    """The messages that are ready in a queue, with their delivery tags; those that were not acknowledged meanwhile are
+    ready again at the end."""
+    left = topology.depth(link, queue)
+    if not left:
+        yield ()
+        return
+    channel = link.open_channel(CHANNEL)
+    consumer_tag = f"celeriac.browse.{secrets.token_hex(8)}"
+    link.call(channel, methods.consume(queue, consumer_tag), methods.BASIC_CONSUME_OK)
+    yield _arriving(link, channel, left)
+    link.call(channel, methods.cancel(consumer_tag), methods.BASIC_CANCEL_OK)
+    link.send(methods.give_back_all(CHANNEL))
+    # Answered by the queue, behind what we gave back to it.
+    link.call(channel, methods.declare_queue(queue, passive=True), methods.QUEUE_DECLARE_OK)
+
+
+def _arriving(link: Link, channel: Channel, left: int) -> Iterator[tuple[int, bytes]]:
+    """Tag and record of the next so many deliveries, fewer if others took some of them."""
+    silent_since = time.monotonic()
+    while left > 0:
+        arrived, link.deliveries = link.deliveries, []
+        for _, tag, _, record in arrived:
+            left -= 1
+            yield tag, record
+        if arrived:
+            silent_since = time.monotonic()
+        elif time.monotonic() - silent_since > SILENCE_S:
+            return
+        if left > 0:
+            link.pump(0.1)
+        if channel.closed is not None:
+            raise TransportLost(f"dead letters at {link.where}: {channel.closed}")
+
+
 def _describe(reason: str, error: str, owner: str) -> dict[str, Any]:
     return {
+        "x-celeriac-dead-id": f"{time.time_ns():016x}-{secrets.token_hex(4)}",
         "x-celeriac-reason": reason,
         "x-celeriac-error": error[:MAX_ERROR_CHARS],
         "x-celeriac-time": time.time(),

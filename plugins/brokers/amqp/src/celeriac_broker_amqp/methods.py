@@ -96,6 +96,11 @@ def reject(channel: int, tag: int) -> bytes:
     return _settle_frame(METHOD, channel, 13, 60 << 16 | 90, tag, 1, FRAME_END)
 
 
+def give_back_all(channel: int) -> bytes:
+    """Put everything that this channel was handed and has not settled back in its place: a whole frame."""
+    return frame(METHOD, channel, b"\x00\x3c\x00\x78" + bytes(8) + b"\x03")
+
+
 def close_connection(text: str) -> bytes:
     return b"\x00\x0a\x00\x32" + _SHORT(200) + short_text(text) + b"\0\0\0\0"
 

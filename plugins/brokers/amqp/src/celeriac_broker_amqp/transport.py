@@ -10,7 +10,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from celeriac.exceptions import (
@@ -20,8 +21,8 @@ from celeriac.exceptions import (
     TransportLost,
     TransportUnreachable,
 )
-from celeriac.spec import ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec
-from celeriac_broker_amqp import message, topology
+from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec
+from celeriac_broker_amqp import deadletters, message, topology
 from celeriac_broker_amqp.connector import Connector
 from celeriac_broker_amqp.consumer import AmqpConsumer
 from celeriac_broker_amqp.link import Link
@@ -32,6 +33,7 @@ from celeriac_broker_amqp.publisher import Publisher, make_item
 CONSUMER_HEARTBEAT_S: Final = 10.0
 #: Making the delay queues, which is done once in the life of a broker, may take so long.
 DELAYS_TIMEOUT_S: Final = 30.0
+SEND_TIMEOUT_S: Final = 10.0
 
 Result = TypeVar("Result")
 
@@ -49,7 +51,7 @@ class AmqpTransport:
     """
 
     abilities = frozenset(
-        {"delay", "priority", "fanout", "lease", "dead_letter", "durable", "shared", "purge", "depth"}
+        {"browse_dead", "dead_letter", "delay", "depth", "durable", "fanout", "lease", "priority", "purge", "shared"}
     )
     joint: str | None = None
 
@@ -244,6 +246,39 @@ class AmqpTransport:
     def _with_link(self, use: Callable[[Link], Result]) -> Result:
         deadline = time.monotonic() + self._timeout_s
         return self._use_publisher(lambda publisher: use(publisher.link), deadline)
+
+    # -- what was set aside -----------------------------------------------------------------------------------
+
+    def dead_boxes(self, queues: Sequence[str]) -> list[DeadBox]:
+        """See `DeadLetters.dead_boxes`. RabbitMQ neither lists queues nor counts what expires."""
+        return [DeadBox(queue, self.depth(topology.dead_queue(queue)), None) for queue in dict.fromkeys(queues)]
+
+    def browse_dead(self, queue: str, *, after: str = "", limit: int = 100) -> list[DeadLetter]:
+        """See `DeadLetters.browse_dead`. While this reads, nobody else sees them."""
+        with self._looking() as link:
+            return deadletters.browse(link, queue, after, limit)
+
+    def requeue_dead(self, queue: str, ids: Sequence[str]) -> int:
+        with self._looking() as link:
+            deadline = time.monotonic() + self._timeout_s
+            return self._use_publisher(
+                lambda publisher: deadletters.take(link, publisher, queue, ids, SEND_TIMEOUT_S), deadline
+            )
+
+    def drop_dead(self, queue: str, ids: Sequence[str]) -> int:
+        with self._looking() as link:
+            return deadletters.take(link, None, queue, ids, self._timeout_s)
+
+    @contextmanager
+    def _looking(self) -> Iterator[Link]:
+        """A link of its own, for what is read and not settled goes back when it is closed."""
+        link = self._connector.open(
+            "celeriac dead letters", heartbeat_s=0.0, deadline=time.monotonic() + self._timeout_s
+        )
+        try:
+            yield link
+        finally:
+            link.close()
 
     # -- messages ---------------------------------------------------------------------------------------------
 

@@ -18,12 +18,13 @@ from typing import Final
 from msgspec import Struct
 
 from celeriac.exceptions import PublishRejected
-from celeriac.spec import ExchangeSpec, Payload, QueueSpec, Route, Settlement
+from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Payload, QueueSpec, Route, Settlement
 from celeriac.spec.bindings import binds
 from celeriac_broker_memory.state import MemoryState
 
 DEFAULT_PRIORITY: Final = 0
 DEAD_KEPT: Final = 10_000
+DEAD_KEPT_S: Final = 7 * 24 * 3600.0
 ERROR_CHARS: Final = 8192
 #: Broadcasts kept for a listener that does not read.
 HEARD_KEPT: Final = 10_000
@@ -38,17 +39,6 @@ class Entry(Struct):
     priority: int
     attempt: int = 1
     redelivered: bool = False
-
-
-class DeadLetter(Struct, frozen=True):
-    """A message set aside, with the reason."""
-
-    raw: bytes
-    queue: str
-    attempt: int
-    reason: str
-    error: str
-    at: float
 
 
 class Wake:
@@ -81,8 +71,9 @@ class Holder:
     It does not know the consumer, so a consumer that nobody refers to any more can be collected.
     """
 
-    def __init__(self, queues: Iterable[str]) -> None:
+    def __init__(self, queues: Iterable[str], owner: str = "") -> None:
         self.queues = list(queues)
+        self.owner = owner
         self.held: dict[int, Entry] = {}
         self.wake: Wake | None = Wake()
         self.idle = False
@@ -143,9 +134,11 @@ class Place:
         self._queues: dict[str, _Queue] = {}
         self._bindings: dict[str, tuple[str, set[tuple[str, str]]]] = {}  # exchange → type, {(binding key, queue)}
         self._holders: list[Holder] = []
-        self._dead: dict[str, deque[DeadLetter]] = {}
         self._ears: list[Ear] = []
         self.deaf: deque[Ear] = deque()  # of listeners that were collected, as below
+        self._dead: dict[str, dict[str, tuple[DeadLetter, int]]] = {}  # queue → id → letter and priority, oldest first
+        self._dropped: dict[str, int] = {}
+        self._dead_ids = itertools.count(1)
         self._orders = itertools.count(1)
         self._tags = itertools.count(1)
         # Holders whose consumer was collected. A finalizer may run at any allocation, also while this thread
@@ -198,7 +191,7 @@ class Place:
                 if entry is None or settlement.verb == "ack":
                     continue
                 if settlement.verb == "dead":
-                    self._bury(entry, settlement, now)
+                    self._bury(entry, settlement, holder.owner, now)
                 else:
                     self._give_back(entry, lost=settlement.started, due=settlement.due, now=now)
 
@@ -276,9 +269,32 @@ class Place:
             self.deaf.append(ear)
             self._forget_deaf()
 
-    def dead_letters(self, name: str) -> list[DeadLetter]:
+    def dead_boxes(self, names: Sequence[str]) -> list[DeadBox]:
         with self._lock:
-            return list(self._dead.get(name, ()))
+            wanted = dict.fromkeys([*names, *sorted(self._dead)])
+            for name in wanted:
+                self._forget_old(name, time.time())
+            return [DeadBox(name, len(self._dead.get(name, ())), self._dropped.get(name, 0)) for name in wanted]
+
+    def browse_dead(self, name: str, after: str, limit: int) -> list[DeadLetter]:
+        with self._lock:
+            self._forget_old(name, time.time())
+            letters = (letter for letter, _ in self._dead.get(name, {}).values())
+            return list(itertools.islice((one for one in letters if int(one.id) > int(after or 0)), limit))
+
+    def take_dead(self, name: str, ids: Iterable[str], *, requeue: bool) -> int:
+        """Remove these dead letters, and make their messages ready if so wished; how many there were."""
+        taken = 0
+        with self._lock:
+            now = time.time()
+            for id in ids:
+                letter, priority = self._dead.get(name, {}).pop(id, (None, 0))
+                if letter is None:
+                    continue
+                taken += 1
+                if requeue:
+                    self._push(Entry(next(self._orders), name, letter.raw, priority), None, now)
+        return taken
 
     # -- the steps below run under the lock ---------------------------------------------------------------
 
@@ -315,11 +331,21 @@ class Place:
             entry.redelivered = True
         self._push(entry, due, now)
 
-    def _bury(self, entry: Entry, settlement: Settlement, now: float) -> None:
-        letter = DeadLetter(
-            entry.raw, entry.queue, entry.attempt, settlement.reason, settlement.error[:ERROR_CHARS], now
-        )
-        self._dead.setdefault(entry.queue, deque(maxlen=DEAD_KEPT)).append(letter)
+    def _bury(self, entry: Entry, settlement: Settlement, owner: str, now: float) -> None:
+        id, error = str(next(self._dead_ids)), settlement.error[:ERROR_CHARS]
+        letter = DeadLetter(id, entry.queue, entry.raw, settlement.reason, error, entry.attempt, owner, now)
+        self._dead.setdefault(entry.queue, {})[id] = letter, entry.priority
+        self._forget_old(entry.queue, now)
+
+    def _forget_old(self, name: str, now: float) -> None:
+        """Drop dead letters that are too many or too old."""
+        box = self._dead.get(name, {})
+        while box:
+            oldest = next(iter(box.values()))[0]
+            if len(box) <= DEAD_KEPT and oldest.at > now - DEAD_KEPT_S:
+                return
+            del box[oldest.id]
+            self._dropped[name] = self._dropped.get(name, 0) + 1
 
     def _release(self, holder: Holder) -> None:
         now = time.time()

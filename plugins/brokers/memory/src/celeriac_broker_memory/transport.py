@@ -10,8 +10,20 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from celeriac.exceptions import TransportLost, TransportUnreachable, Unsupported
-from celeriac.spec import Delivery, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, Settlement, envelope
-from celeriac_broker_memory.place import DeadLetter, Ear, Holder, Place, place_of
+from celeriac.spec import (
+    DeadBox,
+    DeadLetter,
+    Delivery,
+    ExchangeSpec,
+    Head,
+    Malformed,
+    Payload,
+    Poller,
+    QueueSpec,
+    Settlement,
+    envelope,
+)
+from celeriac_broker_memory.place import Ear, Holder, Place, place_of
 from celeriac_broker_memory.state import MemoryState
 
 IDLE_POLL_S: Final = 1.0
@@ -21,7 +33,7 @@ class MemoryTransport:
     """Messages between the threads of one process. Higher priorities first, then the order of sending."""
 
     abilities = frozenset(
-        {"delay", "priority", "fanout", "lease", "attempts", "dead_letter", "purge", "depth", "state"}
+        {"delay", "priority", "fanout", "lease", "attempts", "dead_letter", "browse_dead", "purge", "depth", "state"}
     )
     joint: str | None = None
 
@@ -36,7 +48,7 @@ class MemoryTransport:
 
     def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> MemoryConsumer:
         self._require_own_process()
-        return MemoryConsumer(self, self._place, queues, poller)
+        return MemoryConsumer(self, self._place, queues, poller, owner)
 
     def broadcast(self, exchange: ExchangeSpec, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
         self._require_own_process()
@@ -58,9 +70,19 @@ class MemoryTransport:
     def depth(self, queue: str) -> int:
         return self._place.depth(queue)
 
-    def dead_letters(self, queue: str) -> list[DeadLetter]:
-        """What was set aside from this queue, oldest first."""
-        return self._place.dead_letters(queue)
+    def dead_boxes(self, queues: Sequence[str]) -> list[DeadBox]:
+        return self._place.dead_boxes(queues)
+
+    def browse_dead(self, queue: str, *, after: str = "", limit: int = 100) -> list[DeadLetter]:
+        return self._place.browse_dead(queue, after, limit)
+
+    def requeue_dead(self, queue: str, ids: Sequence[str]) -> int:
+        self._require_own_process()
+        return self._place.take_dead(queue, ids, requeue=True)
+
+    def drop_dead(self, queue: str, ids: Sequence[str]) -> int:
+        self._require_own_process()
+        return self._place.take_dead(queue, ids, requeue=False)
 
     def state(self) -> MemoryState:
         self._require_own_process()
@@ -99,13 +121,15 @@ class MemoryTransport:
 class MemoryConsumer:
     """Receives from the queues of one place. Closed or forgotten, it gives back what it holds."""
 
-    def __init__(self, transport: MemoryTransport, place: Place, queues: Sequence[QueueSpec], poller: Poller) -> None:
+    def __init__(
+        self, transport: MemoryTransport, place: Place, queues: Sequence[QueueSpec], poller: Poller, owner: str = ""
+    ) -> None:
         self._transport = transport
         self._place = place
         self._poller = poller
         self._stopped = self._closed = False
         place.declare(queues)
-        self._holder = Holder(spec.name for spec in queues)
+        self._holder = Holder((spec.name for spec in queues), owner)
         self._forgotten = weakref.finalize(self, place.abandoned.append, self._holder)
         self._forgotten.atexit = False
         assert self._holder.wake is not None

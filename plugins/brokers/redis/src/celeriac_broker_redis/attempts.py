@@ -58,6 +58,19 @@ def mark_lost(raw: bytes) -> bytes:
     return json.dumps(message).encode("utf-8")
 
 
+def mark_new(raw: bytes) -> bytes:
+    """The message without any sign of earlier deliveries; unchanged if it has none or is not an envelope."""
+    if not attempt_of(raw)[1]:
+        return raw
+    message = json.loads(raw)
+    del message["headers"]["redelivered"]
+    message["headers"].pop(ATTEMPT, None)
+    properties = message.get("properties")
+    if isinstance(properties, dict) and isinstance(info := properties.get("delivery_info"), dict):
+        info.pop("redelivered", None)
+    return json.dumps(message).encode("utf-8")
+
+
 def priority_of(raw: bytes) -> Any:
     """The priority in an envelope, None if there is none."""
     try:

@@ -294,7 +294,8 @@ class RedisConsumer:
             error = settlement.error.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
             why = ("reason", settlement.reason, "error", error)
             fields = ("raw", raw, *why, "attempt", attempt_of(raw)[0], "owner", self._owner)
-            return ("dead", self._keys.dead(source.queue), len(fields), *fields)
+            counted = (self._keys.dropped, source.queue)
+            return ("dead", self._keys.dead(source.queue), len(fields) + 2, *counted, *fields)
         if settlement.started:
             raw = mark_lost(raw)
         if settlement.due is not None and settlement.due > time.time():

@@ -15,6 +15,7 @@
 `celeriac.delayed.<queue>`                zset     `step:unique:message` → unix time when it is due
 `celeriac.serves.<queue>`                 string   consumers of ours serve the queue, or did within the hour
 `celeriac.dead.<queue>`                   stream   messages set aside: `raw reason error attempt owner`
+`celeriac.dropped`                        hash     queue → messages set aside that were kept long enough
 `celeriac.sweep`                          string   held while somebody looks for the messages of dead consumers
 ========================================  =======  =====================================================================
 
@@ -61,6 +62,7 @@ class Keys:
         self.owners = prefix + "celeriac.owners"
         self.alive = prefix + "celeriac.alive"
         self.sweep = prefix + "celeriac.sweep"
+        self.dropped = prefix + "celeriac.dropped"
 
     def step(self, priority: Any) -> int:
         """The step that serves a priority: the next lower one. 0 is served first, as Celery has it on Redis."""

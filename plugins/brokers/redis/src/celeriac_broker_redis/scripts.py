@@ -122,15 +122,56 @@ return out
 """
 )
 
+#: How long and how many messages that were set aside are kept.
+DEAD_KEPT_S: Final = 7 * 24 * 3600
+DEAD_KEPT: Final = 10_000
+FORGET_OLD: Final = f"""
+local function forget_old(stream, counts, queue)
+  local oldest = (redis.call('TIME')[1] - {DEAD_KEPT_S}) .. '000'
+  local dropped = redis.call('XTRIM', stream, 'MINID', oldest) + redis.call('XTRIM', stream, 'MAXLEN', {DEAD_KEPT})
+  redis.call('HINCRBY', counts, queue, dropped)
+end
+"""
+
+#: What is kept of messages that were set aside. KEYS: count of dropped ones, then streams. ARGV: their queues.
+#: Returns: for each its length, and how many were dropped.
+DEAD_BOXES: Final = Script(
+    FORGET_OLD
+    + """
+local out = {}
+for i = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then forget_old(KEYS[i], KEYS[1], ARGV[i - 1]) end
+  out[#out + 1] = {redis.call('XLEN', KEYS[i]), tonumber(redis.call('HGET', KEYS[1], ARGV[i - 1]) or 0)}
+end
+return out
+"""
+)
+
+#: Takes messages that were set aside, each only if it is still there. KEYS: stream. ARGV: for each its id, then the
+#: list it goes to and the message, or "" and "" to drop it. Returns: how many.
+TAKE_DEAD: Final = Script(
+    """
+local taken = 0
+for i = 1, #ARGV, 3 do
+  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then
+    taken = taken + 1
+    if ARGV[i + 1] ~= '' then redis.call('LPUSH', ARGV[i + 1], ARGV[i + 2]) end
+  end
+end
+return taken
+"""
+)
+
 #: Sends held messages elsewhere, each only if it is still held: first there, then away from here.
 #:
 #: KEYS: index, unacked, odd. ARGV: the token of an owner whose lease must have ended or "", the key of owners, the
 #: score at or below which an entry counts as abandoned or "", then for each: tag, verb, target key, number of words,
 #: words. Verbs: `next` (words: message, more targets) makes it the next to be served, `delay` (due, member), `dead`
-#: (fields and values).
+#: (the key of the count of dropped ones, the queue, then fields and values).
 #: Returns: how many were sent.
 RETURN: Final = Script(
-    """
+    FORGET_OLD
+    + """
 local index, unacked, odd = KEYS[1], KEYS[2], KEYS[3]
 if ARGV[1] ~= '' then
   local ends = redis.call('ZSCORE', ARGV[2], ARGV[1])
@@ -150,7 +191,10 @@ while ARGV[at] do
       redis.call('RPUSH', target, ARGV[at + 4])
       for more = at + 5, at + 3 + words do redis.call('RPUSH', ARGV[more], ARGV[at + 4]) end
     elseif verb == 'delay' then redis.call('ZADD', target, ARGV[at + 4], ARGV[at + 5])
-    else redis.call('XADD', target, 'MAXLEN', '~', 10000, '*', unpack(ARGV, at + 4, at + 3 + words)) end
+    else
+      redis.call('XADD', target, '*', unpack(ARGV, at + 6, at + 3 + words))
+      forget_old(target, ARGV[at + 4], ARGV[at + 5])
+    end
     redis.call('HDEL', unacked, tag)
     redis.call('HDEL', odd, tag)
     redis.call('ZREM', index, tag)

@@ -18,21 +18,34 @@ from celeriac.exceptions import (
     TransportLost,
     TransportUnreachable,
 )
-from celeriac.spec.data import ExchangeSpec, Head, Malformed, Payload, QueueSpec
+from celeriac.spec.data import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, QueueSpec
 from celeriac.spec.envelope import pack as pack_envelope
 from celeriac.spec.envelope import read_head, unpack
 from celeriac.spec.transport import Poller
+from celeriac_broker_redis import deadletters
 from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.listener import RedisListener, listen_at_list, listen_to_channels
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
-from celeriac_broker_redis.scripts import SEND
+from celeriac_broker_redis.scripts import SEND, Script
 from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 ABILITIES: Final = frozenset(
-    {"priority", "fanout", "lease", "attempts", "dead_letter", "durable", "shared", "purge", "depth", "state"}
+    {
+        "attempts",
+        "browse_dead",
+        "dead_letter",
+        "depth",
+        "durable",
+        "fanout",
+        "lease",
+        "priority",
+        "purge",
+        "shared",
+        "state",
+    }
 )
 #: The version of what `joined` is made of between this broker and a backend: Lua and its words (see `scripts.SETTLE`).
 JOINT: Final = "redis-lua-1"
@@ -217,6 +230,28 @@ class RedisTransport:
         return RedisState(
             self._ask_once, lambda reply: TransportLost(f"{address} answered: {reply}"), self._keys.prefix
         )
+
+    # what was set aside
+
+    def dead_boxes(self, queues: Sequence[str]) -> list[DeadBox]:
+        """See `DeadLetters.dead_boxes`."""
+        return deadletters.dead_boxes(self._keys, self._ask, self._run, queues)
+
+    def browse_dead(self, queue: str, *, after: str = "", limit: int = 100) -> list[DeadLetter]:
+        """See `DeadLetters.browse_dead`."""
+        return deadletters.browse_dead(self._keys, self._ask, queue, after, limit)
+
+    def requeue_dead(self, queue: str, ids: Sequence[str]) -> int:
+        """See `DeadLetters.requeue_dead`."""
+        return deadletters.requeue_dead(self._keys, self._ask, self._run, queue, ids)
+
+    def drop_dead(self, queue: str, ids: Sequence[str]) -> int:
+        """See `DeadLetters.drop_dead`."""
+        return deadletters.drop_dead(self._keys, self._run, queue, ids)
+
+    def _run(self, script: Script, keys: Sequence[str], words: Sequence[Any]) -> Any:
+        """A script that may be performed twice; its text goes along, for it is rarely called."""
+        return self._ask([("EVAL", script.text, len(keys), *keys, *words)])[0]
 
     # messages
 

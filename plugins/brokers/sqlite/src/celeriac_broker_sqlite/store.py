@@ -15,13 +15,12 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from msgspec import Struct
-
 from celeriac.exceptions import PublishRejected
-from celeriac.spec import Payload, QueueSpec, Route
+from celeriac.spec import DeadBox, DeadLetter, Payload, QueueSpec, Route, envelope
 from celeriac.spec.bindings import binds
 
-VERSION: Final = 1
+VERSION: Final = 2
+_DROPPED: Final = "CREATE TABLE celeriac_dropped (queue TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID"
 SCHEMA: Final = (
     "CREATE TABLE celeriac_messages (id INTEGER PRIMARY KEY, raw BLOB NOT NULL)",
     # rank is the priority with its sign turned, so that the first rows are the most urgent, then the oldest.
@@ -47,9 +46,13 @@ SCHEMA: Final = (
         id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, raw BLOB NOT NULL, attempt INTEGER NOT NULL,
         reason TEXT NOT NULL, error TEXT NOT NULL, node TEXT NOT NULL, at REAL NOT NULL)""",
     "CREATE INDEX celeriac_dead_queue ON celeriac_dead (queue, id)",
+    _DROPPED,
 )
+#: version → what makes the next one of it.
+UPGRADES: Final = {1: (_DROPPED,)}
 
 DEAD_KEPT: Final = 10_000
+DEAD_KEPT_S: Final = 7 * 24 * 3600.0
 ERROR_CHARS: Final = 8192
 #: Delayed messages made ready in one transaction, and messages dropped in one: bounds for how long it may take.
 RIPE_PER_STEP: Final = 1_000
@@ -78,22 +81,22 @@ class Claimed(NamedTuple):
     raw: bytes
 
 
-class DeadLetter(Struct, frozen=True):
-    """A message set aside, with the reason; `at` is a unix time."""
-
-    id: int
-    queue: str
-    raw: bytes
-    attempt: int
-    reason: str
-    error: str
-    node: str
-    at: float
-
-
 def pack(payload: Payload, raw: bytes) -> Packed:
+    return Packed(payload.route, _rank(payload), payload.due, raw)
+
+
+def repack(raw: bytes, queue: str) -> Packed:
+    """A message that was set aside, ready to be written anew. It may be any bytes."""
+    try:
+        rank = _rank(envelope.unpack(raw))
+    except ValueError:
+        rank = 0
+    return Packed(Route(queue), rank, None, raw)
+
+
+def _rank(payload: Payload) -> int:
     priority = payload.properties.get("priority")
-    return Packed(payload.route, -priority if type(priority) is int else 0, payload.due, raw)
+    return -priority if type(priority) is int else 0
 
 
 # -- publishing -------------------------------------------------------------------------------------------
@@ -264,17 +267,56 @@ def bury(conn: sqlite3.Connection, owner: int, id: int, reason: str, error: str,
         return
     conn.execute("DELETE FROM celeriac_held WHERE owner = ? AND id = ?", key)
     conn.execute("DELETE FROM celeriac_messages WHERE id = ?", (id,))
-    conn.execute(
-        "DELETE FROM celeriac_dead WHERE queue = ?1 AND id <="
-        " (SELECT id FROM celeriac_dead WHERE queue = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-        (row[0], DEAD_KEPT),
-    )
+    forget_old(conn, row[0], now)
 
 
-def dead_letters(conn: sqlite3.Connection, queue: str) -> list[DeadLetter]:
+# -- the dead ---------------------------------------------------------------------------------------------
+
+
+def forget_old(conn: sqlite3.Connection, queue: str, now: float) -> None:
+    """Drop dead letters of a queue that are too many or too old, and count them."""
+    dropped = conn.execute(
+        "DELETE FROM celeriac_dead WHERE queue = ?1 AND (at <= ?3 OR id <="
+        " (SELECT id FROM celeriac_dead WHERE queue = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2))",
+        (queue, DEAD_KEPT, now - DEAD_KEPT_S),
+    ).rowcount
+    if dropped:
+        conn.execute(
+            "INSERT INTO celeriac_dropped VALUES (?, ?)"
+            " ON CONFLICT (queue) DO UPDATE SET count = count + excluded.count",
+            (queue, dropped),
+        )
+
+
+def dead_boxes(conn: sqlite3.Connection, queues: Iterable[str], now: float) -> list[DeadBox]:
+    """How much was set aside, of these queues and of others."""
+    since = now - DEAD_KEPT_S
+    counts = dict(conn.execute("SELECT queue, count(*) FROM celeriac_dead WHERE at > ? GROUP BY queue", (since,)))
+    dropped = dict(conn.execute("SELECT queue, count FROM celeriac_dropped"))
+    for queue, old in conn.execute("SELECT queue, count(*) FROM celeriac_dead WHERE at <= ? GROUP BY queue", (since,)):
+        dropped[queue] = dropped.get(queue, 0) + old  # they go with the next that is set aside, or shown
+    names = dict.fromkeys([*queues, *sorted({*counts, *dropped})])
+    return [DeadBox(name, counts.get(name, 0), dropped.get(name, 0)) for name in names]
+
+
+def browse_dead(conn: sqlite3.Connection, queue: str, after: int, limit: int, now: float) -> list[DeadLetter]:
     """What was set aside from a queue, oldest first."""
-    sql = "SELECT id, queue, raw, attempt, reason, error, node, at FROM celeriac_dead WHERE queue = ? ORDER BY id"
-    return [DeadLetter(*row) for row in conn.execute(sql, (queue,))]
+    rows = conn.execute(
+        "SELECT id, queue, raw, reason, error, attempt, node, at FROM celeriac_dead"
+        " WHERE queue = ? AND id > ? AND at > ? ORDER BY id LIMIT ?",
+        (queue, after, now - DEAD_KEPT_S, limit),
+    )
+    return [DeadLetter(str(row[0]), *row[1:]) for row in rows]
+
+
+def take_dead(conn: sqlite3.Connection, queue: str, id: str) -> bytes | None:
+    """Remove one dead letter; return its message."""
+    if not id.isdecimal():
+        return None
+    row = conn.execute(
+        "DELETE FROM celeriac_dead WHERE queue = ? AND id = ? RETURNING raw", (queue, int(id))
+    ).fetchone()
+    return None if row is None else bytes(row[0])
 
 
 def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from celeriac.exceptions import OperationalError, PublishRejected, TransportLost, TransportUnreachable
-from celeriac.spec import ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, envelope
+from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, envelope
 from celeriac_broker_sqlite import store
 from celeriac_broker_sqlite.consumer import SqliteConsumer, queue_topic
 from celeriac_broker_sqlite.fanout import Fanout, SqliteListener
-from celeriac_broker_sqlite.store import DeadLetter, Packed
+from celeriac_broker_sqlite.store import Packed
 from celeriac_support_sqlite.file import LOCK_TIMEOUT_S, Database, Location, StoreTrouble
 from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell
@@ -28,10 +28,11 @@ class SqliteTransport:
         {
             "delay",
             "priority",
+            "attempts",
+            "browse_dead",
+            "dead_letter",
             "fanout",
             "lease",
-            "attempts",
-            "dead_letter",
             "durable",
             "shared",
             "purge",
@@ -44,8 +45,8 @@ class SqliteTransport:
         location = Location(url, options.get("durability"))
         self.url = location.url
         self.joint: str | None = location.joint
-        self.database = Database(location, "broker", store.VERSION, store.SCHEMA)
         self._state = SqliteState(location, self.errors)
+        self.database = Database(location, "broker", store.VERSION, store.SCHEMA, store.UPGRADES)
         self.bell = Bell(location.path)
         self._fanout = Fanout(location, self.bell)
         self._numbers = itertools.count(1)
@@ -97,10 +98,25 @@ class SqliteTransport:
         with self.errors():
             return self.database.read(lambda conn: store.depth(conn, queue, time.time()))
 
-    def dead_letters(self, queue: str) -> list[DeadLetter]:
-        """What was set aside from this queue, oldest first."""
+    def dead_boxes(self, queues: Sequence[str]) -> list[DeadBox]:
         with self.errors():
-            return self.database.read(lambda conn: store.dead_letters(conn, queue))
+            return self.database.read(lambda conn: store.dead_boxes(conn, queues, time.time()))
+
+    def browse_dead(self, queue: str, *, after: str = "", limit: int = 100) -> list[DeadLetter]:
+        behind = int(after) if after.isdecimal() else 0
+        with self.errors():
+            return self.database.read(lambda conn: store.browse_dead(conn, queue, behind, limit, time.time()))
+
+    def requeue_dead(self, queue: str, ids: Sequence[str]) -> int:
+        with self.errors(), self.database.transaction() as conn:
+            raws = [raw for id in ids if (raw := store.take_dead(conn, queue, id)) is not None]
+            changed = store.put(conn, [store.repack(raw, queue) for raw in raws], time.time())
+        self.bell.ring(map(queue_topic, changed))
+        return len(raws)
+
+    def drop_dead(self, queue: str, ids: Sequence[str]) -> int:
+        with self.errors(), self.database.transaction() as conn:
+            return sum(store.take_dead(conn, queue, id) is not None for id in ids)
 
     def state(self) -> SqliteState:
         return self._state

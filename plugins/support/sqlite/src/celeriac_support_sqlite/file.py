@@ -13,9 +13,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal, TypeVar
 from urllib.parse import parse_qs, unquote
 
@@ -103,9 +104,17 @@ class Database:
         part: Names the tables that this plugin keeps in the file (`broker`, `backend`).
         version: Of these tables.
         schema: Statements that make them.
+        upgrades: Version → statements that make the next version of it.
     """
 
-    def __init__(self, location: Location, part: str, version: int, schema: Sequence[str]) -> None:
+    def __init__(
+        self,
+        location: Location,
+        part: str,
+        version: int,
+        schema: Sequence[str],
+        upgrades: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         if sqlite3.sqlite_version_info < MIN_SQLITE:
             raise ImproperlyConfigured(
                 f"sqlite: this Python has SQLite {sqlite3.sqlite_version}; celeriac needs "
@@ -116,6 +125,7 @@ class Database:
         self._part = part
         self._version = version
         self._schema = schema
+        self._upgrades = upgrades
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._identity: tuple[int, int] | None = None
@@ -228,6 +238,11 @@ class Database:
                 conn.execute(statement)
             conn.execute("INSERT INTO celeriac_parts VALUES (?, ?)", (self._part, self._version))
             version = self._version
+        while version in self._upgrades and version < self._version:
+            for statement in self._upgrades[version]:
+                conn.execute(statement)
+            version += 1
+            conn.execute("UPDATE celeriac_parts SET version = ? WHERE part = ?", (version, self._part))
         conn.execute("COMMIT")
         if version != self._version:
             raise StoreTrouble(
