@@ -265,6 +265,37 @@ class AsyncResult(Generic[T]):
 
     # -- doing ----------------------------------------------------------------------------------------------
 
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: Any = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Have the task not run. When this returns, every worker will obey within seconds, also after a restart.
+
+        Args:
+            terminate: End it by a signal if it runs already (pool prefork).
+            signal: Which one, by name or number; None: TERM.
+        Raises:
+            Unsupported: Neither broker nor result backend can keep it.
+            OperationalError, BackendError: It is not known whether it is kept.
+        """
+        self.app.revocations.revoke_ids([self.id], terminate=terminate, signal=signal)
+
+    def revoke_by_stamped_headers(
+        self,
+        headers: Any,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: Any = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """As `revoke`, for all tasks that carry one of these stamps: `{"customer": ["a", "b"]}`."""
+        self.app.revocations.revoke_stamps(headers, terminate=terminate, signal=signal)
+
     def forget(self) -> None:
         """Remove the result from the store, and those before it in the chain."""
         self._final = None
@@ -443,6 +474,18 @@ class ResultSet:
     def completed_count(self) -> int:
         """How many have returned."""
         return sum(1 for result in self.results if result.successful())
+
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: Any = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Revoke all of them; see `AsyncResult.revoke`."""
+        ids = [result.id for result in self.results]
+        self.app.revocations.revoke_ids(ids, terminate=terminate, signal=signal)
 
     def forget(self) -> None:
         """Forget all."""

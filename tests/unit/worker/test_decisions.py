@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from celeriac import Celery
+from celeriac.app.revocations import Revocation, id_key
 from celeriac.spec.data import UNKNOWN_COST_S, Delivery, Head
 from celeriac.utils.times import after
 from celeriac.worker.admission import RUN, Admission, Bucket, Courtesy, Waiting, parse_rate
@@ -83,9 +84,10 @@ def test_most_messages_run(admission: Admission) -> None:
 
 
 def test_revoked_and_expired_ones_do_not(admission: Admission) -> None:
-    admission.revoked["id"] = 0
-    assert admission.judge(head(), plan(), 0).what == "revoked"
-    admission.revoked.clear()
+    assert admission.judge(head(), plan(), 0) is RUN
+    other = Admission(can_delay=True, patience_s=10, rates=True)
+    other.revoked.hear({id_key("id"): Revocation()})
+    assert other.judge(head(), plan(), 0).what == "revoked"
     assert admission.judge(head(expires=after(-1).isoformat()), plan(), 0).what == "expired"
     assert admission.judge(head(expires=after(5).isoformat()), plan(), 0) is RUN
 

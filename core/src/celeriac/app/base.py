@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from celeriac import _state, signals
 from celeriac.app.parts import Parts
 from celeriac.app.registry import TaskRegistry
+from celeriac.app.revocations import Revocations
 from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
@@ -494,6 +495,11 @@ class Celery:
     def shared_state(self) -> SharedState | None:
         """What all processes of this app share: kept by the broker, else by the result backend; None if by neither."""
         return self._parts.shared_state
+
+    @property
+    def revocations(self) -> Revocations:
+        """Revokes calls so that workers know of it that are not there yet."""
+        return Revocations(self.shared_state, float(self.conf["task_revoke_expires"]))
 
     @property
     def thread_oid(self) -> str:

@@ -201,6 +201,7 @@ TASK: Final[tuple[Row, ...]] = (
     ("task_serializer", "text", "json", "Serializer of message bodies."),
     ("task_soft_time_limit", "seconds", None, "A run longer than this gets `SoftTimeLimitExceeded` raised in it."),
     ("task_time_limit", "seconds", None, "A run longer than this has its process killed."),
+    ("task_revoke_expires", "seconds", 604_800.0, "How long a revocation is kept, by the clock of its store."),
     ("task_track_started", "bool", False, "Store the state STARTED when a run begins."),
     ("task_allow_error_cb_on_chord_header", "bool", False, "A chord's `link_error` also goes to its header's tasks."),
 )
@@ -256,7 +257,12 @@ WORKER: Final[tuple[Row, ...]] = (
     ("worker_enable_remote_control", "bool", True, "Listen to `celeriac inspect` and `celeriac control`."),
     ("worker_send_task_events", "bool", False, "Tell monitors about every task (`-E`)."),
     ("worker_detect_quorum_queues", "bool", True, "Use limits per consumer where a RabbitMQ queue is a quorum queue."),
-    ("worker_state_db", "text", None, "File in which revoked ids outlive the worker."),
+    (
+        "worker_state_db",
+        "text",
+        None,
+        "File in which revocations outlive the worker, where neither broker nor result backend can keep them.",
+    ),
     ("worker_timer", "object", None, "Accepted for Celery's sake; there is one timer."),
     ("worker_timer_precision", "seconds", 1.0, "Longest pause between looks at what is due."),
     ("worker_agent", "object", None, "Class of an agent to run beside the worker."),
@@ -514,7 +520,7 @@ NOT_YET: Final = frozenset(
         "worker_executable", "worker_gid", "worker_hijack_root_logger", "worker_log_datefmt",
         "worker_log_format", "worker_logfile", "worker_pidfile", "worker_pool_restarts",
         "worker_pool_start_method", "worker_redirect_stdouts", "worker_redirect_stdouts_level",
-        "worker_send_task_events", "worker_state_db", "worker_task_log_datefmt", "worker_task_log_format",
+        "worker_send_task_events", "worker_task_log_datefmt", "worker_task_log_format",
         "worker_timer_precision", "worker_uid", "worker_umask",
     }
 )  # fmt: skip

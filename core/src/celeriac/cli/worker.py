@@ -50,8 +50,8 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
     "--prefetch-multiplier", type=click.IntRange(0), metavar="N", help="Hold N messages per slot. Default: as fits."
 )
 @option("--purge", "--discard", is_flag=True, help="First remove all messages from its queues. No way back!")
+@option("-S", "--statedb", metavar="FILE", help="Keep revocations in this file, where no broker or backend can.")
 @_without_effect("-E", "--task-events", "--events", is_flag=True)
-@_without_effect("-S", "--statedb", metavar="FILE")
 @_without_effect("-O", "--optimization")
 @_without_effect("--without-gossip", is_flag=True)
 @_without_effect("--without-mingle", is_flag=True)

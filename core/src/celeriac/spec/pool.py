@@ -99,8 +99,9 @@ class Pool(Protocol):
         """Take back every job that no slot has started; each gets a `returned` report from the next `collect`."""
 
     def cancel(self, token: int, *, signal: int | None = None) -> bool:
-        """Cancel one job: a queued one never starts, a running one gets `signal` (default TERM) if the pool
-        can `terminate`. A `cancelled` report follows. False if the token is not here or nothing can be done (P6)."""
+        """Cancel one job: a queued one never starts, a running one gets `signal` (default TERM; 0: none, it goes on)
+        if the pool can `terminate`. A `cancelled` report follows, with the `pid` of what was ended, 0 if it never
+        started. False if the token is not here or nothing can be done (P6)."""
 
     def resize(self, slots: int) -> None:
         """Grow or shrink; busy slots finish their job first. Only with the ability `resize`."""

@@ -557,6 +557,22 @@ class PoolConformance:
             assert driver.final(neighbour).outcome == "succeeded"
             assert not driver.pool.cancel(victim.token)
 
+    def test_P6_signal_0_cancels_what_waits_and_leaves_what_runs(self, tmp_path: Path) -> None:
+        ran = tmp_path / "ran"
+        if not self.runs_beside:
+            return  # nobody can ask while it runs
+        with self.started() as driver:
+            busy = [job(f"note {ran} x; sleep 0.4") for _ in range(self.slots)]
+            waiting = job(f"note {ran} never")
+            driver.submit(*busy, waiting)
+            self._wait_until_they_run(driver, ran, self.slots)
+            assert driver.pool.cancel(waiting.token, signal=0)
+            assert not any(driver.pool.cancel(one.token, signal=0) for one in busy)
+            assert driver.final(waiting).outcome == "cancelled"
+            assert driver.final(waiting).pid == 0, "it never started"
+            assert driver.outcomes(busy) == ["succeeded"] * self.slots
+            assert "never" not in lines(ran)
+
     def test_P6_cancelling_an_unknown_job_does_nothing(self) -> None:
         with self.started() as driver:
             one = job("sleep 0.1")

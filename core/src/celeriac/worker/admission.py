@@ -14,6 +14,7 @@ from celeriac.spec.data import Delivery, Head
 from celeriac.utils.times import to_unix
 from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.plans import TaskPlan
+from celeriac.worker.revoked import Revoked
 
 #: An ETA nearer than this waits in the worker; a farther one goes back to a broker that can hold it (B23).
 NEAR_S: Final = 2.0
@@ -44,9 +45,11 @@ class Admission:
         patience_s: How long a message of an unknown task is offered to other workers.
     """
 
-    def __init__(self, *, can_delay: bool, patience_s: float, rates: bool, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self, *, can_delay: bool, patience_s: float, rates: bool, revoked: Revoked | None = None, clock: Clock = SYSTEM
+    ) -> None:
         self._clock = clock
-        self.revoked: dict[str, float] = {}
+        self.revoked = Revoked() if revoked is None else revoked
         self._can_delay = can_delay
         self._patience_s = patience_s
         self._rates = rates
@@ -61,7 +64,7 @@ class Admission:
             waiting: How many messages wait in the worker for their time already.
         """
         now = self._clock.unix()
-        if head.id in self.revoked:
+        if self.revoked.match(head) is not None:
             return Verdict("revoked")
         try:
             if head.expires is not None and to_unix(head.expires) <= now:

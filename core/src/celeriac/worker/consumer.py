@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import signals
@@ -21,11 +22,14 @@ from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
 from celeriac.worker.plans import TaskPlan
+from celeriac.worker.revoked import Revoked, obey
 from celeriac.worker.window import BRIEF_S, Window
 
 if TYPE_CHECKING:
+    from celeriac.app.revocations import Revocation
     from celeriac.log import TaskLog
     from celeriac.spec.pool import Pool
+    from celeriac.spec.state import Snapshot
     from celeriac.spec.transport import Transport
     from celeriac.worker.poller import Sleeper
 
@@ -41,6 +45,7 @@ class Loop:
         hard_s, soft_s: The worker's time limits, for tasks without their own.
 
     Attributes:
+        revoked: What may not run.
         unstored: After `close`: how many finished tasks run again, for their results could not be stored.
     """
 
@@ -57,6 +62,7 @@ class Loop:
         log: TaskLog,
         hard_s: float | None,
         soft_s: float | None,
+        revoked: Revoked | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         self._app = app
@@ -81,8 +87,11 @@ class Loop:
             can_delay="delay" in transport.abilities,
             patience_s=float(app.conf["task_unknown_patience"]),
             rates=not app.conf["worker_disable_rate_limits"],
+            revoked=revoked,
             clock=clock,
         )
+        self.revoked = self._admission.revoked
+        self._snapshots: deque[Snapshot] = deque(maxlen=1)  # of revocations; only the last one counts
         self.unstored = 0
 
     # -- life -----------------------------------------------------------------------------------------------
@@ -107,6 +116,18 @@ class Loop:
         self.unstored = self._link.close(timeout_s)
         self._log.flush()
 
+    # -- revoking -------------------------------------------------------------------------------------------
+
+    def learn_revoked(self, snapshot: Snapshot) -> None:
+        """From any thread: the shared state holds these revocations now."""
+        self._snapshots.append(snapshot)
+        self._sleeper.wake()
+
+    def revoke(self, revocations: Mapping[str, Revocation]) -> None:
+        """A command was heard that revokes these keys (`app.revocations.id_key`, `stamp_key`)."""
+        self.revoked.hear(revocations)
+        obey(revocations, self.flights, self._pool)
+
     # -- one turn -------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
@@ -117,6 +138,8 @@ class Loop:
         """
         link = self._link
         link.prove()
+        if self._snapshots:
+            obey(self.revoked.take_over(self._snapshots.popleft()), self.flights, self._pool)
         if link.lost_tags:
             self._ground_lost()
         reports = self._pool.collect()
@@ -179,7 +202,7 @@ class Loop:
     def _take(self, deliveries: Sequence[Delivery]) -> None:
         jobs: list[Job] = []
         flights, plans, window = self.flights, self._plans, self._window
-        revoked, epoch, info_on = self._admission.revoked, self._epoch, self._log.info_on
+        revoked, epoch, info_on = bool(self.revoked), self._epoch, self._log.info_on
         for delivery in deliveries:
             head = delivery.head
             if type(head) is Malformed:

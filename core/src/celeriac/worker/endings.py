@@ -135,11 +135,20 @@ class Endings:
             verb: Verb = "ack" if plan.ack_on_timeout else "dead"
             self._finish(flight, verb, stored, reason="time limit", error=report.detail)
         elif outcome == "cancelled":
-            self._log.line(logging.INFO, "task.revoked", **named)
-            stored = self.state(self.request(flight.delivery), states.REVOKED, TaskRevokedError("terminated"))
-            self._finish(flight, "ack", stored)
+            self._cancelled(flight, report)
         else:
             self._lost(flight, report.detail)
+
+    def _cancelled(self, flight: Flight, report: JobReport) -> None:
+        """Revoked: before it started, or ended while it ran."""
+        self._log.line(logging.INFO, "task.revoked", task_name=flight.plan.name, task_id=flight.head.id)
+        request, ran = self.request(flight.delivery), report.pid != 0
+        error = TaskRevokedError("terminated" if ran else "revoked")
+        self._finish(flight, "ack", self.state(request, states.REVOKED, error))
+        if signals.task_revoked.receivers:
+            signals.task_revoked.send(
+                sender=flight.plan.task, request=request, terminated=ran, signum=flight.signum or None, expired=False
+            )
 
     def _failed(self, flight: Flight, report: JobReport) -> None:
         plan = flight.plan

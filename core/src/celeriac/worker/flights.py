@@ -16,9 +16,10 @@ class Flight:
         brief: It may wait in a slot with others.
         acked: It was acknowledged before it ran.
         pid: The process that runs it, once that is known.
+        signum: It is revoked, to be ended by this signal; 0: not, or not by one.
     """
 
-    __slots__ = ("acked", "brief", "delivery", "epoch", "head", "pid", "plan")
+    __slots__ = ("acked", "brief", "delivery", "epoch", "head", "pid", "plan", "signum")
 
     def __init__(self, delivery: Delivery, head: Head, plan: TaskPlan, epoch: int, brief: bool) -> None:
         self.delivery = delivery
@@ -28,6 +29,7 @@ class Flight:
         self.brief = brief
         self.acked = False
         self.pid = 0
+        self.signum = 0
 
 
 class Flights:
@@ -60,6 +62,10 @@ class Flights:
 
     def __iter__(self) -> Iterator[Flight]:
         return iter(list(self._by_token.values()))
+
+    def items(self) -> list[tuple[int, Flight]]:
+        """All with their tokens."""
+        return list(self._by_token.items())
 
     def tokens(self) -> list[int]:
         """Of all that are left."""

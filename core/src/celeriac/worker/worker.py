@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 from celeriac import signals
 from celeriac.exceptions import (
+    CeleriacError,
     ImproperlyConfigured,
     OperationalError,
     TransportUnreachable,
@@ -33,6 +34,7 @@ from celeriac.utils.ids import default_nodename, uuid
 from celeriac.worker.consumer import Loop
 from celeriac.worker.link import Link
 from celeriac.worker.poller import Sleeper
+from celeriac.worker.revoked import RevocationWatch, Revoked
 from celeriac.worker.spool import Spool
 from celeriac.worker.window import Window
 
@@ -56,6 +58,7 @@ class Worker:
         concurrency: Slots; default: the processors this process may use.
         pool: Name of a pool plugin.
         purge: Drop all waiting messages first.
+        statedb: File in which revocations outlive the worker, where the app has no shared state.
         loglevel, logformat, logfile: For the lines about tasks; without a level there are none.
         on_ready: Called with the worker when it consumes.
     """
@@ -76,6 +79,7 @@ class Worker:
         soft_time_limit: float | None = None,
         prefetch_multiplier: int | None = None,
         purge: bool = False,
+        statedb: str | None = None,
         loglevel: int | str | None = None,
         logformat: str | None = None,
         logfile: str | None = None,
@@ -98,6 +102,8 @@ class Worker:
             prefetch_multiplier if prefetch_multiplier is not None else conf["worker_prefetch_multiplier"]
         )
         self._purge = purge
+        self._state_db = statedb
+        self._watch: RevocationWatch | None = None
         self._log_format: Literal["console", "json"] = "json" if logformat == "json" else "console"
         self._task_log = TaskLog(
             self._log_format,
@@ -202,6 +208,7 @@ class Worker:
             poller=self._sleeper,
             make_spool=lambda: Spool(app.conf["worker_spool_results"], app.conf["worker_spool_bytes"]),
         )
+        state_db = self._state_db or app.conf["worker_state_db"]
         self.loop = Loop(
             app,
             self.link,
@@ -213,7 +220,9 @@ class Worker:
             log=self._task_log,
             hard_s=self._hard_s,
             soft_s=self._soft_s,
+            revoked=Revoked(float(app.conf["task_revoke_expires"]), state_db),
         )
+        self._watch_revocations()
         if self._purge:
             for name in self._queue_names:
                 self.transport.purge(name)
@@ -222,6 +231,18 @@ class Worker:
         except BaseException:
             self.pool.stop(grace_s=0)
             raise
+
+    def _watch_revocations(self) -> None:
+        """Know what is revoked before the first message comes, and look on."""
+        state = self.app.shared_state
+        if state is None:
+            return
+        self._watch = RevocationWatch(state, self.loop.learn_revoked)
+        try:
+            self._watch.look()
+        except CeleriacError as exc:
+            _log.warning("Cannot look for revoked tasks yet: %s", exc)
+        self._watch.start()
 
     def _check_limits(self) -> None:
         """Say at the start what this pool cannot do."""
@@ -259,6 +280,8 @@ class Worker:
         signals.worker_shutting_down.send(sender=self.hostname, sig="", how="warm", exitcode=0)
         _log.info("Stopping: running tasks finish, what no slot has begun is given back.")
         # Warm. First no new work; reports still come, so settling lives on; the link goes last: acks travel on it.
+        if self._watch is not None:
+            self._watch.stop()
         loop.stop_receiving()
         self._let_finish(self.app.conf["worker_shutdown_grace"], until_asked=2)
         # Cold, but softly where the app says so: a last while for what still runs.

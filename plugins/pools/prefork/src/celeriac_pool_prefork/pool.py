@@ -198,8 +198,11 @@ class PreforkPool:
             self._read_all(slot, self._done)
             if not slot.has(token):
                 return False  # it had ended: its own report is here
+            running = slot.running()
+            if number == 0 and running is not None and running[0] == token:
+                return False  # it has started, and may go on
             ended = JobReport(token, "cancelled", detail=f"ended by {signal_name(number)}")
-            if not strike(slot, token, number, ended):
+            if number == 0 or not strike(slot, token, number, ended):
                 slot.doomed[token] = JobReport(token, "cancelled")
                 slot.ask_not_to_start(token)
             return True
