@@ -5,7 +5,7 @@ They read through the app's `ResultStore`; nothing is asked of the store until a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
@@ -145,6 +145,26 @@ class AsyncResult(Generic[T]):
         return value  # type: ignore[no-any-return]
 
     wait = get
+
+    async def aget(self, timeout: float | None = None, propagate: bool = True) -> T:
+        """As `get`, for coroutines: other tasks of the loop go on meanwhile. `await result` is `await result.aget()`.
+
+        Raises:
+            As `get`; within a task it is allowed, since it holds up nobody but the task itself.
+        """
+        if self.ignored:
+            return None  # type: ignore[return-value]
+        if self._final is None:
+            from celeriac.awaiting import within
+
+            store = self.backend
+            self._final = await within(
+                store.awaiter.document(self.id), timeout, lambda: store.timeout_error([self.id], timeout)
+            )
+        return self._outcome(self._final, propagate)  # type: ignore[no-any-return]
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self.aget().__await__()
 
     def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
         """Raise the task's exception if it is known to have failed; else return what is there."""
@@ -417,6 +437,14 @@ class EagerResult(AsyncResult[T]):
         return type(self), (self.id, known["result"], known["status"], known["traceback"], self.task_name)
 
 
+class _Failed(Exception):
+    """One of a set has failed, and the others need not be waited for."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+        super().__init__(result)
+
+
 class ResultSet:
     """Several results, asked and awaited together, in the order given."""
 
@@ -530,6 +558,32 @@ class ResultSet:
 
     join = get
     join_native = get
+
+    async def aget(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
+        """As `get`, for coroutines; see `AsyncResult.aget`."""
+        from celeriac.awaiting import together, within
+
+        async def one(result: Any) -> None:
+            if isinstance(result, ResultSet):
+                await result.aget(propagate=propagate)
+            elif not result.ignored and result._final is None:
+                result._final = await result.backend.awaiter.document(result.id)
+                if propagate and result._final["status"] in states.PROPAGATE_STATES:
+                    raise _Failed(result)
+
+        def late() -> Exception:
+            missing = [r for r in self.results if isinstance(r, AsyncResult) and r._final is None] or self.results
+            store: ResultStore = missing[0].backend
+            return store.timeout_error([result.id for result in missing], timeout)
+
+        try:
+            await within(together([one(result) for result in self.results]), timeout, late)
+        except _Failed as failed:
+            failed.result._outcome(failed.result._final, True)
+        return [await result.aget(propagate=propagate) for result in self.results]
+
+    def __await__(self) -> Generator[Any, Any, list[Any]]:
+        return self.aget().__await__()
 
     def iterate(self, timeout: float | None = None, propagate: bool = True) -> Iterator[Any]:
         """Yield values as they become ready."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import states
 from celeriac.exceptions import (
@@ -26,6 +27,9 @@ from celeriac.spec.backend import Document, ResultBackend
 from celeriac.spec.data import StoredResult
 from celeriac.spec.serializer import Serializer
 from celeriac.utils.times import now_iso, parse_iso
+
+if TYPE_CHECKING:
+    from celeriac.awaiting import Awaiter
 
 REREAD_S: Final = 5.0  # a lost notice delays a waiter by no more than this (R8)
 FIRST_PAUSE_S: Final = 0.002
@@ -174,12 +178,12 @@ class ResultStore:
     def get_task_meta(self, task_id: str) -> Document:
         """The document of a task; PENDING if there is none."""
         found = self._required("a result").fetch([task_id]).get(task_id)
-        return self._decode(task_id, found) if found is not None else pending(task_id)
+        return self.decode(task_id, found) if found is not None else pending(task_id)
 
     def find(self, task_id: str) -> Document | None:
         """The document of a task, or None."""
         found = self._required("a result").fetch([task_id]).get(task_id)
-        return None if found is None else self._decode(task_id, found)
+        return None if found is None else self.decode(task_id, found)
 
     def get_state(self, task_id: str) -> str:
         """The state of a task."""
@@ -242,7 +246,7 @@ class ResultStore:
                 for task_id, data in batch:
                     if task_id not in waiting:
                         continue
-                    document = self._decode(task_id, data)
+                    document = self.decode(task_id, data)
                     if on_message is not None:
                         on_message(document)
                     if document["status"] in states.READY_STATES:
@@ -254,7 +258,7 @@ class ResultStore:
                     on_interval()
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
-                    raise TimeoutError(self._timeout_text(plugin, waiting, timeout))
+                    raise self.timeout_error(waiting, timeout)
                 if self._missing_hint is not None and now >= hint_at:
                     hint_at = now + 2.0
                     for task_id in waiting:
@@ -306,7 +310,12 @@ class ResultStore:
             time.sleep(_until(time.monotonic() + pause_s, deadline))
             pause_s = min(pause_s * 1.5, interval)
 
-    def _decode(self, task_id: str, data: bytes) -> Document:
+    def decode(self, task_id: str, data: bytes) -> Document:
+        """The document in a stored form.
+
+        Raises:
+            BackendGetMetaError: It cannot be read.
+        """
         assert self.plugin is not None
         try:
             document = self.plugin.decode(data)
@@ -314,6 +323,21 @@ class ResultStore:
             raise BackendGetMetaError(f"the stored result of {task_id} cannot be read: {exc}", task_id=task_id) from exc
         document.setdefault("status", states.PENDING)
         return document
+
+    def why_missing(self, task_id: str) -> BaseException | None:
+        """Why a result can never come, as far as somebody has told us."""
+        return None if self._missing_hint is None else self._missing_hint(task_id)
+
+    def timeout_error(self, task_ids: Iterable[str], timeout: float | None) -> TimeoutError:
+        """What to raise when these did not come in time."""
+        return TimeoutError(self._timeout_text(self._required("a result"), dict.fromkeys(task_ids), timeout))
+
+    @cached_property
+    def awaiter(self) -> Awaiter:
+        """Waits on behalf of coroutines."""
+        from celeriac.awaiting import Awaiter  # asyncio costs 30 ms to import, and few need it
+
+        return Awaiter(self)
 
     def _required(self, what: str) -> ResultBackend:
         if self.plugin is None:

@@ -125,6 +125,18 @@ class Task(Generic[P, R]):
         """Send a call with these arguments; `apply_async` without options."""
         return self.apply_async(args, kwargs)
 
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """As `delay`, for coroutines: whoever shares their loop goes on meanwhile."""
+        return await self.aapply_async(args, kwargs)
+
+    async def aapply_async(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
+        """As `apply_async`, for coroutines."""
+        from celeriac.awaiting import aside
+
+        return await aside(self.apply_async, args, kwargs, **options)
+
     def apply_async(
         self,
         args: Sequence[Any] | None = None,

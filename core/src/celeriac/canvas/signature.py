@@ -110,6 +110,16 @@ class Signature(dict[str, Any]):
             return task.apply_async(merged_args, merged_kwargs, **merged_options)
         return self.app.send_task(self["task"], merged_args, merged_kwargs, **merged_options)
 
+    async def adelay(self, *args: Any, **kwargs: Any) -> Any:
+        """As `delay`, for coroutines: whoever shares their loop goes on meanwhile."""
+        return await self.aapply_async(args, kwargs)
+
+    async def aapply_async(self, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """As `apply_async`, for coroutines."""
+        from celeriac.awaiting import aside
+
+        return await aside(self.apply_async, args, kwargs, **options)
+
     def apply(self, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Run it here and now; see `Task.apply`."""
         merged_args, merged_kwargs, merged_options = self.merged(args, kwargs or {}, options)
