@@ -58,10 +58,14 @@ def as_moment(value: Any, zone: tzinfo) -> datetime:
 
 def after(seconds: float | timedelta) -> datetime:
     """The moment `seconds` from now, in UTC."""
-    delta = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
-    return datetime.now(UTC) + delta
+    return datetime.now(UTC) + as_delta(seconds)
 
 
 def as_seconds(value: Any) -> float:
     """Seconds of a number or a timedelta."""
     return value.total_seconds() if isinstance(value, timedelta) else float(value)
+
+
+def as_delta(value: float | timedelta) -> timedelta:
+    """A timedelta of a number of seconds or a timedelta."""
+    return value if isinstance(value, timedelta) else timedelta(seconds=value)
