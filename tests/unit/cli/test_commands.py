@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,12 +113,12 @@ def test_an_extensions_command_is_a_command(fake_site: Any, tmp_path: Path) -> N
     fake_site.install("extension", "greeter", source)
     fake_site.install("extension", "broken", "1 / 0")
     program = Path(sys.executable).parent / "celeriac"
-    for words, expected in ((["greet"], "hello"), (["--help"], "greet    Greet.")):
+    for words, expected in ((["greet"], "hello"), (["--help"], "greet +Greet.")):
         ran = subprocess.run(
             [program, *words], env=fake_site.environment(), capture_output=True, text=True, timeout=60, check=False
         )
         assert ran.returncode == 0
-        assert expected in ran.stdout
+        assert re.search(expected, ran.stdout)
         assert "plugin extension:broken" in ran.stderr
 
 

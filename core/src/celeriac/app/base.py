@@ -16,7 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from celeriac import _state, signals
+from celeriac.app import builtin  # noqa: F401 # registers itself
 from celeriac.app.parts import Parts
+from celeriac.app.periodic import PeriodicTasks
 from celeriac.app.registry import TaskRegistry
 from celeriac.app.revocations import Revocations
 from celeriac.app.sending import build_payload, publish
@@ -98,13 +100,14 @@ class Celery:
         self.on_after_configure = signals.Signal("app.on_after_configure", {"source"})
         self.on_after_finalize = signals.Signal("app.on_after_finalize")
         self.on_after_fork = signals.Signal("app.on_after_fork")
+        self._periodic = PeriodicTasks(self)
         self.conf = Settings(
             self._given,
             config_source=config_source,
             namespace=namespace,
             silent=config_source_silent,
             on_configure=lambda: self.on_configure.send(sender=self),
-            on_after_configure=lambda _settings: self.on_after_configure.send(sender=self, source=self.conf),
+            on_after_configure=lambda _settings: self._after_configure(),
             on_change=lambda: self._parts.settings_changed(),
         )
         self._registry = self.registry_cls() if tasks is None else tasks
@@ -183,6 +186,32 @@ class Celery:
         from celeriac.security import setup_security  # only who signs pays for it
 
         setup_security(allowed_serializers, key, key_password, cert, store, digest, serializer, app=self)
+
+    def _after_configure(self) -> None:
+        self._periodic.install()
+        self.on_after_configure.send(sender=self, source=self.conf)
+
+    def add_periodic_task(
+        self,
+        schedule: Any,
+        sig: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        **opts: Any,
+    ) -> str:
+        """Have beat call a task again and again: add an entry to the setting `beat_schedule`.
+
+        Args:
+            schedule: Seconds, a timedelta or a schedule of `celeriac.schedules`.
+            sig: A signature (`add.s(2, 2)`), or a task's name.
+            args, kwargs: Put before the signature's.
+            name: Of the entry; default: the call as text. Give one if a call stands in several entries.
+            opts: For `apply_async` (`queue`, `expires` …); also `relative` and `catch_up`.
+        Returns:
+            The name.
+        """
+        return self._periodic.add(schedule, sig, args, kwargs, name, **opts)
 
     # -- tasks ----------------------------------------------------------------------------------------------
 
@@ -400,7 +429,9 @@ class Celery:
             self.finalize(auto=True)
         if not calls:
             return []
-        steering: dict[str, Any] = {key: calls[0][4][key] for key in ("retry", "retry_policy") if key in calls[0][4]}
+        steering: dict[str, Any] = {
+            key: calls[0][4][key] for key in ("retry", "retry_policy", "once") if key in calls[0][4]
+        }
         payloads = [self.make_payload(*call) for call in calls]
         results: list[AsyncResult[Any]] = []
         for (name, _, _, task_id, _), payload in zip(calls, payloads, strict=True):

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _NOT_SENT = frozenset(
     {
         "queue", "exchange", "routing_key", "exchange_type", "router", "route_name", "task_type", "result_cls",
-        "retry", "retry_policy", "producer", "publisher", "connection", "add_to_parent", "declare", "event_dispatcher",
-        "mandatory", "immediate", "timeout", "confirm_timeout", "compress", "throw",
+        "once", "retry", "retry_policy", "producer", "publisher", "connection", "add_to_parent", "declare",
+        "event_dispatcher", "mandatory", "immediate", "timeout", "confirm_timeout", "compress", "throw",
     }
 )  # fmt: skip
 #: Attributes of a task that are defaults of its calls.
@@ -130,7 +130,9 @@ def publish(app: Celery, payloads: Sequence[Payload], options: Mapping[str, Any]
     """Send payloads, with the signals around each."""
     if signals.before_task_publish.receivers:
         announce(app, payloads, options.get("retry_policy"))
-    app.producer.send(payloads, retry=options.get("retry"), policy=options.get("retry_policy"))
+    app.producer.send(
+        payloads, retry=options.get("retry"), policy=options.get("retry_policy"), once=options.get("once")
+    )
     if signals.after_task_publish.receivers:
         for payload in payloads:
             _announce(signals.after_task_publish, payload)

@@ -331,10 +331,25 @@ EVENT: Final[tuple[Row, ...]] = (
 
 BEAT: Final[tuple[Row, ...]] = (
     ("beat_schedule", "dict", {}, "What is sent when: `{name: {'task': ..., 'schedule': ..., 'args': ...}}`."),
-    ("beat_scheduler", "object", "celeriac.beat:PersistentScheduler", "Class that keeps the schedule."),
-    ("beat_schedule_filename", "text", "celeriacbeat-schedule", "File in which it notes what was sent last."),
+    (
+        "beat_scheduler",
+        "object",
+        "celeriac.beat:PersistentScheduler",
+        "The scheduler: a class as `module:Class`, or the name of an entry point.",
+    ),
+    (
+        "beat_schedule_filename",
+        "text",
+        "celeriacbeat-schedule",
+        "File that notes what was sent last, if named; else used only when broker and backend keep no state.",
+    ),
     ("beat_max_loop_interval", "seconds", 0.0, "Longest sleep between looks at the schedule. 0: the scheduler's own."),
-    ("beat_sync_every", "int", 0, "Write the file after so many sends. 0: every three minutes."),
+    (
+        "beat_sync_every",
+        "int",
+        0,
+        "Schedulers of others: write after so many sends. 0: every three minutes. Ours notes each send.",
+    ),
     ("beat_cron_starting_deadline", "seconds", None, "A `crontab` run missed by more than this is left out."),
     ("beat_enable_remote_control", "bool", False, "The scheduler answers `ping` of remote control."),
     (
@@ -496,9 +511,9 @@ OWN: Final = frozenset(
 #: `tests/house/test_settings_read.py` keeps this list true.
 NOT_YET: Final = frozenset(
     {
-        "beat_cron_starting_deadline", "beat_enable_remote_control", "beat_executable", "beat_gid",
-        "beat_logfile", "beat_max_loop_interval", "beat_pidfile", "beat_remote_control_max_tick_age",
-        "beat_schedule_filename", "beat_scheduler", "beat_sync_every", "beat_uid", "beat_umask",
+        "beat_enable_remote_control", "beat_executable", "beat_gid",
+        "beat_logfile", "beat_pidfile", "beat_remote_control_max_tick_age",
+        "beat_uid", "beat_umask",
         "broker_channel_error_retry", "broker_connection_retry", "broker_failover_strategy",
         "broker_heartbeat_checkrate", "broker_pool_acquire_timeout", "control_exchange",
         "control_queue_durable", "control_queue_exclusive", "control_queue_expires", "control_queue_ttl",

@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "result": ("celeriac.cli.result", "Print the result of a call."),
     "purge": ("celeriac.cli.purge", "Remove all waiting messages from queues."),
     "dead": ("celeriac.cli.dead", "List, show, give back or drop messages that were set aside."),
+    "beat": ("celeriac.cli.beat", "Send periodic tasks when they are due."),
+    "schedule": ("celeriac.cli.schedule", "List, add, pause and trigger periodic tasks of running beats."),
     "plugins": ("celeriac.cli.plugins", "List, show and check the installed plugins."),
     "report": ("celeriac.cli.report", "Print versions and settings, for bug reports."),
 }

@@ -49,6 +49,9 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option(
     "--prefetch-multiplier", type=click.IntRange(0), metavar="N", help="Hold N messages per slot. Default: as fits."
 )
+@option("-B", "--beat", is_flag=True, help="Send periodic tasks too. Any number of workers may be told so.")
+@option("-s", "--schedule-filename", metavar="FILE", help="With -B: as --schedule of celeriac beat.")
+@option("--scheduler", metavar="NAME", help="With -B: as --scheduler of celeriac beat.")
 @option("--purge", "--discard", is_flag=True, help="First remove all messages from its queues. No way back!")
 @option("-S", "--statedb", metavar="FILE", help="Keep revocations in this file, where no broker or backend can.")
 @_without_effect("-E", "--task-events", "--events", is_flag=True)
@@ -71,8 +74,8 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
         app.conf.config_from_cmdline(ctx.args, namespace="worker")
     if options["include"]:
         app.conf.override({"include": [*app.conf.include, *options["include"]]})
-    _set_up_log(app, options, state.given.no_color)
-    _import_tasks(app)
+    set_up_log(app, options, state.given.no_color)
+    import_tasks(app)
     kernel = app.kernel
     kernel.load(kernel.find("pool", options["pool"] or app.conf.worker_pool))  # a bad one is told of first
     given = {("logformat" if name == "log_format" else name): value for name, value in options.items()}
@@ -91,7 +94,8 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
     ctx.exit(Worker(app, **given, on_ready=say_ready).run())
 
 
-def _set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:
+def set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:
+    """The log of a command with the options `loglevel`, `log_format` and `logfile`."""
     options["log_format"] = options["log_format"] or app.conf.worker_log_style
     level, format, path = options["loglevel"], options["log_format"], options["logfile"]
     facts = {"loglevel": level, "logfile": path, "format": format, "colorize": not no_color}
@@ -107,7 +111,8 @@ def _set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:
     signals.after_setup_task_logger.send(None, logger=task_logger, **facts)
 
 
-def _import_tasks(app: Any) -> None:
+def import_tasks(app: Any) -> None:
+    """All modules with tasks of the app; an error is the user's, and is shown with its traceback."""
     try:
         app.import_default_modules()
     except (SystemExit, Exception) as exc:

@@ -97,6 +97,17 @@ def catalog() -> Catalog:
         return Catalog(_group(_read_one_by_one(importlib_metadata.distributions(), troubles)), tuple(troubles))
 
 
+def named_objects(groups: Iterable[str]) -> dict[str, EntryPoint]:
+    """Name → entry point of some groups that are no plugin kinds; of two with one name, that of the earlier group."""
+    import importlib_metadata  # see `catalog`
+
+    found: dict[str, EntryPoint] = {}
+    for group in groups:
+        for entry_point in importlib_metadata.entry_points(group=group):
+            found.setdefault(entry_point.name, entry_point)
+    return found
+
+
 def same_dist(one: str, other: str) -> bool:
     """Whether two names mean one distribution (PEP 503: case and the kind of dash do not count)."""
     return _normalize(one) == _normalize(other)

@@ -16,7 +16,7 @@ from celeriac.spec.backend import ChordBackend, GroupBackend, ResultBackend
 from celeriac.spec.pool import Pool
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.state import KeepsState
-from celeriac.spec.transport import DeadLetters, FanoutTransport, Transport
+from celeriac.spec.transport import DeadLetters, FanoutTransport, OnceTransport, Transport
 
 PROTOCOLS: Mapping[str, type] = {
     "broker": Transport,
@@ -28,7 +28,7 @@ PROTOCOLS: Mapping[str, type] = {
 #: before an ability was thought of lacks both, and loads.
 ADDITIONS: Mapping[str, Mapping[str, type]] = {
     "backend": {"state": KeepsState, "count": ChordBackend, "groups": GroupBackend},
-    "broker": {"state": KeepsState, "fanout": FanoutTransport, "browse_dead": DeadLetters},
+    "broker": {"state": KeepsState, "fanout": FanoutTransport, "browse_dead": DeadLetters, "once": OnceTransport},
 }
 #: What the data members of the contracts are; the others are methods.
 TYPES: Mapping[str, tuple[type, ...]] = {

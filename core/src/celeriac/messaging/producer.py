@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from celeriac.exceptions import TransportLost, TransportUnreachable
 from celeriac.messaging.routes import Router
 from celeriac.spec.data import Payload
-from celeriac.spec.transport import Transport
+from celeriac.spec.transport import OnceTransport, Transport
 
 
 class Producer:
@@ -39,12 +39,18 @@ class Producer:
         self._usual_pauses = self._pauses(None, None)
 
     def send(
-        self, payloads: Sequence[Payload], *, retry: bool | None = None, policy: Mapping[str, Any] | None = None
+        self,
+        payloads: Sequence[Payload],
+        *,
+        retry: bool | None = None,
+        policy: Mapping[str, Any] | None = None,
+        once: tuple[str, float] | None = None,
     ) -> None:
         """Send these, or raise; see `Transport.send` for the errors.
 
         Args:
             retry, policy: Instead of `task_publish_retry` and `task_publish_retry_policy`.
+            once: Key and seconds for `OnceTransport.send_once`; only for a transport with that ability.
         """
         usual = retry is None and policy is None
         for pause_s in self._usual_pauses if usual else self._pauses(retry, policy):
@@ -53,7 +59,11 @@ class Producer:
                     queue = payload.route.queue
                     if queue and queue not in self._declared:
                         self._declare(queue)
-                self._transport.send(payloads, timeout_s=self._timeout_s)
+                if once is None:
+                    self._transport.send(payloads, timeout_s=self._timeout_s)
+                else:
+                    sender = cast(OnceTransport, self._transport)
+                    sender.send_once(payloads, key=once[0], keep_s=once[1], timeout_s=self._timeout_s)
                 return
             except (TransportLost, TransportUnreachable):
                 if pause_s is None:

@@ -177,6 +177,14 @@ class crontab(BaseSchedule):
             else:
                 day = date(day.year, day.month, 1) - DAY
 
+    def as_line(self) -> str:
+        """The five fields as a crontab line has them; `from_string` reads it."""
+        fields = (
+            self._orig_minute, self._orig_hour, self._orig_day_of_month, self._orig_month_of_year,
+            self._orig_day_of_week,
+        )  # fmt: skip
+        return " ".join(_field_text(field) for field in fields)
+
     # -- as a value -----------------------------------------------------------------------------------------
 
     def _fields(self) -> tuple[set[int], ...]:
@@ -222,6 +230,12 @@ class Slots:
 
     def __getitem__(self, index: int) -> datetime:
         return self._midnight + timedelta(minutes=self._minutes[index])
+
+
+def _field_text(field: Any) -> str:
+    if isinstance(field, str):
+        return field.replace(" ", "")
+    return ",".join(map(str, sorted([field] if isinstance(field, int) else field)))
 
 
 def _rebuild(kind: type[crontab], given: tuple[Any, ...], more: dict[str, Any]) -> crontab:

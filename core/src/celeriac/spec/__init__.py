@@ -37,7 +37,7 @@ from celeriac.spec.hooks import hookimpl, hookspec
 from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SlotProgram
 from celeriac.spec.serializer import Serializer, SerializerHost
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
-from celeriac.spec.transport import Consumer, DeadLetters, FanoutTransport, Listener, Poller, Transport
+from celeriac.spec.transport import Consumer, DeadLetters, FanoutTransport, Listener, OnceTransport, Poller, Transport
 
 __all__ = [
     "ABSENT",
@@ -70,6 +70,7 @@ __all__ = [
     "KeepsState",
     "Listener",
     "Malformed",
+    "OnceTransport",
     "Payload",
     "Poller",
     "Pool",

@@ -22,6 +22,7 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
             "priority",
             "purge",
             "shared",
+            "once",
             "state",
         }
     ),

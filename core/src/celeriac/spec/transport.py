@@ -16,6 +16,7 @@ Abilities a transport may declare, each a promise that the conformance kit check
 `durable`           messages survive the end of the process that sent them
 `shared`            several processes may use one URL
 `purge` `depth`     those verbs work
+`once`              `send_once` takes a message one time, however often and by whomever it is sent
 `state`             it keeps shared state too: one member more, `celeriac.spec.state.KeepsState`
 ==================  ======================================================================================
 """
@@ -258,3 +259,19 @@ class DeadLetters(Protocol):
 
     def drop_dead(self, queue: str, ids: Sequence[str]) -> int:
         """Remove these for good; return how many there were."""
+
+
+class OnceTransport(Protocol):
+    """What the ability `once` adds to a transport."""
+
+    def send_once(self, payloads: Sequence[Payload], *, key: str, keep_s: float, timeout_s: float = 10.0) -> bool:
+        """As `Transport.send`, unless messages were already sent with this key; in one atomic step of the store.
+
+        After `PublishUncertain` it may be called again: that is what it is for.
+
+        Args:
+            key: Any text of at most 255 characters; shared by all who use the broker.
+            keep_s: How long the key is known at least, by the store's clock.
+        Returns:
+            False if nothing was sent because the key was known.
+        """

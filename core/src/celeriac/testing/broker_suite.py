@@ -679,6 +679,42 @@ class BrokerConformance(AbilityAware):
         assert sorted(_id(delivery) for delivery in bench.take(last, len(left))) == sorted(left)
         bench.take_none(last)
 
+    # -- once ---------------------------------------------------------------------------------------------
+
+    @needs("once")
+    def test_B32_a_message_sent_once_is_taken_one_time_whoever_sends_it(
+        self, transport: Any, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        key, message = uuid.uuid4().hex, make_payload(queue)
+        barrier, answers = threading.Barrier(4), []
+
+        def send() -> None:
+            barrier.wait()
+            answers.append(transport.send_once([message], key=key, keep_s=60.0))
+
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answers) == [False, False, False, True]
+        assert transport.send_once([make_payload(queue)], key=uuid.uuid4().hex, keep_s=60.0)
+        consumer = open_consumer(queue)
+        found = bench.take(consumer, 2)
+        bench.take_none(consumer)
+        assert message.headers["id"] in [_id(delivery) for delivery in found]
+        consumer.settle([Settlement(delivery.tag) for delivery in found])
+        assert not transport.send_once([message], key=key, keep_s=60.0)
+
+    @needs("once")
+    def test_B32_a_key_is_forgotten_in_time(self, transport: Any, queue: str) -> None:
+        key = uuid.uuid4().hex
+        assert transport.send_once([make_payload(queue)], key=key, keep_s=0.2)
+        deadline = time.monotonic() + 30
+        while not transport.send_once([make_payload(queue)], key=key, keep_s=0.2):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     # -- delay --------------------------------------------------------------------------------------------
 
     @needs("delay")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 from celeriac import signals
+from celeriac.beat import EmbeddedService
 from celeriac.exceptions import (
     CeleriacError,
     ImproperlyConfigured,
@@ -59,6 +60,7 @@ class Worker:
         pool: Name of a pool plugin.
         purge: Drop all waiting messages first.
         statedb: File in which revocations outlive the worker, where the app has no shared state.
+        beat: Send periodic tasks too, from a thread; with `scheduler` and `schedule_filename` as for `beat.Service`.
         loglevel, logformat, logfile: For the lines about tasks; without a level there are none.
         on_ready: Called with the worker when it consumes.
     """
@@ -80,6 +82,9 @@ class Worker:
         prefetch_multiplier: int | None = None,
         purge: bool = False,
         statedb: str | None = None,
+        beat: bool = False,
+        scheduler: Any = None,
+        schedule_filename: str | None = None,
         loglevel: int | str | None = None,
         logformat: str | None = None,
         logfile: str | None = None,
@@ -104,6 +109,8 @@ class Worker:
         self._purge = purge
         self._state_db = statedb
         self._watch: RevocationWatch | None = None
+        self._beat_words = {"scheduler_cls": scheduler, "schedule_filename": schedule_filename} if beat else None
+        self._beat: EmbeddedService | None = None
         self._log_format: Literal["console", "json"] = "json" if logformat == "json" else "console"
         self._task_log = TaskLog(
             self._log_format,
@@ -268,6 +275,9 @@ class Worker:
         loop, pool = self.loop, self.pool
         if self._on_ready is not None:
             self._on_ready(self)
+        if self._beat_words is not None:  # when the first processes are forked
+            self._beat = EmbeddedService(self.app, **self._beat_words)
+            self._beat.start()
         signals.worker_ready.send(sender=self)
         self._tell_extensions("celeriac_worker_ready")
         try:
@@ -279,6 +289,8 @@ class Worker:
             self._asked += 2
         signals.worker_shutting_down.send(sender=self.hostname, sig="", how="warm", exitcode=0)
         _log.info("Stopping: running tasks finish, what no slot has begun is given back.")
+        if self._beat is not None:
+            self._beat.stop()
         # Warm. First no new work; reports still come, so settling lives on; the link goes last: acks travel on it.
         if self._watch is not None:
             self._watch.stop()

@@ -145,6 +145,7 @@ class Place:
         # has the lock, so it only appends here; the next step under the lock looks after it.
         self.abandoned: deque[Holder] = deque()
         self.state = MemoryState()
+        self._once: dict[str, float] = {}
 
     def put(self, packed: Sequence[tuple[Payload, bytes]]) -> None:
         """Take all of these messages, or none.
@@ -154,6 +155,17 @@ class Place:
         """
         with self._lock:
             self._put(packed)
+
+    def put_once(self, packed: Sequence[tuple[Payload, bytes]], key: str, keep_s: float) -> bool:
+        """As `put`, unless this key is known; whether it was done."""
+        with self._lock:
+            now = time.monotonic()
+            self._once = {known: ends for known, ends in self._once.items() if ends > now}
+            if key in self._once:
+                return False
+            self._put(packed)
+            self._once[key] = now + keep_s
+            return True
 
     def acquire(self, holder: Holder, limit: int) -> list[tuple[int, Entry]]:
         """Hand at most `limit` ready messages over to this holder: `(tag, entry)`.

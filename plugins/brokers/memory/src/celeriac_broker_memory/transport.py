@@ -33,7 +33,19 @@ class MemoryTransport:
     """Messages between the threads of one process. Higher priorities first, then the order of sending."""
 
     abilities = frozenset(
-        {"delay", "priority", "fanout", "lease", "attempts", "dead_letter", "browse_dead", "purge", "depth", "state"}
+        {
+            "delay",
+            "priority",
+            "fanout",
+            "lease",
+            "attempts",
+            "dead_letter",
+            "browse_dead",
+            "purge",
+            "depth",
+            "state",
+            "once",
+        }
     )
     joint: str | None = None
 
@@ -45,6 +57,10 @@ class MemoryTransport:
     def send(self, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
         self._require_own_process()
         self._place.put(self.pack(payloads))
+
+    def send_once(self, payloads: Sequence[Payload], *, key: str, keep_s: float, timeout_s: float = 10.0) -> bool:
+        self._require_own_process()
+        return self._place.put_once(self.pack(payloads), key, keep_s)
 
     def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> MemoryConsumer:
         self._require_own_process()

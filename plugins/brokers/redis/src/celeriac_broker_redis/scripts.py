@@ -338,6 +338,11 @@ return 1
 )
 
 
+#: As `SEND`, unless a message with this key was sent before; the last of its commands notes the key.
+#: KEYS: the key. Returns 0 if it was there.
+SEND_ONCE: Final = Script("if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end\n" + SEND.text)
+
+
 def settle_script(joined: str = "") -> Script:
     """The script that settles, with a result backend's part in it."""
     return Script(SETTLE % (joined, PERFORM))

@@ -27,7 +27,7 @@ from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.listener import RedisListener, listen_at_list, listen_to_channels
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
-from celeriac_broker_redis.scripts import SEND, Script
+from celeriac_broker_redis.scripts import SEND, SEND_ONCE, Script
 from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
 
@@ -41,6 +41,7 @@ ABILITIES: Final = frozenset(
         "durable",
         "fanout",
         "lease",
+        "once",
         "priority",
         "purge",
         "shared",
@@ -80,18 +81,40 @@ class RedisTransport:
     def send(self, payloads: Sequence[Payload], *, timeout_s: float = 10.0) -> None:
         """See `Transport.send`. What goes to one list is one command; several lists are one script."""
         deadline = time.monotonic() + timeout_s
-        exchanges = self._producer.exchanges(payloads)
-        tables = self._tables(exchanges, timeout_s) if exchanges else None
-        commands = self._producer.commands(payloads, tables)
+        commands = self._commands(payloads, timeout_s)
         if not commands:
             return
         if len(commands) == 1 and commands[0][0] != DELAY:
             reply = self._store(commands[0], len(payloads), deadline)
         else:
-            words = [word for command in commands for word in (len(command), *command)]
-            reply = self._store(("EVALSHA", SEND.sha, 0, *words), len(payloads), deadline)
-            if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
-                reply = self._store(("EVAL", SEND.text, 0, *words), len(payloads), deadline)
+            reply = self._store_by(SEND, (), commands, len(payloads), deadline)
+        self._check_taken(reply, payloads)
+
+    def send_once(self, payloads: Sequence[Payload], *, key: str, keep_s: float, timeout_s: float = 10.0) -> bool:
+        """See `OnceTransport.send_once`."""
+        deadline = time.monotonic() + timeout_s
+        name = f"{self._keys.prefix}celeriac.once.{key}"
+        note: Command = ("SET", name, b"1", "PX", max(1, int(keep_s * 1000)))
+        commands = [*self._commands(payloads, timeout_s), note]
+        reply = self._store_by(SEND_ONCE, (name,), commands, len(payloads), deadline)
+        self._check_taken(reply, payloads)
+        return bool(reply)
+
+    def _commands(self, payloads: Sequence[Payload], timeout_s: float) -> Sequence[Command]:
+        exchanges = self._producer.exchanges(payloads)
+        tables = self._tables(exchanges, timeout_s) if exchanges else None
+        return self._producer.commands(payloads, tables)
+
+    def _store_by(
+        self, script: Script, keys: Sequence[str], commands: Sequence[Command], count: int, deadline: float
+    ) -> Any:
+        words = [word for command in commands for word in (len(command), *command)]
+        reply = self._store(("EVALSHA", script.sha, len(keys), *keys, *words), count, deadline)
+        if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
+            reply = self._store(("EVAL", script.text, len(keys), *keys, *words), count, deadline)
+        return reply
+
+    def _check_taken(self, reply: Any, payloads: Sequence[Payload]) -> None:
         if isinstance(reply, ReplyError):
             raise PublishRejected(f"{self._conf.address} refused {len(payloads)} message(s): {reply}")
 

@@ -102,6 +102,14 @@ def _rank(payload: Payload) -> int:
 # -- publishing -------------------------------------------------------------------------------------------
 
 
+def claim_once(conn: sqlite3.Connection, key: str, now: float, keep_s: float) -> bool:
+    """Note that the message with this key is sent in this transaction; False if one was already."""
+    # Few ever need it, so it is no part of the schema and costs no new version of the file.
+    conn.execute("CREATE TABLE IF NOT EXISTS celeriac_once (key TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID")
+    conn.execute("DELETE FROM celeriac_once WHERE until <= ?", (now,))
+    return conn.execute("INSERT OR IGNORE INTO celeriac_once VALUES (?, ?)", (key, now + keep_s)).rowcount == 1
+
+
 def put(conn: sqlite3.Connection, messages: Sequence[Packed], now: float) -> set[str]:
     """Write these messages; return the queues whose listeners must know of it now.
 

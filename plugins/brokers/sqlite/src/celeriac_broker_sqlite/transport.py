@@ -38,6 +38,7 @@ class SqliteTransport:
             "purge",
             "depth",
             "state",
+            "once",
         }
     )
 
@@ -57,6 +58,17 @@ class SqliteTransport:
         with self.errors(), self.database.transaction(timeout_s) as conn:
             changed = store.put(conn, packed, time.time())
         self.bell.ring(map(queue_topic, changed))
+
+    def send_once(
+        self, payloads: Sequence[Payload], *, key: str, keep_s: float, timeout_s: float = LOCK_TIMEOUT_S
+    ) -> bool:
+        packed, now = self.pack(payloads), time.time()
+        with self.errors(), self.database.transaction(timeout_s) as conn:
+            if not store.claim_once(conn, key, now, keep_s):
+                return False
+            changed = store.put(conn, packed, now)
+        self.bell.ring(map(queue_topic, changed))
+        return True
 
     def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> SqliteConsumer:
         with self.errors():

@@ -1,0 +1,148 @@
+"""Runs a scheduler until told to stop: in a process of its own (`celeriac beat`) or in a thread of a worker (`-B`)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from importlib import import_module
+from typing import Any, Final
+
+from celeriac import signals
+from celeriac.beat.scheduler import DEFAULT_MAX_INTERVAL
+from celeriac.exceptions import ImproperlyConfigured
+from celeriac.kernel.discovery import named_objects
+from celeriac.log import get_logger
+
+#: Entry-point groups in which schedulers are found by name: ours, and Celery's.
+GROUPS: Final = ("celeriac.beat_schedulers", "celery.beat_schedulers")
+_log = get_logger("celeriac.beat")
+
+
+class Service:
+    """A scheduler and its loop.
+
+    Args:
+        app: Whose schedule.
+        max_interval: Longest sleep in seconds; default: the scheduler's own.
+        schedule_filename: For schedulers that keep a file.
+        scheduler_cls: The scheduler: a class, its path, or the name of an entry point; default: `beat_scheduler`.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        max_interval: float | None = None,
+        schedule_filename: str | None = None,
+        scheduler_cls: Any = None,
+        remote_control: Any = None,
+        hostname: str | None = None,
+    ) -> None:
+        self.app = app
+        self.max_interval = max_interval or app.conf["beat_max_loop_interval"] or None
+        self.schedule_filename = schedule_filename
+        self.scheduler_cls = scheduler_cls or app.conf["beat_scheduler"]
+        self.hostname = hostname
+        self.last_tick = time.monotonic()
+        self._asked = threading.Event()
+        self._ended = threading.Event()
+        self._scheduler: Any = None
+
+    def start(self, embedded_process: bool = False) -> None:
+        """Send what is due, until `stop`. What goes wrong in a turn is logged, and the next one follows."""
+        scheduler = self.scheduler
+        _log.info("beat.starting", scheduler=type(scheduler).__name__)
+        signals.beat_init.send(sender=self)
+        if embedded_process:
+            signals.beat_embedded_init.send(sender=self)
+        try:
+            while not self._asked.is_set():
+                try:
+                    wait_s = scheduler.tick()
+                except Exception as exc:
+                    _log.exception("beat.turn_failed", error=str(exc))
+                    wait_s = 1.0
+                self.last_tick = time.monotonic()
+                if wait_s and wait_s > 0:
+                    self._asked.wait(wait_s)
+                if scheduler.should_sync():
+                    scheduler._do_sync()
+        finally:
+            self.sync()
+            self._ended.set()
+            _log.info("beat.stopped")
+
+    def stop(self, wait: bool = False) -> None:
+        """From any thread: stop after this turn.
+
+        Args:
+            wait: Return when it has.
+        """
+        self._asked.set()
+        if wait:
+            self._ended.wait()
+
+    def sync(self) -> None:
+        """Have the scheduler write down what it knows."""
+        if self._scheduler is not None:
+            self._scheduler.close()
+
+    def get_scheduler(self, lazy: bool = False, extension_namespace: str = "celery.beat_schedulers") -> Any:
+        """Make the scheduler."""
+        kind = find_scheduler(self.scheduler_cls, (*GROUPS, extension_namespace))
+        return kind(app=self.app, schedule_filename=self.schedule_filename, max_interval=self.max_interval, lazy=lazy)
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler, made at first use."""
+        if self._scheduler is None:
+            self._scheduler = self.get_scheduler()
+        return self._scheduler
+
+
+class EmbeddedService(threading.Thread):
+    """A service in a thread of this process."""
+
+    def __init__(self, app: Any, max_interval: float | None = None, **kwargs: Any) -> None:
+        super().__init__(name="Beat", daemon=True)
+        kwargs.pop("thread", None)
+        self.app = app
+        self.service = Service(app, max_interval=max_interval, **kwargs)
+
+    def run(self) -> None:
+        """The thread's body."""
+        self.app.set_current()
+        try:
+            self.service.start(embedded_process=True)
+        except Exception as exc:
+            _log.exception("beat.failed", error=str(exc))
+
+    def stop(self) -> None:
+        """Stop it, and wait a while for its turn to end."""
+        self.service.stop()
+        if self.is_alive():
+            self.join(5.0)
+
+
+def find_scheduler(value: Any, groups: tuple[str, ...] = GROUPS) -> Any:
+    """The class of a scheduler: itself, `module:Class` or `module.Class`, or the name of an entry point.
+
+    Raises:
+        ImproperlyConfigured: There is none of that name.
+    """
+    if not isinstance(value, str):
+        return value
+    known = named_objects(groups)
+    if value in known:
+        return known[value].load()
+    path = value.replace("celery.beat:", "celeriac.beat:") if value.startswith("celery.beat:") else value
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise ImproperlyConfigured(
+            f"beat_scheduler: there is no scheduler {value!r} ({exc}). Give a class as module:Class, or an installed "
+            f"name: {', '.join(sorted(known)) or 'there is none'}."
+        ) from exc
+
+
+__all__ = ["DEFAULT_MAX_INTERVAL", "EmbeddedService", "Service", "find_scheduler"]
