@@ -46,7 +46,6 @@ class Loop:
 
     Attributes:
         revoked: What may not run.
-        unstored: After `close`: how many finished tasks run again, for their results could not be stored.
     """
 
     def __init__(
@@ -92,7 +91,6 @@ class Loop:
         )
         self.revoked = self._admission.revoked
         self._snapshots: deque[Snapshot] = deque(maxlen=1)  # of revocations; only the last one counts
-        self.unstored = 0
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -109,12 +107,18 @@ class Loop:
             self.endings.give_back(delivery)
         self._pool.withdraw()
 
-    def close(self, last_reports: Sequence[JobReport], timeout_s: float = 5.0) -> None:
-        """Settle these last reports, give back what is left, and let go."""
-        self.endings.digest(last_reports)
-        self.endings.abandon()
-        self.unstored = self._link.close(timeout_s)
+    def close(self, last_reports: Sequence[JobReport], timeout_s: float = 5.0) -> int:
+        """Settle these last reports, give back what is left, and let go.
+
+        Returns:
+            How many tasks were given up: they ran when the pool was stopped, or their results could not be stored.
+        """
+        # A slot that was killed by the stop is no crash of its task: that was given up, and goes back.
+        self.endings.digest([report for report in last_reports if report.outcome != "lost"])
+        given_up = self.endings.abandon()
+        given_up += self._link.close(timeout_s)
         self._log.flush()
+        return given_up
 
     # -- revoking -------------------------------------------------------------------------------------------
 
@@ -188,13 +192,15 @@ class Loop:
         self._pool.withdraw()
 
     def _ground_lost(self) -> None:
-        """Flights whose lease is lost may not settle: somebody else has their messages."""
+        """Flights whose lease is lost may neither settle nor begin: somebody else has their messages (B8, B10)."""
         tags = set(self._link.lost_tags)
         self._link.lost_tags.clear()
-        for flight in self.flights:
+        for token, flight in self.flights.items():
             if flight.epoch == self._epoch and flight.delivery.tag in tags:
                 _log.warning("Lost the lease of %s[%s]: another may run it too.", flight.plan.name, flight.head.id)
                 flight.epoch = -1
+                if self._pool.cancel(token, signal=0):
+                    self.flights.remove(token)
         self._link.forget(tags)
 
     # -- admitting ------------------------------------------------------------------------------------------

@@ -100,10 +100,18 @@ class Endings:
             self.finished += count
             self._window.learn(spent_s / count + OVERHEAD_S, count)
 
-    def abandon(self) -> None:
-        """The pool is gone: whatever it has not answered for goes back, flagged."""
-        for token in self._flights.tokens():
-            self._finish(self._flights.remove(token), "requeue", started=True)
+    def abandon(self) -> int:
+        """The pool is gone: whatever it has not answered for goes back, flagged. What was acknowledged before it ran
+        cannot go back; its failure is stored. Returns how many there were."""
+        tokens = self._flights.tokens()
+        for token in tokens:
+            flight = self._flights.remove(token)
+            stored: Sequence[StoredResult] = ()
+            if flight.acked:
+                error = WorkerLostError("The worker was told to stop before the task had ended.")
+                stored = self.failure(flight.delivery, error)
+            self._finish(flight, "requeue", stored, started=True)
+        return len(tokens)
 
     def _accept(self, flight: Flight, report: JobReport) -> None:
         flight.pid = report.pid
