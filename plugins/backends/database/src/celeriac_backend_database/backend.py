@@ -15,11 +15,23 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 
 from celeriac.exceptions import BackendError, BackendStoreError, SettingError, Unsupported
-from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec import (
+    CLAIM_S,
+    Chord,
+    ChordClaim,
+    ChordPart,
+    Document,
+    Host,
+    Serializer,
+    StoredResult,
+    Watch,
+)
 from celeriac.states import FAILURE
+from celeriac_backend_database.chords import CHORD, Chords
+from celeriac_backend_database.chords import metadata as chord_tables
 from celeriac_backend_database.engine import database_url, is_passing, make_engine, translate, unreachable
 from celeriac_backend_database.rows import TEXT_CHARS, Row, from_document, pack, to_document, unpack
-from celeriac_backend_database.tables import Tables, look_at, replaces, upsert, utc_now, write_plainly
+from celeriac_backend_database.tables import Tables, look_at, replaces, unix_now, upsert, write_plainly
 
 T = TypeVar("T")
 
@@ -28,8 +40,8 @@ IDS_PER_STATEMENT: Final = 500
 #: Expired results removed by one `cleanup`, and by one of its statements.
 EXPIRED_PER_CLEANUP: Final = 10_000
 EXPIRED_PER_STATEMENT: Final = 1_000
-#: Tries of one operation when a connection drops or two writers block each other, as Celery's.
-TRIES: Final = 3
+#: Tries of one operation when a connection drops or two writers block each other.
+TRIES: Final = 6
 FIRST_PAUSE_S: Final = 0.02
 #: Two processes may make the tables at the same time; one of them is told that they exist.
 CREATE_TRIES: Final = 5
@@ -42,7 +54,7 @@ _left_to_parents: list[sa.Engine] = []
 class DatabaseBackend:
     """See `celeriac.spec.ResultBackend`. Connects, and makes the tables, when first needed."""
 
-    abilities = frozenset({"persistent", "shared"})
+    abilities = frozenset({"count", "groups", "persistent", "shared"})
     joint: str | None = None
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
@@ -50,6 +62,9 @@ class DatabaseBackend:
         self._settings = {name: settings.get(name) for name in settings if name.startswith("database_")}
         self._tables = self._make_tables()
         self._lifetime = _lifetime(settings.get("result_expires"))
+        chord_lifetime = _lifetime(settings.get("result_chord_expires")) or self._lifetime
+        self._chords = Chords(chord_lifetime.total_seconds() if chord_lifetime else None, _row_id)
+        self._has_chords = False
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._host = host
         self._lock = threading.Lock()
@@ -134,6 +149,70 @@ class DatabaseBackend:
                     break
         return removed
 
+    # groups
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """See `GroupBackend.save_group`."""
+        table = self._tables.group
+        data = self._host.serializer(self._serializer_name).dumps(members)
+
+        def save(conn: sa.Connection) -> None:
+            values = {"result": data, "date_done": datetime.now(timezone.utc).replace(tzinfo=None)}
+            update = sa.update(self._tables.group).where(table.c.taskset_id == _row_id(group_id)).values(values)
+            if conn.execute(update).rowcount:
+                return
+            try:
+                with conn.begin_nested():
+                    conn.execute(sa.insert(self._tables.group).values(taskset_id=_row_id(group_id), **values))
+            except sa_exc.IntegrityError:  # another was quicker
+                conn.execute(update)
+
+        self._do(save)
+
+    def load_group(self, group_id: str) -> Any:
+        """See `GroupBackend.load_group`."""
+
+        def load(conn: sa.Connection) -> Any:
+            table = self._tables.group
+            return conn.scalar(sa.select(table.c.result).where(table.c.taskset_id == _row_id(group_id)))
+
+        data = self._do(load)
+        return None if data is None else self._host.serializer(self._serializer_name).loads(bytes(data))
+
+    def delete_group(self, group_id: str) -> None:
+        """See `GroupBackend.delete_group`."""
+
+        def delete(conn: sa.Connection) -> None:
+            table = self._tables.group
+            conn.execute(sa.delete(table).where(table.c.taskset_id == _row_id(group_id)))
+
+        self._do(delete)
+
+    # chords
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        """See `ChordBackend.open_chords`."""
+        self._do(lambda conn: self._chords.open(conn, chords), chords=True)
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.join`."""
+        return self._do(lambda conn: self._chords.join(conn, parts, claim_s), chords=True)
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        """See `ChordBackend.grow_chord`."""
+        self._do(lambda conn: self._chords.grow(conn, group), chords=True)
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        """See `ChordBackend.close_chords`."""
+        self._do(lambda conn: self._chords.close(conn, claims), chords=True)
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.overdue_chords`. Whoever has no chords is not made tables for them."""
+        if not self._has_chords and not self._do(lambda conn: sa.inspect(conn).has_table(CHORD.name)):
+            return []
+        late = self._do(lambda conn: self._chords.late(conn, limit), chords=True)
+        return self._do(lambda conn: self._chords.claim(conn, late, claim_s), chords=True) if late else []
+
     # life
 
     def ping(self, timeout_s: float) -> str:
@@ -194,9 +273,7 @@ class DatabaseBackend:
 
     def _expire(self, table: sa.Table, conn: sa.Connection) -> int:
         assert self._lifetime is not None
-        # The database says the time; subtracting is left to Python, which every dialect understands.
-        now = conn.execute(sa.select(utc_now(conn.dialect.name))).scalar_one()
-        now = datetime.fromisoformat(now) if isinstance(now, str) else now.replace(tzinfo=None)
+        now = datetime.fromtimestamp(unix_now(conn), timezone.utc).replace(tzinfo=None)
         old = table.c.date_done < now - self._lifetime
         ids = conn.scalars(sa.select(table.c.id).where(old).limit(EXPIRED_PER_STATEMENT)).all()
         removed = 0
@@ -204,8 +281,8 @@ class DatabaseBackend:
             removed += conn.execute(sa.delete(table).where(table.c.id.in_(chunk), old)).rowcount
         return removed
 
-    def _do(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run `work` in a transaction; once more where a connection dropped or another writer was in the way.
+    def _do(self, work: Callable[[sa.Connection], T], *, chords: bool = False) -> T:
+        """Run `work` in a transaction; again where a connection dropped or another writer was in the way.
 
         Raises:
             BackendLost, BackendStoreError: As they say.
@@ -215,6 +292,9 @@ class DatabaseBackend:
             try:
                 with self._connect() as conn:
                     self._look_at_tables(conn)
+                    if chords and not self._has_chords:
+                        self._make(conn, chord_tables)
+                        self._has_chords = True
                     with conn.begin():
                         return work(conn)
             except sa_exc.DBAPIError as exc:
@@ -223,7 +303,7 @@ class DatabaseBackend:
             except (sa_exc.SQLAlchemyError, OSError) as exc:
                 raise self._translated(exc) from exc
             time.sleep(pause_s)
-            pause_s *= 4
+            pause_s *= 2
         raise AssertionError("unreachable")
 
     def _connect(self) -> sa.Connection:
@@ -238,21 +318,25 @@ class DatabaseBackend:
         with self._lock:
             if self._columns:
                 return
-            for left in reversed(range(CREATE_TRIES)):
-                try:
-                    with conn.begin():
-                        self._tables.metadata.create_all(conn)
-                    break
-                except (sa_exc.IntegrityError, sa_exc.OperationalError, sa_exc.ProgrammingError):
-                    if not left:
-                        raise
-                    time.sleep(FIRST_PAUSE_S * (CREATE_TRIES - left))
+            self._make(conn, self._tables.metadata)
             with conn.begin():
                 columns, numbers_itself = look_at(conn, self._tables.task)
             if numbers_itself:
                 self._tables = self._make_tables(numbered=False)
             self._write = upsert(conn.dialect.name, self._tables.task, columns)
             self._columns = columns
+
+    @staticmethod
+    def _make(conn: sa.Connection, metadata: sa.MetaData) -> None:
+        """Make what tables are missing."""
+        for left in reversed(range(CREATE_TRIES)):
+            try:
+                with conn.begin():
+                    return metadata.create_all(conn)
+            except (sa_exc.IntegrityError, sa_exc.OperationalError, sa_exc.ProgrammingError):
+                if not left:
+                    raise
+                time.sleep(FIRST_PAUSE_S * (CREATE_TRIES - left))
 
     def _make_tables(self, *, numbered: bool = True) -> Tables:
         names, schemas = (self._settings.get(f"database_table_{word}") for word in ("names", "schemas"))

@@ -6,6 +6,7 @@ Celery's where we make the table: a statement that only replaces a row uses up a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,16 +18,16 @@ from celeriac.states import READY_STATES, SUCCESS
 TASK_TABLE: Final = "celery_taskmeta"
 GROUP_TABLE: Final = "celery_tasksetmeta"
 
-_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 # On MySQL a blob has 64 KB unless more is asked for, and text compares without regard to case.
-_Blob = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
-_Text = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
-_Name = sa.String(155).with_variant(mysql.VARCHAR(155, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
-_Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+Blob = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+LongText = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+Name = sa.String(155).with_variant(mysql.VARCHAR(155, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
 class Tables:
-    """The tables of one backend.
+    """Celery's tables of one backend.
 
     Args:
         names, schemas: The settings `database_table_names` and `database_table_schemas`: `{'task': …, 'group': …}`.
@@ -41,26 +42,26 @@ class Tables:
 
         def id_column(sequence: str) -> sa.Column[int]:
             default = [sa.Sequence(sequence)] if numbered else []
-            return sa.Column("id", _Id, *default, primary_key=True, autoincrement=True)
+            return sa.Column("id", Id, *default, primary_key=True, autoincrement=True)
 
         self.metadata = sa.MetaData()
         self.task = sa.Table(
             names.get("task") or TASK_TABLE,
             self.metadata,
             id_column("task_id_sequence"),
-            sa.Column("task_id", _Name, unique=True),
+            sa.Column("task_id", Name, unique=True),
             sa.Column("status", sa.String(50)),
-            sa.Column("result", _Blob),
-            sa.Column("date_done", _Time, index=True),
-            sa.Column("traceback", _Text),
-            sa.Column("children", _Blob),
+            sa.Column("result", Blob),
+            sa.Column("date_done", Time, index=True),
+            sa.Column("traceback", LongText),
+            sa.Column("children", Blob),
             sa.Column("name", sa.String(155)),
-            sa.Column("args", _Blob),
-            sa.Column("kwargs", _Blob),
+            sa.Column("args", Blob),
+            sa.Column("kwargs", Blob),
             sa.Column("worker", sa.String(155)),
             sa.Column("retries", sa.Integer),
             sa.Column("queue", sa.String(155)),
-            sa.Column("stamps", _Blob),
+            sa.Column("stamps", Blob),
             schema=schemas.get("task"),
             sqlite_autoincrement=True,
         )
@@ -68,9 +69,9 @@ class Tables:
             names.get("group") or GROUP_TABLE,
             self.metadata,
             id_column("taskset_id_sequence"),
-            sa.Column("taskset_id", _Name, unique=True),
-            sa.Column("result", _Blob),
-            sa.Column("date_done", _Time, index=True),
+            sa.Column("taskset_id", Name, unique=True),
+            sa.Column("result", Blob),
+            sa.Column("date_done", Time, index=True),
             schema=schemas.get("group"),
             sqlite_autoincrement=True,
         )
@@ -134,12 +135,13 @@ def write_plainly(conn: sa.Connection, table: sa.Table, rows: Sequence[dict[str,
             conn.execute(update)
 
 
-def utc_now(dialect: str) -> sa.ColumnElement[Any]:
-    """The database's own clock as a naive UTC time."""
-    if dialect == "postgresql":
-        return sa.func.timezone("UTC", sa.func.clock_timestamp())
-    if dialect in ("mysql", "mariadb"):
-        return sa.func.utc_timestamp(6)
-    if dialect == "sqlite":
-        return sa.func.strftime("%Y-%m-%d %H:%M:%f", "now")
-    return sa.func.current_timestamp()
+def unix_now(conn: sa.Connection) -> float:
+    """The database's own clock, in unix seconds; ours where no way to ask is known."""
+    clocks = {
+        "postgresql": "SELECT extract(epoch FROM clock_timestamp())",
+        "mysql": "SELECT unix_timestamp(now(6))",
+        "mariadb": "SELECT unix_timestamp(now(6))",
+        "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400.0",
+    }
+    query = clocks.get(conn.dialect.name)
+    return time.time() if query is None else float(conn.exec_driver_sql(query).scalar_one())

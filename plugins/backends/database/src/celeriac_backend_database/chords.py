@@ -1,0 +1,196 @@
+"""Chords in two tables of our own beside Celery's; made when the first one is opened or joined.
+
+Each verb is one transaction. Whoever changes a chord writes its row first, and so holds its lock until the end: the
+others wait, in the order of their keys. Times are unix seconds of the database's clock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
+from celeriac_backend_database.tables import Blob, Id, LongText, Name, unix_now
+
+#: The place of parts that were added later: after all others.
+LAST: Final = 2**62
+EXPIRED_AT_ONCE: Final = 100
+
+metadata: Final = sa.MetaData()
+CHORD: Final = sa.Table(
+    "celeriac_chords",
+    metadata,
+    sa.Column("chord_key", Name, primary_key=True),
+    sa.Column("group_id", LongText, nullable=False),
+    sa.Column("size", sa.Integer),
+    sa.Column("body", Blob),
+    sa.Column("patience", sa.Double),
+    sa.Column("overdue", sa.Double, index=True),
+    sa.Column("token", sa.String(32), nullable=False),
+    sa.Column("claimed", sa.Double, nullable=False),
+    sa.Column("done", sa.SmallInteger, nullable=False),
+    sa.Column("expires", sa.Double, index=True),
+)
+PART: Final = sa.Table(
+    "celeriac_chord_parts",
+    metadata,
+    sa.Column("chord_key", Name, primary_key=True),
+    sa.Column("task_key", Name, primary_key=True),
+    sa.Column("place", Id, primary_key=True, autoincrement=False),
+    sa.Column("data", Blob, nullable=False),
+)
+_KEY: Final[sa.BindParameter[str]] = sa.bindparam("key")
+OPEN: Final = (
+    sa.update(CHORD)
+    .where(CHORD.c.chord_key == _KEY, CHORD.c.size.is_(None), CHORD.c.done == 0)
+    .values(
+        size=sa.bindparam("new_size"),
+        body=sa.bindparam("new_body"),
+        patience=sa.bindparam("new_patience"),
+        overdue=sa.bindparam("new_overdue"),
+    )
+)
+#: A part shows that its chord is alive.
+TOUCH: Final = (
+    sa.update(CHORD)
+    .where(CHORD.c.chord_key == _KEY)
+    .values(
+        expires=sa.case((CHORD.c.done == 0, sa.bindparam("until", type_=sa.Double())), else_=CHORD.c.expires),
+        overdue=sa.case(
+            (CHORD.c.claimed > sa.bindparam("now", type_=sa.Double()), CHORD.c.overdue),
+            else_=sa.bindparam("now", type_=sa.Double()) + CHORD.c.patience,
+        ),
+    )
+)
+NO_PART: Final = sa.delete(PART).where(
+    PART.c.chord_key == _KEY, PART.c.task_key == sa.bindparam("task"), PART.c.place == sa.bindparam("at")
+)
+
+
+class Chords:
+    """The chords of one database.
+
+    Args:
+        lifetime_s: How long a chord without news is kept; None for ever.
+        key_of: An id as a column holds it.
+    """
+
+    def __init__(self, lifetime_s: float | None, key_of: Callable[[str], str]) -> None:
+        self._lifetime_s = lifetime_s
+        self._key_of = key_of
+
+    def open(self, conn: sa.Connection, chords: Sequence[Chord]) -> None:
+        now = unix_now(conn)
+        self._expire(conn, now)
+        by_key = {self._key_of(chord.group): chord for chord in chords}
+        self._ensure(conn, {key: chord.group for key, chord in by_key.items()}, now)
+        for key in sorted(by_key):
+            chord = by_key[key]
+            values = {"new_size": chord.size, "new_body": chord.body, "new_patience": chord.patience_s}
+            conn.execute(OPEN, {"key": key, **values, "new_overdue": now + chord.patience_s})
+
+    def join(self, conn: sa.Connection, parts: Sequence[ChordPart], claim_s: float) -> list[ChordClaim]:
+        now = unix_now(conn)
+        groups = {self._key_of(part.group): part.group for part in parts}
+        self._ensure(conn, groups, now)
+        until = None if self._lifetime_s is None else now + self._lifetime_s
+        for key in sorted(groups):
+            conn.execute(TOUCH, {"key": key, "now": now, "until": until})
+        query = sa.select(CHORD.c.chord_key, CHORD.c.size).where(
+            CHORD.c.chord_key.in_(sorted(groups)), CHORD.c.done == 0
+        )
+        sizes: dict[str, int | None] = dict(conn.execute(query).tuples().all())
+        rows = {}
+        for part in parts:
+            key, task = self._key_of(part.group), self._key_of(part.task_id)
+            if key in sizes:
+                rows[key, task, LAST if part.index is None else part.index] = part.data
+        if rows:
+            conn.execute(NO_PART, [{"key": key, "task": task, "at": place} for key, task, place in rows])
+            names = ("chord_key", "task_key", "place")
+            values = [{**dict(zip(names, row, strict=True)), "data": data} for row, data in rows.items()]
+            conn.execute(sa.insert(PART), values)
+        counts = sa.select(PART.c.chord_key, sa.func.count()).where(PART.c.chord_key.in_(sorted(sizes)))
+        come: dict[str, int] = dict(conn.execute(counts.group_by(PART.c.chord_key)).tuples().all())
+        complete = [key for key, size in sizes.items() if size is not None and come.get(key, 0) >= size]
+        return [self._claim(conn, key, groups[key], now, claim_s) for key in sorted(complete)]
+
+    def grow(self, conn: sa.Connection, group: str) -> None:
+        mine = sa.and_(CHORD.c.chord_key == self._key_of(group), CHORD.c.done == 0)
+        conn.execute(sa.update(CHORD).where(mine).values(size=CHORD.c.size + 1))
+
+    def close(self, conn: sa.Connection, claims: Sequence[ChordClaim]) -> None:
+        now = unix_now(conn)
+        for key, claim in sorted((self._key_of(claim.group), claim.token) for claim in claims):
+            held = sa.and_(CHORD.c.chord_key == key, CHORD.c.token == claim, CHORD.c.done == 0)
+            remembered = sa.case((CHORD.c.expires < now + DONE_S, now + DONE_S), else_=CHORD.c.expires)
+            ended = sa.update(CHORD).where(held).values(done=1, body=b"", overdue=None, expires=remembered)
+            if conn.execute(ended).rowcount:
+                conn.execute(sa.delete(PART).where(PART.c.chord_key == key))
+
+    def late(self, conn: sa.Connection, limit: int) -> list[tuple[str, str]]:
+        """Keys and ids of chords that are overdue, for `claim`: in a transaction of its own, which sees all parts."""
+        overdue = sa.and_(CHORD.c.overdue <= unix_now(conn), CHORD.c.done == 0)
+        query = sa.select(CHORD.c.chord_key, CHORD.c.group_id).where(overdue).order_by(CHORD.c.overdue).limit(limit)
+        return sorted(conn.execute(query).tuples().all())
+
+    def claim(self, conn: sa.Connection, late: Iterable[tuple[str, str]], claim_s: float) -> list[ChordClaim]:
+        now = unix_now(conn)
+        claims = [self._claim(conn, key, group, now, claim_s, CHORD.c.overdue <= now) for key, group in late]
+        return [claim for claim in claims if claim.token]
+
+    def _claim(
+        self, conn: sa.Connection, key: str, group: str, now: float, claim_s: float, *more: sa.ColumnElement[bool]
+    ) -> ChordClaim:
+        token = uuid.uuid4().hex
+        free = sa.and_(CHORD.c.chord_key == key, CHORD.c.claimed <= now, CHORD.c.done == 0, *more)
+        until = now + claim_s
+        if not conn.execute(sa.update(CHORD).where(free).values(token=token, claimed=until, overdue=until)).rowcount:
+            held = conn.execute(sa.select(CHORD.c.claimed).where(CHORD.c.chord_key == key)).scalar()
+            return ChordClaim(group, "", max(0.0, (held or now) - now))
+        size, body = conn.execute(sa.select(CHORD.c.size, CHORD.c.body).where(CHORD.c.chord_key == key)).one()
+        query = sa.select(PART.c.place, PART.c.data).where(PART.c.chord_key == key)
+        rows = conn.execute(query.order_by(PART.c.place, PART.c.task_key))
+        parts = [(None if place == LAST else place, bytes(data)) for place, data in rows]
+        return ChordClaim(group, token, 0.0, size or 0, parts, bytes(body or b""))
+
+    def _ensure(self, conn: sa.Connection, groups: Mapping[str, str], now: float) -> None:
+        """Rows for these, so that there is something to lock."""
+        until = None if self._lifetime_s is None else now + self._lifetime_s
+        rows: list[dict[str, Any]] = [
+            {"chord_key": key, "group_id": groups[key], "token": "", "claimed": 0.0, "done": 0, "expires": until}
+            for key in sorted(groups)
+        ]
+        statement = insert_or_leave(conn.dialect.name)
+        if statement is not None:
+            conn.execute(statement, rows)
+            return
+        for row in rows:
+            if conn.execute(sa.select(CHORD.c.done).where(CHORD.c.chord_key == row["chord_key"])).first() is None:
+                try:
+                    with conn.begin_nested():
+                        conn.execute(sa.insert(CHORD), row)
+                except sa.exc.IntegrityError:
+                    continue  # another was quicker
+
+    def _expire(self, conn: sa.Connection, now: float) -> None:
+        query = sa.select(CHORD.c.chord_key).where(CHORD.c.expires <= now).order_by(CHORD.c.chord_key)
+        keys = conn.scalars(query.limit(EXPIRED_AT_ONCE)).all()
+        if keys:
+            conn.execute(sa.delete(PART).where(PART.c.chord_key.in_(keys)))
+            conn.execute(sa.delete(CHORD).where(CHORD.c.chord_key.in_(keys)))
+
+
+def insert_or_leave(dialect: str) -> sa.sql.expression.Insert | None:
+    """An INSERT that leaves a row that is there as it is; None where the dialect has none."""
+    if dialect == "postgresql":
+        return postgresql.insert(CHORD).on_conflict_do_nothing()
+    if dialect == "sqlite":
+        return sqlite.insert(CHORD).on_conflict_do_nothing()
+    if dialect in ("mysql", "mariadb"):
+        return sa.insert(CHORD).prefix_with("IGNORE")
+    return None
