@@ -1,0 +1,142 @@
+"""What the filesystem backend promises beyond the contract: Celery's files, whole ones only, bounds, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError, Unsupported
+from celeriac.spec import StoredResult
+from celeriac.testing.kit import KitHost
+from celeriac_backend_filesystem.backend import OWN_FOLDER, FilesystemBackend
+
+
+def make(folder: Path, **settings: Any) -> FilesystemBackend:
+    return FilesystemBackend(f"file://{folder}", settings, KitHost())
+
+
+def result(backend: FilesystemBackend, task_id: str, state: str = "SUCCESS", value: Any = 5) -> StoredResult:
+    document = {
+        "status": state, "result": value, "traceback": None, "children": [], "date_done": None, "task_id": task_id,
+    }  # fmt: skip
+    return StoredResult(task_id, state, backend.encode(document, KitHost().serializer("json")))
+
+
+def age(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_results_and_groups_are_celerys_files(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    backend.store([result(backend, "a")])
+    backend.save_group("g", [["g", None], []])
+    assert json.loads((tmp_path / "celery-task-meta-a").read_bytes())["result"] == 5
+    assert json.loads((tmp_path / "celery-taskset-meta-g").read_bytes()) == {"result": [["g", None], []]}
+    assert sorted(os.listdir(tmp_path)) == [OWN_FOLDER, "celery-task-meta-a", "celery-taskset-meta-g"]
+    assert all(name.startswith("lock-") for name in os.listdir(tmp_path / OWN_FOLDER))
+
+
+WRITER = """
+import sys
+from celeriac.spec import StoredResult
+from celeriac.testing.kit import KitHost
+from celeriac_backend_filesystem.backend import FilesystemBackend
+backend = FilesystemBackend(sys.argv[1], {}, KitHost())
+serializer = KitHost().serializer("json")
+print("begun", flush=True)
+for n in range(10 ** 9):
+    document = {"status": "PROGRESS", "result": str(n % 10) * 200_000, "task_id": "a"}
+    backend.store([StoredResult("a", "PROGRESS", serializer.dumps(document))])
+"""
+
+
+def test_S8_a_reader_sees_whole_results_also_of_a_writer_that_is_killed(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    seen = set()
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", WRITER, f"file://{tmp_path}"], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"begun\n"
+            until = time.monotonic() + 0.5
+            while time.monotonic() < until or not seen:
+                data = backend.fetch(["a"]).get("a")
+                if data is not None:
+                    text = backend.decode(data)["result"]
+                    assert len(text) == 200_000
+                    assert len(set(text)) == 1
+                    seen.add(text[0])
+            writer.send_signal(signal.SIGKILL)
+    backend.store([result(backend, "a")])  # nobody's lock stayed behind
+    assert backend.decode(backend.fetch(["a"])["a"])["result"] == 5
+    left = [path for path in (tmp_path / OWN_FOLDER).iterdir() if path.name.startswith("new-")]
+    for path in left:
+        age(path, 7200)
+    (tmp_path / OWN_FOLDER / "new-still-written").touch()
+    backend.cleanup()
+    assert [path.name for path in (tmp_path / OWN_FOLDER).glob("new-*")] == ["new-still-written"]
+
+
+def test_R7_cleaning_up_is_bounded_and_leaves_what_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celeriac_backend_filesystem.backend.EXPIRED_PER_CLEANUP", 10)
+    backend = make(tmp_path, result_expires=60)
+    backend.store([result(backend, f"t{n}") for n in range(22)])
+    backend.save_group("g", [])
+    (tmp_path / "letter").touch()
+    for path in tmp_path.iterdir():
+        age(path, 120)
+    backend.store([result(backend, "new")])
+    assert [backend.cleanup() for _ in range(4)] == [10, 10, 3, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [OWN_FOLDER, "celery-task-meta-new", "letter"]
+    assert make(tmp_path, result_expires=None).cleanup() == 0
+
+
+def test_a_file_that_is_no_result_is_replaced(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    (tmp_path / "celery-task-meta-a").write_bytes(b"\xff torn")
+    with pytest.raises(ValueError):
+        backend.decode(backend.fetch(["a"])["a"])
+    backend.store([result(backend, "a", "STARTED", 1)])
+    assert backend.decode(backend.fetch(["a"])["a"])["result"] == 1
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    backend = make(tmp_path / "no")
+    for verb in (
+        lambda: backend.store([result(backend, "a")]),
+        lambda: backend.fetch(["a"]),
+        lambda: backend.ping(1),
+        backend.cleanup,
+    ):
+        with pytest.raises(BackendUnreachable):
+            verb()
+    (tmp_path / "no").mkdir()
+    backend.store([result(backend, "a")])
+    assert set(backend.fetch(["a"])) == {"a"}
+
+
+def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises((BackendLost, BackendUnreachable)):
+        make(tmp_path / "file").fetch(["a"])
+
+
+@pytest.mark.parametrize("url", ["file://", "file://elsewhere/folder", "filesystem:///"])
+def test_a_url_without_a_folder_is_refused(url: str) -> None:
+    with pytest.raises(SettingError, match="three"):
+        FilesystemBackend(url, {}, KitHost())
+
+
+def test_what_makes_no_sense_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="result_expires is 'soon'"):
+        make(tmp_path, result_expires="soon")
+    for verb in (lambda: make(tmp_path).watch(["a"]), lambda: make(tmp_path).commands([])):
+        with pytest.raises(Unsupported):
+            verb()
