@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.apps.results_of_celeriac import read, store
 from tests.integration.celery_venv import celery_python
 
 from celeriac import Celery
-from celeriac.execution.request import Context
+from celeriac.testing.services import MemcachedService
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -34,19 +36,6 @@ def celery(url: str, *words: str, **environment: str) -> Any:
     return json.loads(finished.stdout)
 
 
-def store(app: Celery) -> None:
-    request = Context()
-    request.update(
-        id="o-success", task="t.add", args=[1, 2], kwargs={"x": 1}, hostname="w@h", retries=2,
-        delivery_info={"routing_key": "q"},
-    )  # fmt: skip
-    app.backend.store_result("o-success", {"a": [1, None, "ü"]}, "SUCCESS", request=request)
-    app.backend.store_result("o-none", None, "SUCCESS")
-    app.backend.store_result("o-failure", ValueError("bad", 1), "FAILURE", traceback="where it was")
-    app.backend.store_result("o-started", {"pid": 1}, "STARTED")
-    app.backend.store_result("o-progress", {"done": 3}, "PROGRESS")
-
-
 def states_of(prefix: str) -> dict[str, Any]:
     return {
         f"{prefix}-success": ["SUCCESS", {"a": [1, None, "ü"]}],
@@ -56,19 +45,6 @@ def states_of(prefix: str) -> dict[str, Any]:
         f"{prefix}-started": ["STARTED", {"pid": 1}],
         f"{prefix}-progress": ["PROGRESS", {"done": 3}],
     }
-
-
-def read(app: Celery, prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in ("success", "none", "failure", "started", "progress"):
-        task_id = f"{prefix}-{name}"
-        result = app.AsyncResult(task_id)
-        value = result.result
-        found[task_id] = [result.state, repr(value) if isinstance(value, Exception) else value]
-        extended = [result.name, result.args, result.kwargs, result.worker]
-        if any(word is not None for word in extended):
-            found[f"{task_id}:extended"] = extended
-    return found
 
 
 def exchange(url: str, **environment: str) -> None:
@@ -99,3 +75,71 @@ def test_results_in_mariadb(mariadb_url: str) -> None:
 def test_results_in_tables_that_celery_made(postgres_url: str) -> None:
     celery(f"db+{postgres_url}", "store")
     exchange(f"db+{postgres_url}")
+
+
+def test_results_in_memcached(private_service: Any) -> None:
+    exchange(f"cache+memcached://127.0.0.1:{private_service(MemcachedService()).port}/")
+
+
+def test_results_in_files(tmp_path: Path) -> None:
+    exchange(f"file://{tmp_path}")
+
+
+class Project:
+    """A Django project with a database that Celery's and our Python both use."""
+
+    def __init__(self, place: Path) -> None:
+        self._database = str(place / "project.sqlite3")
+
+    def environment(self, app: str) -> dict[str, str]:
+        return {
+            "DJANGO_SETTINGS_MODULE": "results_of_django_settings",
+            "PYTHONPATH": str(PROGRAM.parent),
+            "RESULTS_APP": app,
+            "RESULTS_DB": self._database,
+        }
+
+    def run(self, python: Path, app: str, *words: str) -> str:
+        environment = {**os.environ, **self.environment(app)}
+        command = [python, PROGRAM.with_name("results_of_django.py"), *words]
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        return finished.stdout
+
+    def ours(self, *words: str, app: str = "celeriac_backend_django") -> str:
+        return self.run(Path(sys.executable), app, *words)
+
+    def theirs(self, *words: str) -> str:
+        return self.run(celery_python(), "django_celery_results", *words)
+
+    def celery(self, *words: str) -> Any:
+        return celery("django-db", *words, **self.environment("django_celery_results"))
+
+    def exchange(self) -> None:
+        """Both store, then both read what the other stored."""
+        self.ours("store")
+        self.celery("store")
+        ids = [name for name in states_of("o") if ":" not in name]
+        nameless = {"o-success:extended": [None, *EXTENDED[1:]]}  # that app calls the name otherwise than Celery does
+        assert self.celery("read", *ids) == {**states_of("o"), **nameless}
+        assert json.loads(self.ours("read", "c")) == states_of("c")
+
+
+def test_a_database_of_django_celery_results_is_used_as_it_is(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.theirs("migrate")
+    project.exchange()
+
+
+def test_an_old_database_of_django_celery_results_is_brought_up_to_date(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.theirs("migrate", "django_celery_results", "0004")
+    project.ours("migrate")
+    project.exchange()
+
+
+def test_django_celery_results_goes_on_with_a_database_of_ours(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.ours("migrate")
+    project.theirs("migrate")
+    project.exchange()

@@ -274,29 +274,11 @@ class TransportUnreachable(OperationalError):
 
 
 class PublishUncertain(OperationalError):
-    """The broker did not say in time whether it took the message; sending it again may double it.
-
-    Attributes:
-        payloads: What was on its way. `app.send_again(error)` sends it once more, under the ids that it has.
-    """
-
-    payloads: Sequence[Any] = ()
-
-    @property
-    def task_ids(self) -> list[str]:
-        """The ids of the calls among `payloads`."""
-        return [str(payload.headers["id"]) for payload in self.payloads if payload.headers.get("id")]
+    """The broker did not say in time whether it took the message; sending it again may double it."""
 
 
 class PublishRejected(OperationalError):
-    """The broker refused the message; nothing was stored.
-
-    Attributes:
-        task_ids: Of several that were sent at once, the calls that were refused, if the others were stored; empty if
-            all were refused.
-    """
-
-    task_ids: Sequence[str] = ()
+    """The broker refused the message; nothing was stored."""
 
 
 class BackendError(CeleriacError):

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from celeriac import _state, signals
 from celeriac.app import builtin  # noqa: F401 # registers itself
@@ -31,7 +31,6 @@ from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
 from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
 
 if TYPE_CHECKING:
-    from celeriac.exceptions import PublishUncertain
     from celeriac.kernel.kernel import Kernel
     from celeriac.messaging.codec import Codec
     from celeriac.messaging.producer import Producer
@@ -54,6 +53,7 @@ class Celery:
         broker, backend, include: The settings `broker_url`, `result_backend`, `include`.
         changes: Settings, as a dict; keywords that are not listed here are settings too.
         config_source: As `config_from_object`.
+        fixups: More functions of the app (or their paths) that fit it into its surroundings, besides `builtin_fixups`.
         set_as_current: Make it the current app of this thread.
         task_cls: The base class of its tasks, or a dotted path to one.
         strict_typing: Arguments of calls are checked against the function's signature.
@@ -61,6 +61,8 @@ class Celery:
     """
 
     task_cls: type[Task[Any, Any]] | str = Task
+    #: Names (`module:function`) of what fits the app into its surroundings; see `celeriac.fixups`.
+    builtin_fixups: ClassVar[frozenset[str]] = frozenset({"celeriac.fixups.django:fixup"})
     registry_cls: type[TaskRegistry] = TaskRegistry
 
     def __init__(
@@ -120,6 +122,21 @@ class Celery:
             self.set_current()
         _state.register_app(self)
         self.on_init()
+        self.fixups = [*self.builtin_fixups, *(fixups or ())]
+        self._fixed = [fixed for fixed in map(self._fix_up, self.fixups) if fixed is not None]
+
+    def _fix_up(self, fixup: str | Callable[[Celery], Any]) -> Any:
+        if callable(fixup):
+            return fixup(self)
+        module, _, name = fixup.replace(":", ".").rpartition(".")
+        try:
+            function = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise ImproperlyConfigured(
+                f"the fix-up {fixup!r} of the app {self.main!r} cannot be imported: {exc}. "
+                "fixups are functions of the app, or their paths as in 'proj.setup:fixup'."
+            ) from exc
+        return function(self)
 
     def on_init(self) -> None:
         """Called at the end of the constructor; for subclasses."""
@@ -324,7 +341,8 @@ class Celery:
         """Import `package.tasks` of these packages when the worker starts (or now, with `force`).
 
         Args:
-            packages: Names, or a function that returns them.
+            packages: Names, or a function that returns them. None: what the app's surroundings have, as Django's
+                INSTALLED_APPS.
             related_name: The submodule; None imports the packages themselves.
         """
         if force:
@@ -334,15 +352,21 @@ class Celery:
 
     def import_default_modules(self) -> None:
         """Import all that registers tasks: settings `imports` and `include`, and what was autodiscovered."""
+        for fixed in self._fixed:  # first: what they bring up, tasks may need
+            getattr(fixed, "before_imports", bool)()
+        for _, answer in signals.import_modules.send(sender=self):
+            if isinstance(answer, Exception):
+                raise answer
         for name in [*(self.conf["imports"] or ()), *(self.conf["include"] or ())]:
             import_module(name)
         for packages, related_name in self._autodiscover:
             self._import_related(packages, related_name)
-        signals.import_modules.send(sender=self)
         self.finalize()
 
-    @staticmethod
-    def _import_related(packages: Any, related_name: str | None) -> None:
+    def _import_related(self, packages: Any, related_name: str | None) -> None:
+        if packages is None:
+            asked = [getattr(fixed, "autodiscovered_packages", list) for fixed in self._fixed]
+            packages = [package for ask in asked for package in ask()]
         for package in (packages() if callable(packages) else packages) or ():
             import_module(package)
             if related_name is None:
@@ -447,22 +471,6 @@ class Celery:
         if running is not None and add_to_parent and running.task.trail:
             running.request.children.extend(results)
         return results
-
-    def send_again(self, error: PublishUncertain) -> list[AsyncResult[Any]]:
-        """Send calls once more of which it is not known whether the broker took them.
-
-        They keep their ids and get the header `x-celeriac-publish-try`; a worker that gets both runs both, and the
-        second says `redelivered` in its request. So this is for tasks that may run twice.
-
-        Args:
-            error: What sending them raised.
-        Returns:
-            Their results, as sending would have.
-        """
-        if not error.payloads:
-            raise ValueError("this error knows of no message that could be sent again") from error
-        self.producer.send_again(error.payloads)
-        return [AsyncResult(task_id, self.backend, None, self) for task_id in error.task_ids]
 
     def make_payload(self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]) -> Payload:
         """The payload of a call by name, not sent: with the task's own options if it is registered."""

@@ -46,6 +46,7 @@ class Common(NamedTuple):
     no_color: bool = False
     quiet: bool = False
     traceback: bool = False
+    skip_checks: bool = False
 
 
 class State:
@@ -65,6 +66,8 @@ class State:
         self.given = self.given._replace(**{key: value for key, value in options.items() if value})
         if self.given.traceback:
             os.environ["CELERIAC_TRACEBACK"] = "1"
+        if self.given.skip_checks:
+            os.environ["CELERIAC_SKIP_CHECKS"] = "1"
         if self.given.workdir and options.get("workdir"):
             self._enter(self.given.workdir)
 
@@ -155,6 +158,10 @@ def common_options(*, hidden: bool) -> list[click.Option]:
         Option(
             ["-q", "--quiet"], is_flag=True, envvar=envvar("CELERIAC_QUIET", "CELERY_QUIET"), **shared,
             help="Print only what was asked for.",
+        ),
+        Option(
+            ["--skip-checks"], is_flag=True, envvar=envvar("CELERIAC_SKIP_CHECKS", "CELERY_SKIP_CHECKS", "SKIP_CHECKS"),
+            **shared, help="Start without the system checks of a Django project.",
         ),
         Option(["--traceback"], is_flag=True, **shared, help="Show the traceback of errors (CELERIAC_TRACEBACK=1)."),
     ]  # fmt: skip

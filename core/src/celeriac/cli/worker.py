@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -94,14 +91,7 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
         names = {kind: info.name for kind, info in plugins.items()}
         log.get_logger("celeriac.worker").info("worker.ready", node=worker.hostname, **names)
 
-    made = Worker(app, **given, on_ready=say_ready, ends_process=True)
-    code = made.run()
-    if made.restarts:
-        sys.stdout.flush()
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(signum, signal.SIG_DFL)  # ignored by now, which the new program would inherit
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    ctx.exit(code)
+    ctx.exit(Worker(app, **given, on_ready=say_ready).run())
 
 
 def set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:

@@ -86,8 +86,8 @@ def redis_url(redis_service: RedisService) -> str:
 
 @pytest.fixture(scope="session")
 def memcached_service() -> Iterator[MemcachedService]:
-    """The test run's own Memcached."""
-    yield from run_service(MemcachedService())
+    """The test run's own Memcached, for values of at most eight megabytes."""
+    yield from run_service(MemcachedService(options=("-I", "8m")))
 
 
 @pytest.fixture

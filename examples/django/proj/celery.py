@@ -1,0 +1,11 @@
+"""The celeriac app of this project."""
+
+import os
+
+from celeriac import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "proj.settings")
+
+app = Celery("proj")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()

@@ -1,0 +1,234 @@
+"""What the django backends promise beyond the contract: known tables, transactions, the admin, faults, errors."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.contrib import admin
+from django.contrib.auth.models import User
+from django.core.cache import caches
+from django.core.management import call_command
+from django.db import connection, transaction
+from django.test import RequestFactory
+from django.utils import timezone
+
+from celeriac.exceptions import BackendLost, BackendUnreachable, ImproperlyConfigured, SettingError, Unsupported
+from celeriac.spec import StoredResult
+from celeriac.testing.kit import KitHost
+from celeriac.testing.services import PostgresService
+from celeriac_backend_django.cache import DjangoCacheBackend
+from celeriac_backend_django.database import DjangoDatabaseBackend
+from celeriac_backend_django.models import GroupResult, TaskResult
+
+LABEL = "django_celery_results"
+
+
+def make(**settings: Any) -> DjangoDatabaseBackend:
+    return DjangoDatabaseBackend(settings, KitHost())
+
+
+def result(
+    backend: Any, task_id: str, state: str = "SUCCESS", value: Any = 5, serializer: str = "json", **more: Any
+) -> StoredResult:
+    document = {
+        "status": state, "result": value, "traceback": None, "children": [], "date_done": None, "task_id": task_id,
+    }  # fmt: skip
+    return StoredResult(task_id, state, backend.encode({**document, **more}, KitHost().serializer(serializer)))
+
+
+def fetched(backend: Any, task_id: str) -> dict[str, Any]:
+    document: dict[str, Any] = backend.decode(backend.fetch([task_id])[task_id])
+    return document
+
+
+def peek(file: Path, sql: str) -> list[Any]:
+    conn = sqlite3.connect(file, isolation_level=None)
+    try:
+        return conn.execute(sql).fetchall()
+    finally:
+        conn.close()
+
+
+# -- the tables ---------------------------------------------------------------------------------------------
+
+
+def test_a_row_has_the_columns_and_encodings_that_are_known(project: Path) -> None:
+    backend = make()
+    more = {"name": "t.add", "args": [1, 2], "kwargs": {"x": 1}, "worker": "w@h", "retries": 2, "queue": "q"}
+    stamps = {"stamped_headers": ["s"], "s": ["1"]}
+    backend.store([result(backend, "a", value={"v": 3}, **more, **stamps)])
+    row = TaskResult.objects.get(task_id="a")
+    assert (row.status, row.content_type, row.content_encoding) == ("SUCCESS", "application/json", "utf-8")
+    assert (row.result, row.task_name, row.task_args, row.task_kwargs) == ('{"v": 3}', "t.add", "[1, 2]", '{"x": 1}')
+    assert row.worker == "w@h"
+    assert abs(row.date_done - timezone.now()) < timedelta(minutes=5)
+    done = row.date_done.isoformat()
+    assert fetched(backend, "a") == {
+        "status": "SUCCESS", "result": {"v": 3}, "traceback": None, "children": [], "date_done": done, "task_id": "a",
+        **more, **stamps,
+    }  # fmt: skip
+    backend.store([result(backend, "b", "STARTED")])
+    assert TaskResult.objects.get(task_id="b").date_started is not None
+
+
+@pytest.mark.parametrize("serializer", ["pickle", "msgpack", "yaml"])
+def test_every_serializer_s_result_is_text_in_the_table(project: Path, serializer: str) -> None:
+    backend = make(result_serializer=serializer)
+    backend.store([result(backend, "a", value={"v": [1, None]}, serializer=serializer)])
+    assert fetched(backend, "a")["result"] == {"v": [1, None]}
+    assert isinstance(TaskResult.objects.get(task_id="a").result, str)
+
+
+def test_models_and_migration_agree(project: Path) -> None:
+    call_command("makemigrations", LABEL, check=True, dry_run=True, verbosity=3)
+    names = {
+        name for (name,) in peek(project, "SELECT name FROM django_migrations WHERE app = 'django_celery_results'")
+    }
+    assert len(names) == 14
+    indexes = {name for (name,) in peek(project, "SELECT name FROM sqlite_master WHERE name LIKE 'django_cele_%'")}
+    assert {index.name for model in (TaskResult, GroupResult) for index in model._meta.indexes} <= indexes
+
+
+def test_the_admin_shows_results_and_writes_none(project: Path) -> None:
+    backend = make()
+    backend.store([result(backend, "a")])
+    request = RequestFactory().get("/")
+    request.user = User(is_superuser=True, is_staff=True, is_active=True)
+    model_admin = admin.site._registry[TaskResult]
+    page = model_admin.changelist_view(request)
+    page.render()
+    assert b">a<" in page.content.replace(b"\n", b"")
+    assert not model_admin.has_add_permission(request)
+    form = model_admin.changeform_view(request, str(TaskResult.objects.get().pk))
+    form.render()
+    assert b'<input type="text"' not in form.content
+    assert GroupResult in admin.site._registry
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def test_inside_a_caller_s_transaction_results_are_part_of_it(project: Path) -> None:
+    backend = make()
+    with pytest.raises(RuntimeError), transaction.atomic():
+        backend.store([result(backend, "a")])
+        assert fetched(backend, "a")["result"] == 5
+        raise RuntimeError
+    assert backend.fetch(["a"]) == {}
+
+
+def test_who_was_quicker_is_seen(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, other = make(), make()
+    rows = TaskResult._base_manager.bulk_create
+
+    def after_another(*words: Any, **named: Any) -> Any:
+        monkeypatch.undo()
+        other.store([result(other, "a", "STARTED", 1), result(other, "b", "SUCCESS", 1)])
+        return rows(*words, **named)
+
+    manager = type(TaskResult._base_manager.using("default"))
+    monkeypatch.setattr(manager, "bulk_create", lambda self, *words, **named: after_another(*words, **named))
+    backend.store([result(backend, "a", "SUCCESS", 2), result(backend, "b", "FAILURE", 2)])
+    assert (fetched(backend, "a")["result"], fetched(backend, "b")["result"]) == (2, 1)
+
+
+def test_a_row_that_does_not_fit_fails_alone_and_says_so(use_database: Any, postgres_service: PostgresService) -> None:
+    use_database(postgres_service.fresh_url())
+    call_command("migrate", LABEL, verbosity=0)
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {LABEL}_taskresult ADD CONSTRAINT small CHECK (length(result) < 1000)")
+    backend = make()
+    backend.store([result(backend, "a"), result(backend, "big", value="x" * 2000), result(backend, "c")])
+    assert (fetched(backend, "a")["status"], fetched(backend, "c")["status"]) == ("SUCCESS", "SUCCESS")
+    assert fetched(backend, "big")["status"] == "FAILURE"
+    assert "could not be stored" in fetched(backend, "big")["result"]["exc_message"][0]
+
+
+def test_R7_cleaning_up_is_bounded_and_takes_groups_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celeriac_backend_django.database.EXPIRED_PER_CLEANUP", 10)
+    monkeypatch.setattr("celeriac_backend_django.database.EXPIRED_PER_STATEMENT", 5)
+    backend = make(result_expires=60)
+    backend.store([result(backend, f"t{n}") for n in range(23)])
+    TaskResult.objects.update(date_done="2001-01-01T00:00:00+00:00")
+    backend.save_group("g", [])
+    GroupResult.objects.update(date_done="2001-01-01T00:00:00+00:00")
+    assert [backend.cleanup() for _ in range(4)] == [10, 10, 4, 0]
+    assert make(result_expires=None).cleanup() == 0
+
+
+# -- faults and errors --------------------------------------------------------------------------------------
+
+
+def test_a_cut_connection_is_replaced_unless_a_transaction_is_open(
+    use_database: Callable[[str], None], postgres_service: PostgresService
+) -> None:
+    url = postgres_service.fresh_url()
+    use_database(url)
+    call_command("migrate", LABEL, verbosity=0)
+    backend = make()
+    backend.store([result(backend, "a")])
+
+    def cut() -> None:
+        connection.ensure_connection()
+        cursor = connection.connection.cursor()
+        with pytest.raises(Exception, match="terminat"):
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    cut()
+    backend.store([result(backend, "b")])
+    assert set(backend.fetch(["a", "b"])) == {"a", "b"}
+    with pytest.raises(Exception), transaction.atomic():  # noqa: B017 - what ends the transaction is Django's
+        cut()
+        with pytest.raises(BackendLost):
+            backend.store([result(backend, "c")])
+    backend.store([result(backend, "c")])
+    assert set(backend.fetch(["a", "b", "c"])) == {"a", "b", "c"}
+
+
+def test_missing_tables_are_said(use_database: Callable[[str], None], tmp_path: Path) -> None:
+    use_database(f"sqlite:///{tmp_path}/empty.sqlite3")
+    with pytest.raises(BackendUnreachable, match=r"manage\.py migrate"):
+        make().ping(1)
+
+
+def test_an_app_that_is_not_installed_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apps, "get_model", lambda label, name: apps.get_app_config(f"no_{label}"))
+    with pytest.raises(ImproperlyConfigured, match="'celeriac_backend_django' to INSTALLED_APPS"):
+        make().fetch(["a"])
+
+
+@pytest.mark.parametrize("make_one", [make, lambda **settings: DjangoCacheBackend(settings, KitHost())])
+def test_what_makes_no_sense_is_refused_by_name(make_one: Any, project: Path) -> None:
+    with pytest.raises(SettingError, match="result_expires is 'soon'"):
+        make_one(result_expires="soon")
+    backend = make_one()
+    for verb in (lambda: backend.watch(["a"]), lambda: backend.commands([])):
+        with pytest.raises(Unsupported):
+            verb()
+
+
+def test_a_cache_that_keeps_nothing_or_is_not_there_is_refused() -> None:
+    with pytest.raises(BackendUnreachable, match="DummyCache"):
+        DjangoCacheBackend({"cache_backend": "none"}, KitHost()).ping(1)
+    with pytest.raises(SettingError, match="cache_backend"):
+        DjangoCacheBackend({"cache_backend": "nowhere"}, KitHost())
+
+
+def test_a_cached_result_is_the_document_itself_and_a_dead_holder_s_lock_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celeriac_backend_django.cache.LOCK_S", 0.3)
+    backend = DjangoCacheBackend({}, KitHost())
+    backend.store([result(backend, "doc", "STARTED", 1)])
+    assert caches["default"].get("celery-task-meta-doc")["status"] == "STARTED"
+    caches["default"].add("celeriac-lock-celery-task-meta-doc", 1, 0.3)
+    backend.store([result(backend, "doc", "SUCCESS", 2)])
+    assert fetched(backend, "doc")["result"] == 2
+    caches["default"].add("celeriac-lock-celery-task-meta-doc", 1, 60)
+    with pytest.raises(BackendLost, match="locked"):
+        backend.store([result(backend, "doc", "FAILURE", 3)])
+    caches["default"].delete("celeriac-lock-celery-task-meta-doc")
