@@ -33,7 +33,7 @@ def test_calls_come_back_with_values_and_errors(house: House) -> None:
     assert isinstance(result.get(propagate=False), Exception)
     assert result.date_done is not None
     odd = house.send("unserializable")
-    with pytest.raises(Exception, match="unserializable returned what cannot be stored"):
+    with pytest.raises(Exception, match="unserializable returned a object that cannot be stored"):
         odd.get(timeout=10)
 
 

@@ -274,11 +274,29 @@ class TransportUnreachable(OperationalError):
 
 
 class PublishUncertain(OperationalError):
-    """The broker did not say in time whether it took the message; sending it again may double it."""
+    """The broker did not say in time whether it took the message; sending it again may double it.
+
+    Attributes:
+        payloads: What was on its way. `app.send_again(error)` sends it once more, under the ids that it has.
+    """
+
+    payloads: Sequence[Any] = ()
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The ids of the calls among `payloads`."""
+        return [str(payload.headers["id"]) for payload in self.payloads if payload.headers.get("id")]
 
 
 class PublishRejected(OperationalError):
-    """The broker refused the message; nothing was stored."""
+    """The broker refused the message; nothing was stored.
+
+    Attributes:
+        task_ids: Of several that were sent at once, the calls that were refused, if the others were stored; empty if
+            all were refused.
+    """
+
+    task_ids: Sequence[str] = ()
 
 
 class BackendError(CeleriacError):

@@ -16,6 +16,8 @@ app = Celery("suite_app", broker=os.environ["SUITE_BROKER"], backend=os.environ.
 app.conf.update(
     result_extended=bool(os.environ.get("SUITE_EXTENDED")),
     task_unknown_patience=float(os.environ.get("SUITE_PATIENCE", "600")),
+    task_max_crashes=int(os.environ.get("SUITE_CRASHES", "3")),
+    task_max_returns=int(os.environ.get("SUITE_RETURNS", "20")),
 )
 PLACE = Path(os.environ.get("SUITE_PLACE", "."))
 
@@ -48,6 +50,12 @@ def echo(*args: Any, **kwargs: Any) -> Any:
 @app.task
 def fail(code: int = 1) -> None:
     raise OddError("bad", code)
+
+
+@app.task(bind=True)
+def give_back(self: Any) -> None:
+    note(f"give_back {self.request.delivery_info['redelivered']}")
+    raise Reject("not mine", requeue=True)
 
 
 @app.task(throws=(KeyError,))

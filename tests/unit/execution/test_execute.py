@@ -9,7 +9,6 @@ import pytest
 
 from celeriac import Celery, Task
 from celeriac.exceptions import Ignore, Reject, SoftTimeLimitExceeded
-from celeriac.execution import execute
 from celeriac.execution.execute import TaskProgram
 from celeriac.spec import JobReport, envelope
 from celeriac.spec.data import Job
@@ -79,14 +78,30 @@ def test_a_chord_part_is_set_aside_rather_than_forgotten(app: Celery) -> None:
     assert "chord" in report.dead
 
 
-def test_results_that_cannot_be_stored_are_failures_that_say_why(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_cannot_be_stored_are_failures_that_say_why(app: Celery) -> None:
     app.task(name="odd")(lambda: object())
     report = run(app, "odd")
     assert report.outcome == "failed"
-    assert "odd returned what cannot be stored" in result_in(report)["result"]["exc_message"][0]
-    monkeypatch.setattr(execute, "MAX_RESULT_BYTES", 1000)
+    assert "odd returned a object that cannot be stored" in result_in(report)["result"]["exc_message"][0]
+    app.conf.result_max_bytes = 1000
     app.task(name="big")(lambda: "x" * 2000)
-    assert "larger than 1000" in result_in(run(app, "big"))["result"]["exc_message"][0]
+    why = result_in(run(app, "big"))["result"]["exc_message"][0]
+    assert "a str that cannot be stored or sent on: it has 2" in why
+    assert "of 1000 allowed (result_max_bytes)" in why
+
+
+def test_an_error_too_large_to_be_stored_is_stored_as_text(app: Celery) -> None:
+    app.conf.result_max_bytes = 20_000
+
+    @app.task(name="loud")
+    def loud() -> None:
+        raise ValueError("x" * 100_000)
+
+    stored = result_in(run(app, "loud"))
+    assert stored["status"] == "FAILURE"
+    assert "ValueError" in stored["result"]["exc_message"][0]
+    assert "of 20000 allowed" in stored["result"]["exc_message"][0]
+    assert len(stored["traceback"]) <= 8192
 
 
 class Nasty(Exception):

@@ -112,10 +112,21 @@ def test_a_time_that_is_none_sets_the_message_aside(admission: Admission, fields
 
 def test_an_unknown_task_is_offered_to_others_for_a_while(admission: Admission) -> None:
     assert admission.judge(head(), None, 0).what == "unknown"
+    verdict = admission.judge_unknown(head(), None)
+    assert verdict.what == "unknown"
+    assert 0 < verdict.when - time.time() < 1
     hasty = Admission(can_delay=True, patience_s=0, rates=True)
-    verdict = hasty.judge(head(), None, 0)
+    verdict = hasty.judge_unknown(head(), None)
     assert verdict.what == "dead"
-    assert "'t'" in verdict.reason
+    assert "unknown task" in verdict.reason
+
+
+def test_how_long_a_task_is_unknown_is_counted_from_what_the_message_says(admission: Admission) -> None:
+    now = time.time()
+    patient = Admission(can_delay=True, patience_s=600, rates=True)
+    assert patient.judge_unknown(head(), now - 599).what == "unknown"
+    assert patient.judge_unknown(head(), now - 601).what == "dead"
+    assert patient.judge_unknown(head(), now + 10_000).what == "unknown", "nobody's clock makes it wait for ever"
 
 
 def test_a_rate_spaces_starts_out(admission: Admission) -> None:

@@ -31,6 +31,7 @@ from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
 from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
 
 if TYPE_CHECKING:
+    from celeriac.exceptions import PublishUncertain
     from celeriac.kernel.kernel import Kernel
     from celeriac.messaging.codec import Codec
     from celeriac.messaging.producer import Producer
@@ -471,6 +472,22 @@ class Celery:
         if running is not None and add_to_parent and running.task.trail:
             running.request.children.extend(results)
         return results
+
+    def send_again(self, error: PublishUncertain) -> list[AsyncResult[Any]]:
+        """Send calls once more of which it is not known whether the broker took them.
+
+        They keep their ids and get the header `x-celeriac-publish-try`; a worker that gets both runs both, and the
+        second says `redelivered` in its request. So this is for tasks that may run twice.
+
+        Args:
+            error: What sending them raised.
+        Returns:
+            Their results, as sending would have.
+        """
+        if not error.payloads:
+            raise ValueError("this error knows of no message that could be sent again") from error
+        self.producer.send_again(error.payloads)
+        return [AsyncResult(task_id, self.backend, None, self) for task_id in error.task_ids]
 
     def make_payload(self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]) -> Payload:
         """The payload of a call by name, not sent: with the task's own options if it is registered."""

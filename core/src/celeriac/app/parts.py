@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, overload
 from celeriac.exceptions import mask_url
 from celeriac.kernel.kernel import Kernel
 from celeriac.messaging.codec import Codec
+from celeriac.messaging.limits import Limits
 from celeriac.messaging.notices import NoticeBox
 from celeriac.messaging.producer import Producer
 from celeriac.messaging.routes import Router
@@ -79,7 +80,13 @@ class Parts:
         """Encodes and decodes bodies."""
         conf = self._conf
         seal = make_seal(conf["message_seal_key"])
-        return Codec(self.kernel, conf["accept_content"], bool(conf["allow_unsafe_serializers"]), seal)
+        return Codec(
+            self.kernel,
+            conf["accept_content"],
+            bool(conf["allow_unsafe_serializers"]),
+            seal,
+            Limits(int(conf["message_max_bytes"]), float(conf["message_max_ratio"])),
+        )
 
     @part
     def router(self) -> Router:

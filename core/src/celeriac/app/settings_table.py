@@ -119,6 +119,18 @@ BROKER: Final[tuple[Row, ...]] = (
     ("broker_password", "secret", None, "Password, when the URL is given in parts."),
     ("broker_vhost", "text", None, "Virtual host or database, when the URL is given in parts."),
     ("publish_timeout", "seconds", 10.0, "How long a send may take before it ends in `PublishUncertain`."),
+    (
+        "message_max_bytes",
+        "int",
+        268435456,
+        "Largest body that is read, as it came and opened. A message with a larger one is set aside.",
+    ),
+    (
+        "message_max_ratio",
+        "number",
+        40,
+        "How many times its compressed size an opened body may have, beyond 8 MB, which it always may.",
+    ),
 )
 
 TASK: Final[tuple[Row, ...]] = (
@@ -127,6 +139,20 @@ TASK: Final[tuple[Row, ...]] = (
         "seconds",
         600.0,
         "How long a worker offers a message of a task that it does not know to others before it sets it aside.",
+    ),
+    (
+        "task_max_crashes",
+        "int",
+        3,
+        "A message that was lost so often with the process or worker that had it is set aside, with FAILURE stored. "
+        "0: never.",
+    ),
+    (
+        "task_max_returns",
+        "int",
+        20,
+        "A message that its task gave back so often (`Reject(requeue=True)`) is set aside, with FAILURE stored; on "
+        "RabbitMQ also one that came back so often for another reason. 0: never.",
     ),
     (
         "task_acks_late",
@@ -289,6 +315,12 @@ RESULT: Final[tuple[Row, ...]] = (
         None,
         "Where results are kept: a URL. None: nowhere, except that an app with no broker of its own "
         "gets `sqlite://` for both.",
+    ),
+    (
+        "result_max_bytes",
+        "int",
+        16777216,
+        "Largest result that is stored, encoded. A task that returns a larger one has failed.",
     ),
     ("result_expires", "seconds?", 86400.0, "How long results are kept. 0 or None: for ever."),
     ("result_failure_expires", "seconds", None, "The same for failures. None: as the above."),
@@ -508,9 +540,14 @@ SECTIONS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
 OWN: Final = frozenset(
     {row[0] for row in PLUGINS}
     | {
+        "message_max_bytes",
+        "message_max_ratio",
         "message_seal_key",
         "publish_timeout",
+        "result_max_bytes",
         "security_serializer",
+        "task_max_crashes",
+        "task_max_returns",
         "task_unknown_patience",
         "worker_shutdown_grace",
         "worker_log_style",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -91,7 +94,14 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
         names = {kind: info.name for kind, info in plugins.items()}
         log.get_logger("celeriac.worker").info("worker.ready", node=worker.hostname, **names)
 
-    ctx.exit(Worker(app, **given, on_ready=say_ready).run())
+    made = Worker(app, **given, on_ready=say_ready, ends_process=True)
+    code = made.run()
+    if made.restarts:
+        sys.stdout.flush()
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(signum, signal.SIG_DFL)  # ignored by now, which the new program would inherit
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    ctx.exit(code)
 
 
 def set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from celeriac.messaging.seal import Seal
     from celeriac.resultstore import ResultStore
 
-MAX_RESULT_BYTES: Final = 16 * 1024 * 1024  # R6
+ERROR_CHARS: Final = 8192  # of a traceback that is kept although its error cannot be
 MAX_NOTICES: Final = 100  # to one client, of results that are kept elsewhere
 MAX_CLIENTS: Final = 1000
 Emit = Callable[[JobReport], None]
@@ -121,6 +121,7 @@ class TaskProgram:
         self._seal: Seal | None = app.codec.seal
         self._store: ResultStore = app.backend
         self._fingerprint: str = app.results_fingerprint
+        self._max_result_bytes = int(app.conf["result_max_bytes"])
         self._told: dict[str, int] = {}
         self._parent_pid = os.getpid()
         self._pid = self._parent_pid
@@ -328,12 +329,13 @@ class TaskProgram:
                 publish = [*publish, *followup.after_success(self._app, request, value)]
             if not ignored and self._store.plugin is not None:
                 result = self._store.make(request.id, states.SUCCESS, value, None, request)
-                if len(result.data) > MAX_RESULT_BYTES:
-                    raise ValueError(f"result of {len(result.data)} bytes is larger than {MAX_RESULT_BYTES}")
+                if len(result.data) > self._max_result_bytes:
+                    size = len(result.data)
+                    raise ValueError(f"it has {size} bytes, of {self._max_result_bytes} allowed (result_max_bytes)")
                 stored.append(result)
         except Exception as exc:
             if isinstance(exc, (TypeError, ValueError)):
-                text = f"{ready.name} returned what cannot be stored or sent on: {exc}"
+                text = f"{ready.name} returned a {type(value).__name__} that cannot be stored or sent on: {exc}"
                 exc = EncodeError(text).with_traceback(exc.__traceback__)
             return self._ended_badly(job, ready, request, exc, ignored, started)
         runtime_s = _clock() - started
@@ -421,10 +423,15 @@ class TaskProgram:
 
     def _failure(self, request: Context, exc: BaseException, traceback: str) -> StoredResult:
         try:
-            return self._store.make(request.id, states.FAILURE, self._store.failure(exc), traceback, request)
-        except Exception as trouble:  # an exception that the serializer cannot take: its text always works
-            plain = Exception(f"{type(exc).__qualname__}: {bounded_repr(exc)} (not storable: {trouble})")
-            return self._store.make(request.id, states.FAILURE, self._store.failure(plain), traceback, request)
+            made = self._store.make(request.id, states.FAILURE, self._store.failure(exc), traceback, request)
+            if len(made.data) <= self._max_result_bytes:
+                return made
+            trouble = f"it has {len(made.data)} bytes, of {self._max_result_bytes} allowed"
+            traceback = traceback[-ERROR_CHARS:]
+        except Exception as problem:  # an exception that the serializer cannot take: its text always works
+            trouble = str(problem)
+        plain = Exception(f"{type(exc).__qualname__}: {bounded_repr(exc)} (not storable: {trouble:.1000})")
+        return self._store.make(request.id, states.FAILURE, self._store.failure(plain), traceback, request)
 
     @staticmethod
     def _finish(ready: ReadyTask, request: Context, state: str, value: Any, info: ExceptionInfo | None) -> None:

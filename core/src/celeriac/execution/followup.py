@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from celeriac.spec.data import Payload
+from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload
 from celeriac.utils.ids import derived_uuid
 
 #: The header of a message that may have been sent before, under the same id.
-AGAIN: Final = "x-celeriac-publish-try"
+AGAIN: Final = PUBLISH_TRY_HEADER
 
 if TYPE_CHECKING:
     from celeriac.execution.request import Context

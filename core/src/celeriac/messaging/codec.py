@@ -9,17 +9,18 @@ import bz2
 import importlib.util
 import lzma
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from celeriac.exceptions import ImproperlyConfigured, SecurityError
+from celeriac.messaging.limits import USUAL, Limits, check_cost, gather
 from celeriac.messaging.seal import Seal
 from celeriac.spec.serializer import Serializer
 
-MAX_BODY_BYTES: Final = 256 * 1024 * 1024
-#: A decompressed body may be this many times its compressed size, or `FREE_BYTES`, whichever is more.
-MAX_RATIO: Final = 200
-FREE_BYTES: Final = 16 * 1024 * 1024
+#: Opened bodies are looked at in pieces of this size.
+CHUNK_BYTES: Final = 1024 * 1024
+#: The most that a body may ask a decompressor to set aside for itself.
+MAX_WINDOW_BYTES: Final = 32 * 1024 * 1024
 
 #: kombu's names for compression → the MIME type in the header. gzip is a zlib stream (kombu's own habit).
 COMPRESSION_TYPES: Final = {
@@ -62,7 +63,7 @@ def compress(body: bytes, name: str) -> tuple[bytes, str]:
     return pack(body), mime
 
 
-def decompress(body: bytes, mime: str) -> bytes:
+def decompress(body: bytes, mime: str, limits: Limits = USUAL) -> bytes:
     """The bytes before compression, within the limits.
 
     Raises:
@@ -71,20 +72,35 @@ def decompress(body: bytes, mime: str) -> bytes:
     mime = COMPRESSION_TYPES.get(mime, mime)
     opener = _DECOMPRESSORS.get(mime)
     if opener is None:
-        raise ValueError(f"unknown compression {mime!r}")
-    limit = min(max(len(body) * MAX_RATIO, FREE_BYTES), MAX_BODY_BYTES)
+        raise ValueError(f"unknown compression {mime!r:.80}")
+    limits.check_size(len(body))
     try:
-        return opener(body, limit)
+        return gather(opener(body), limits.opened(len(body)), len(body))
     except (zlib.error, OSError, EOFError, lzma.LZMAError) as exc:
         raise ValueError(f"body is not valid {mime}: {exc}") from exc
 
 
-def _bounded(make: Callable[[], Any]) -> Callable[[bytes, int], bytes]:
-    def run(body: bytes, limit: int) -> bytes:
-        data = make().decompress(body, limit + 1)
-        if len(data) > limit:
-            raise ValueError(f"{len(body)} compressed bytes grow past {limit}")
-        return bytes(data)
+def _open_zlib(body: bytes) -> Iterator[bytes]:
+    reader = zlib.decompressobj()
+    while not reader.eof:
+        chunk = reader.decompress(body, CHUNK_BYTES)
+        yield chunk
+        body = reader.unconsumed_tail
+        if not chunk and not body and not reader.eof:
+            raise EOFError("it ends too early")
+
+
+def _opener(make: Callable[[], Any]) -> Callable[[bytes], Iterator[bytes]]:
+    """For the readers of bz2 and lzma, which keep what they have not looked at."""
+
+    def run(body: bytes) -> Iterator[bytes]:
+        reader = make()
+        while not reader.eof:
+            chunk = reader.decompress(body, CHUNK_BYTES)
+            yield chunk
+            body = b""
+            if reader.needs_input and not reader.eof:
+                raise EOFError("it ends too early")
 
     return run
 
@@ -94,37 +110,32 @@ def _zstd_compress(body: bytes) -> bytes:
     return bytes(zstandard.ZstdCompressor().compress(body))
 
 
-def _zstd_decompress(body: bytes, limit: int) -> bytes:
+def _open_zstd(body: bytes) -> Iterator[bytes]:
     zstandard = importlib.import_module("zstandard")
     try:
-        reader = zstandard.ZstdDecompressor().stream_reader(body)
-        data = bytes(reader.read(limit + 1))
+        reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(body)
+        while chunk := reader.read(CHUNK_BYTES):
+            yield bytes(chunk)
     except zstandard.ZstdError as exc:
         raise ValueError(f"body is not valid application/zstd: {exc}") from exc
-    if len(data) > limit:
-        raise ValueError(f"{len(body)} compressed bytes grow past {limit}")
-    return data
 
 
 def _brotli_compress(body: bytes) -> bytes:
     return bytes(importlib.import_module("brotli").compress(body))
 
 
-def _brotli_decompress(body: bytes, limit: int) -> bytes:
+def _open_brotli(body: bytes) -> Iterator[bytes]:
     brotli = importlib.import_module("brotli")
     reader = brotli.Decompressor()
     try:
-        data = bytes(reader.process(body, output_buffer_limit=limit + 1))
-        while not reader.is_finished() and len(data) <= limit:
-            more = reader.process(b"", output_buffer_limit=limit + 1 - len(data))
+        yield bytes(reader.process(body, output_buffer_limit=CHUNK_BYTES))
+        while not reader.is_finished():
+            more = bytes(reader.process(b"", output_buffer_limit=CHUNK_BYTES))
             if not more:
-                raise ValueError("body is not valid application/x-brotli: it ends too early")
-            data += more
+                raise EOFError("it ends too early")
+            yield more
     except brotli.error as exc:
         raise ValueError(f"body is not valid application/x-brotli: {exc}") from exc
-    if len(data) > limit:
-        raise ValueError(f"{len(body)} compressed bytes grow past {limit}")
-    return data
 
 
 _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
@@ -132,17 +143,17 @@ _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "application/x-bz2": bz2.compress,
     "application/x-lzma": lzma.compress,
 }
-_DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
-    "application/x-gzip": _bounded(zlib.decompressobj),
-    "application/x-bz2": _bounded(bz2.BZ2Decompressor),
-    "application/x-lzma": _bounded(lzma.LZMADecompressor),
+_DECOMPRESSORS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
+    "application/x-gzip": _open_zlib,
+    "application/x-bz2": _opener(bz2.BZ2Decompressor),
+    "application/x-lzma": _opener(lambda: lzma.LZMADecompressor(memlimit=MAX_WINDOW_BYTES)),
 }
 if importlib.util.find_spec("brotli"):
     _COMPRESSORS["application/x-brotli"] = _brotli_compress
-    _DECOMPRESSORS["application/x-brotli"] = _brotli_decompress
+    _DECOMPRESSORS["application/x-brotli"] = _open_brotli
 if importlib.util.find_spec("zstandard"):
     _COMPRESSORS["application/zstd"] = _zstd_compress
-    _DECOMPRESSORS["application/zstd"] = _zstd_decompress
+    _DECOMPRESSORS["application/zstd"] = _open_zstd
 
 
 class Codec:
@@ -153,15 +164,23 @@ class Codec:
         accept: Names or content types that may be decoded.
         allow_unsafe: Serializers whose loading can run code may be in `accept`.
         seal: Put on every call and asked of every one, if the app has a key.
+        limits: What bodies may cost.
     """
 
     def __init__(
-        self, source: SerializerSource, accept: Iterable[str], allow_unsafe: bool, seal: Seal | None = None
+        self,
+        source: SerializerSource,
+        accept: Iterable[str],
+        allow_unsafe: bool,
+        seal: Seal | None = None,
+        limits: Limits = USUAL,
     ) -> None:
         self._source = source
         self._accept = frozenset(accept)
         self._allow_unsafe = allow_unsafe
         self.seal = seal
+        self._limits = limits
+        self._max_bytes = limits.max_bytes
         self._by_name: dict[str, Serializer] = {}
         self._loaders: dict[str, Callable[[bytes], Any]] = {}
 
@@ -192,9 +211,12 @@ class Codec:
         """
         load = self._loaders.get(content_type) or self.loader(content_type)
         if compression:
-            body = decompress(body, compression)
-        if len(body) > MAX_BODY_BYTES:
-            raise ValueError(f"body of {len(body)} bytes is larger than {MAX_BODY_BYTES}")
+            if type(compression) is not str:
+                raise ValueError(f"header compression must be text, not {compression!r:.80}")
+            sent, body = len(body), decompress(body, compression, self._limits)
+            check_cost(body, sent, content_type)
+        elif len(body) > self._max_bytes:
+            self._limits.check_size(len(body))
         return load(body)
 
     def check_accept(self) -> None:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from celeriac.exceptions import TransportLost, TransportUnreachable
+from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.messaging.routes import Router
-from celeriac.spec.data import Payload
+from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload
 from celeriac.spec.transport import OnceTransport, Transport
 
 
@@ -65,10 +65,20 @@ class Producer:
                     sender = cast(OnceTransport, self._transport)
                     sender.send_once(payloads, key=once[0], keep_s=once[1], timeout_s=self._timeout_s)
                 return
+            except PublishUncertain as exc:
+                exc.payloads = list(payloads)
+                raise
             except (TransportLost, TransportUnreachable):
                 if pause_s is None:
                     raise
                 time.sleep(pause_s)
+
+    def send_again(self, payloads: Sequence[Payload]) -> None:
+        """Send what may have been sent already, and say so in it: workers take it for redelivered."""
+        for payload in payloads:
+            tries = payload.headers.get(PUBLISH_TRY_HEADER)
+            payload.headers[PUBLISH_TRY_HEADER] = (tries if type(tries) is int else 1) + 1
+        self.send(payloads)
 
     def _declare(self, queue: str) -> None:
         self._transport.declare([self._router.spec(queue)])

@@ -12,6 +12,7 @@ from celeriac.spec.backend import (
 )
 from celeriac.spec.data import (
     API_VERSION,
+    COUNT_HEADERS,
     FINAL_OUTCOMES,
     UNKNOWN_COST_S,
     Chord,
@@ -43,6 +44,7 @@ __all__ = [
     "ABSENT",
     "API_VERSION",
     "CLAIM_S",
+    "COUNT_HEADERS",
     "DONE_S",
     "FINAL_OUTCOMES",
     "UNKNOWN_COST_S",

@@ -18,6 +18,12 @@ API_VERSION: Final = (1, 0)
 
 UNKNOWN_COST_S: Final = float("inf")
 
+#: Headers with what workers have counted about a message so far. A dead one that is given back begins without them.
+RETURNS_HEADER: Final = "x-celeriac-returns"
+UNKNOWN_SINCE_HEADER: Final = "x-celeriac-unknown-since"
+PUBLISH_TRY_HEADER: Final = "x-celeriac-publish-try"
+COUNT_HEADERS: Final = frozenset({RETURNS_HEADER, UNKNOWN_SINCE_HEADER, PUBLISH_TRY_HEADER})
+
 
 class QueueSpec(Struct, frozen=True):
     """A queue and the binding that feeds it, as a broker needs to declare it.

@@ -17,10 +17,11 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from celeriac.spec.data import Head, Malformed, Payload, Route
+from celeriac.spec.data import COUNT_HEADERS, Head, Malformed, Payload, Route
 
 MAX_ENVELOPE_BYTES: Final = 256 * 1024 * 1024
 MAX_HEADERS: Final = 256
+MAX_HEADER_BYTES: Final = 64 * 1024
 #: kombu's names for how a body sits in the envelope.
 _BODY_DECODERS: Final[dict[Any, Callable[[str], bytes]]] = {
     "base64": binascii.a2b_base64,
@@ -49,6 +50,12 @@ class _Envelope(Struct):
     content_encoding: str | None = msgspec.field(name="content-encoding", default=None)
 
 
+class _Sized(Struct):
+    headers: msgspec.Raw = msgspec.Raw(b"")
+    properties: msgspec.Raw = msgspec.Raw(b"")
+
+
+_read_sized = msgspec.json.Decoder(_Sized).decode
 _read_head = msgspec.json.Decoder(_HeadEnvelope).decode
 _read_envelope = msgspec.json.Decoder(_Envelope).decode
 _encode = msgspec.json.Encoder().encode
@@ -87,8 +94,10 @@ def read_head(raw: bytes) -> Head | Malformed:
     if len(raw) > MAX_ENVELOPE_BYTES:
         return Malformed(f"message of {len(raw)} bytes is larger than {MAX_ENVELOPE_BYTES}")
     try:
+        if len(raw) > MAX_HEADER_BYTES:
+            _check_headers(raw)
         headers = _read_head(raw).headers
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         return Malformed(f"not a message envelope: {exc}")
     expires = headers.expires
     return Head(
@@ -108,8 +117,10 @@ def unpack(raw: bytes) -> Payload:
         ValueError: Not an envelope, or its body is not encoded as it says.
     """
     try:
+        if len(raw) > MAX_HEADER_BYTES:
+            _check_headers(raw)
         envelope = _read_envelope(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise ValueError(f"not a message envelope: {exc}") from exc
     properties = envelope.properties
     info = properties.get("delivery_info")
@@ -132,3 +143,32 @@ def unpack(raw: bytes) -> Payload:
         properties,
         Route(routing_key if type(routing_key) is str else "", str(info.get("exchange") or "")),
     )
+
+
+def renew(raw: bytes) -> bytes:
+    """An envelope without what workers have counted about it; unchanged if there is nothing of the kind."""
+    if b'"x-celeriac-' not in raw:
+        return raw
+    try:
+        message = json.loads(raw)
+        headers = message["headers"]
+        kept = {name: value for name, value in headers.items() if name not in COUNT_HEADERS}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return raw  # not a message that was ever counted
+    if len(kept) == len(headers):
+        return raw
+    message["headers"] = kept
+    return json.dumps(message).encode("utf-8")
+
+
+def _check_headers(raw: bytes) -> None:
+    """Refuse headers before anything is built of them. Those of a smaller message cannot be too large.
+
+    Raises:
+        ValueError: They are too large.
+    """
+    sized = _read_sized(raw)
+    for what, part in (("headers", sized.headers), ("properties", sized.properties)):
+        size = len(memoryview(part))
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"{what} of {size} bytes; at most {MAX_HEADER_BYTES} are read")

@@ -35,6 +35,8 @@ class Verdict(NamedTuple):
 
 
 RUN: Final = Verdict("run")
+#: `judge_unknown` says what is to be done.
+UNKNOWN: Final = Verdict("unknown")
 
 
 class Admission:
@@ -73,7 +75,7 @@ class Admission:
         except (ValueError, TypeError, OverflowError) as exc:
             return Verdict("dead", reason=f"malformed: eta or expires is no time: {exc}")
         if plan is None:
-            return self._judge_unknown(head, now)
+            return UNKNOWN
         if eta is not None and eta > now:
             if eta - now <= NEAR_S or (not self._can_delay and waiting < MEMORY_LIMIT):
                 return Verdict("wait", eta)
@@ -82,10 +84,17 @@ class Admission:
             return self._judge_rate(head, plan, now)
         return RUN
 
-    def _judge_unknown(self, head: Head, now: float) -> Verdict:
-        since = self._unknown_since.setdefault(head.id, now)
-        while len(self._unknown_since) > UNKNOWN_REMEMBERED:
-            self._unknown_since.popitem(last=False)
+    def judge_unknown(self, head: Head, since: float | None) -> Verdict:
+        """Decide on a message whose task this worker does not know.
+
+        Args:
+            since: When a worker first found that, if the message says so.
+        """
+        now = self._clock.unix()
+        if since is None or since > now:
+            since = self._unknown_since.setdefault(head.id, now)
+            while len(self._unknown_since) > UNKNOWN_REMEMBERED:
+                self._unknown_since.popitem(last=False)
         waited = now - since
         if waited >= self._patience_s:
             self._unknown_since.pop(head.id, None)

@@ -21,6 +21,7 @@ from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
+from celeriac.worker.marks import Story
 from celeriac.worker.plans import TaskPlan
 from celeriac.worker.revoked import Revoked, obey
 from celeriac.worker.window import BRIEF_S, Window
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from celeriac.worker.poller import Sleeper
 
 IDLE_S: Final = 1.0  # the longest sleep
+#: Before a message on its last attempt runs, the others like it are back in the queue.
+TRIAL_PAUSE_S: Final = 0.25
+#: Of messages that came again, where nobody can say why, one is judged in so long.
+GAP_S: Final = 2.0
 
 _log = logging.getLogger("celeriac.worker")
 
@@ -46,7 +51,6 @@ class Loop:
 
     Attributes:
         revoked: What may not run.
-        unstored: After `close`: how many finished tasks run again, for their results could not be stored.
     """
 
     def __init__(
@@ -82,9 +86,19 @@ class Loop:
         self._stopping = False
         self._epoch = 0
         self.flights = Flights()
-        self.endings = Endings(link, self.flights, window, log, app.backend, transport, node)
+        self._max_crashes = int(app.conf["task_max_crashes"])
+        self._max_returns = int(app.conf["task_max_returns"])
+        self._counts_losses = "attempts" in transport.abilities
+        self._can_delay = "delay" in transport.abilities
+        # The tag of a message that is on its last attempt and waits to be run, and until when it has the right to.
+        self._trial: Any = None
+        self._trial_ends = 0.0
+        self._judged_at = 0.0  # when a message that came again was last judged
+        self.endings = Endings(
+            link, self.flights, window, log, app.backend, transport, node, self._max_crashes, self._max_returns
+        )
         self._admission = Admission(
-            can_delay="delay" in transport.abilities,
+            can_delay=self._can_delay,
             patience_s=float(app.conf["task_unknown_patience"]),
             rates=not app.conf["worker_disable_rate_limits"],
             revoked=revoked,
@@ -92,7 +106,6 @@ class Loop:
         )
         self.revoked = self._admission.revoked
         self._snapshots: deque[Snapshot] = deque(maxlen=1)  # of revocations; only the last one counts
-        self.unstored = 0
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -109,12 +122,18 @@ class Loop:
             self.endings.give_back(delivery)
         self._pool.withdraw()
 
-    def close(self, last_reports: Sequence[JobReport], timeout_s: float = 5.0) -> None:
-        """Settle these last reports, give back what is left, and let go."""
-        self.endings.digest(last_reports)
-        self.endings.abandon()
-        self.unstored = self._link.close(timeout_s)
+    def close(self, last_reports: Sequence[JobReport], timeout_s: float = 5.0) -> int:
+        """Settle these last reports, give back what is left, and let go.
+
+        Returns:
+            How many tasks were given up: they ran when the pool was stopped, or their results could not be stored.
+        """
+        # A slot that was killed by the stop is no crash of its task: that was given up, and goes back.
+        self.endings.digest([report for report in last_reports if report.outcome != "lost"])
+        given_up = self.endings.abandon()
+        given_up += self._link.close(timeout_s)
         self._log.flush()
+        return given_up
 
     # -- revoking -------------------------------------------------------------------------------------------
 
@@ -184,17 +203,20 @@ class Loop:
         """The link was opened anew: what the old one had delivered comes again, so none of it is begun any more."""
         self._epoch = self._link.epoch
         self._waiting.clear()
+        self._trial = None
         self._admission.forget_promises()
         self._pool.withdraw()
 
     def _ground_lost(self) -> None:
-        """Flights whose lease is lost may not settle: somebody else has their messages."""
+        """Flights whose lease is lost may neither settle nor begin: somebody else has their messages (B8, B10)."""
         tags = set(self._link.lost_tags)
         self._link.lost_tags.clear()
-        for flight in self.flights:
+        for token, flight in self.flights.items():
             if flight.epoch == self._epoch and flight.delivery.tag in tags:
                 _log.warning("Lost the lease of %s[%s]: another may run it too.", flight.plan.name, flight.head.id)
                 flight.epoch = -1
+                if self._pool.cancel(token, signal=0):
+                    self.flights.remove(token)
         self._link.forget(tags)
 
     # -- admitting ------------------------------------------------------------------------------------------
@@ -224,6 +246,8 @@ class Loop:
                 window.shrink()
                 self.endings.give_back(delivery)
                 continue
+            if delivery.redelivered and self._is_held_up(delivery, plan):
+                continue
             hard_s, soft_s = plan.hard_s, plan.soft_s
             if head.timelimit:
                 hard_s, soft_s = head.timelimit[0] or hard_s, head.timelimit[1] or soft_s
@@ -250,6 +274,55 @@ class Loop:
         if jobs:
             self._pool.submit(jobs)
         self._link.resize(self._wanted_window())
+
+    def _is_held_up(self, delivery: Delivery, plan: TaskPlan) -> bool:
+        """Whether a message that was lost before may not run now, or never more (B14); what is to be done is done.
+
+        A worker that dies takes all that it had with it: the one message that kills workers, and others that merely lay
+        beside it. So who is on the last attempt runs without another such one in the same worker: then nobody else
+        pays for it, and whoever is lost once more has earned it.
+        """
+        if not self._counts_losses:
+            return self._is_returned_too_often(delivery)
+        lost = delivery.attempt - 1
+        if not self._max_crashes or lost + 1 < self._max_crashes or not plan.requeue_lost:
+            return False
+        if lost >= self._max_crashes:
+            self.endings.lose(delivery, f"crash: it was lost {lost} times with the worker or process that had it")
+            return True
+        if delivery.tag == self._trial:
+            self._trial = None
+            return False
+        if not self._can_delay:
+            return False
+        now = self._clock.unix()
+        if (self._trial is not None and now < self._trial_ends) or any(
+            flight.delivery.attempt > lost for flight in self.flights
+        ):
+            self.endings.give_back(delivery, now + self._clock.uniform(0.5, 1.5))
+        else:
+            self._trial, self._trial_ends = delivery.tag, now + 4 * TRIAL_PAUSE_S
+            self._waiting.add(now + TRIAL_PAUSE_S, delivery)
+        return True
+
+    def _is_returned_too_often(self, delivery: Delivery) -> bool:
+        """The same for a broker that only says «again», of whatever a worker had or gave back.
+
+        The first of them that comes is sent anew with a count; those behind it run at once. Whoever kills workers is
+        the oldest that its worker had, so it comes first in the end, and it is counted while others get done.
+        """
+        now = self._clock.unix()
+        if not self._max_returns or now - self._judged_at < GAP_S:
+            return False
+        self._judged_at = now
+        story = Story(self._transport, delivery)
+        if story.returns + 1 >= self._max_returns:
+            self.endings.lose(delivery, f"returned too often: it came back {story.returns + 1} times")
+            return True
+        again = story.returned_again()
+        if again is not None:
+            self.endings.replace(delivery, again)
+        return again is not None
 
     def _wanted_window(self) -> int:
         """The window in few steps, so that a broker that pushes need not follow each change."""
@@ -283,15 +356,31 @@ class Loop:
         elif verdict.what == "defer":
             self.endings.give_back(delivery, verdict.when)
         elif verdict.what == "unknown":
-            self._tell_unknown(head)
-            self.endings.give_back(delivery, verdict.when)
-            self._courtesy.plan(verdict.when)
+            self._decide_unknown(delivery, head)
         elif verdict.what in ("expired", "revoked"):
             self._log.line(logging.INFO, f"task.{verdict.what}", task_name=head.task, task_id=head.id)
             self.endings.revoke(delivery, plan and plan.task, verdict.what)
         else:
-            error = NotRegistered(head.task) if plan is None else ValueError(verdict.reason)
+            error = ValueError(verdict.reason)
             self.endings.set_aside(delivery, verdict.reason, self.endings.failure(delivery, error))
+
+    def _decide_unknown(self, delivery: Delivery, head: Head) -> None:
+        """Offer a message to other workers, for a while that is counted in the message: workers may come and go."""
+        story = Story(self._transport, delivery)
+        verdict = self._admission.judge_unknown(head, story.unknown_since)
+        if verdict.what == "dead":
+            error = NotRegistered(head.task)
+            self.endings.set_aside(delivery, verdict.reason, self.endings.failure(delivery, error))
+            return
+        self._tell_unknown(head)
+        again = None
+        if self._can_delay and story.unknown_since is None:
+            again = story.found_unknown(self._clock.unix(), verdict.when)
+        if again is None:
+            self.endings.give_back(delivery, verdict.when)
+        else:
+            self.endings.replace(delivery, again)
+        self._courtesy.plan(verdict.when)
 
     def _tell_unknown(self, head: Head) -> None:
         if head.task in self._told_unknown:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celeriac import signals, states
-from celeriac.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celeriac.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError, mask_url
 from celeriac.execution.request import Context
 from celeriac.spec.data import FINAL_OUTCOMES, Delivery, JobReport, Payload, Settlement, StoredResult
 from celeriac.utils.ids import uuid
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
+from celeriac.worker.marks import Story
 from celeriac.worker.plans import OVERHEAD_S
 from celeriac.worker.window import Window
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from celeriac.resultstore import ResultStore
     from celeriac.spec.transport import Transport
 
-MAX_CRASHES: Final = 3  # B14
+ERROR_CHARS: Final = 8192  # B21
 CRASHES_REMEMBERED: Final = 10_000
 
 Verb = Literal["ack", "requeue", "dead"]
@@ -50,7 +51,11 @@ class Endings:
         store: ResultStore,
         transport: Transport,
         node: str,
+        max_crashes: int,
+        max_returns: int,
     ) -> None:
+        self._max_crashes = max_crashes or float("inf")
+        self._max_returns = max_returns or float("inf")
         self._link = link
         self._flights = flights
         self._window = window
@@ -100,10 +105,18 @@ class Endings:
             self.finished += count
             self._window.learn(spent_s / count + OVERHEAD_S, count)
 
-    def abandon(self) -> None:
-        """The pool is gone: whatever it has not answered for goes back, flagged."""
-        for token in self._flights.tokens():
-            self._finish(self._flights.remove(token), "requeue", started=True)
+    def abandon(self) -> int:
+        """The pool is gone: whatever it has not answered for goes back, flagged. What was acknowledged before it ran
+        cannot go back; its failure is stored. Returns how many there were."""
+        tokens = self._flights.tokens()
+        for token in tokens:
+            flight = self._flights.remove(token)
+            stored: Sequence[StoredResult] = ()
+            if flight.acked:
+                error = WorkerLostError("The worker was told to stop before the task had ended.")
+                stored = self.failure(flight.delivery, error)
+            self._finish(flight, "requeue", stored, started=True)
+        return len(tokens)
 
     def _accept(self, flight: Flight, report: JobReport) -> None:
         flight.pid = report.pid
@@ -160,23 +173,37 @@ class Endings:
             self._log.line(logging.ERROR, "task.failed", **named, traceback=report.traceback)
         acknowledge = plan.ack_on_timeout if report.timed_out else plan.ack_on_failure
         verb: Verb = "ack" if acknowledge else "dead"
-        self._finish(flight, verb, report.stored, report.publish, reason="failed", error=report.detail)
+        error = f"{report.detail}\n{report.traceback or ''}" if verb == "dead" else ""
+        self._finish(flight, verb, report.stored, report.publish, reason="failed", error=error)
 
     def _rejected(self, flight: Flight, report: JobReport) -> None:
         named = {"task_name": flight.plan.name, "task_id": flight.head.id}
         self._log.line(logging.WARNING, "task.rejected", **named, error=report.detail)
         if report.requeue:
-            self._finish(flight, "requeue", started=True)
+            self._return(flight)
             return
         stored = report.stored or self.failure(flight.delivery, ValueError(report.dead))
         self._finish(flight, "dead", stored, reason=report.dead, error=report.detail)
+
+    def _return(self, flight: Flight) -> None:
+        """Back to its queue, as its task wishes; that is counted in the message (B14)."""
+        story = Story(self._transport, flight.delivery)
+        if story.returns + 1 >= self._max_returns:
+            reason = f"returned too often: its task gave it back {story.returns + 1} times"
+            self._finish(flight, "dead", self.failure(flight.delivery, Reject(reason, False)), reason=reason)
+            return
+        again = story.returned_again()
+        if again is None or flight.acked:
+            self._finish(flight, "requeue", started=True)
+        else:
+            self._finish(flight, "ack", publish=[again])
 
     def _lost(self, flight: Flight, cause: str) -> None:
         """The slot died while it ran this: once more, elsewhere, unless it has killed too many (B14)."""
         task_id = flight.head.id
         crashes = max(flight.delivery.attempt, self._crashes.get(task_id, 0) + 1)
-        again = flight.plan.requeue_lost and crashes < MAX_CRASHES
-        then = f"It is run again (attempt {crashes + 1} of {MAX_CRASHES})." if again else "It is not run again."
+        again = flight.plan.requeue_lost and crashes < self._max_crashes
+        then = f"It is run again (attempt {crashes + 1} of {self._max_crashes})." if again else "It is not run again."
         _log.error("The process that ran %s[%s] died: %s. %s", flight.plan.name, task_id, cause, then)
         if again:
             self._crashes[task_id] = crashes
@@ -201,6 +228,8 @@ class Endings:
         started: bool = False,
     ) -> None:
         self.finished += verb != "requeue"
+        if verb == "dead":
+            reason, error = mask_url(reason)[:ERROR_CHARS], mask_url(error or reason)[:ERROR_CHARS]
         settlement = None if flight.acked else Settlement(flight.delivery.tag, verb, None, reason, error, started)
         self._link.settle_flight(flight, settlement, stored, publish)
 
@@ -211,8 +240,18 @@ class Endings:
         self.given_back += 1
         self._link.settle(Settlement(delivery.tag, "requeue", due))
 
+    def replace(self, delivery: Delivery, again: Payload) -> None:
+        """To the queue as `again`, which is the same message with marks."""
+        self.given_back += 1
+        self._link.settle(Settlement(delivery.tag), (), [again])
+
+    def lose(self, delivery: Delivery, reason: str) -> None:
+        """Set aside what was lost too often to be run once more, with FAILURE stored."""
+        self.set_aside(delivery, reason, self.failure(delivery, WorkerLostError(f"Not run again: {reason}.")))
+
     def set_aside(self, delivery: Delivery, reason: str, stored: Sequence[StoredResult] = ()) -> None:
         """To the dead letters."""
+        reason = mask_url(reason)[:ERROR_CHARS]
         _log.error("Message of queue %s set aside: %s", delivery.queue, reason)
         self.finished += 1
         self._link.settle(Settlement(delivery.tag, "dead", None, reason, reason), stored)

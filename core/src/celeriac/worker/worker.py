@@ -6,6 +6,7 @@ The command line makes a `Worker` and runs it; tests and programs may too, in an
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import inspect
 import logging
 import os
@@ -36,12 +37,12 @@ from celeriac.worker.consumer import Loop
 from celeriac.worker.link import Link
 from celeriac.worker.poller import Sleeper
 from celeriac.worker.revoked import RevocationWatch, Revoked
+from celeriac.worker.shutdown import wind_down
 from celeriac.worker.spool import Spool
 from celeriac.worker.window import Window
 
 EXIT_OK: Final = 0
 EXIT_FORCED: Final = 1
-COLD_GRACE_S: Final = 2.0
 #: More unexpected errors than this within this time end the worker: something is wrong that a new link does not mend.
 MAX_SURPRISES: Final = 5
 SURPRISE_PERIOD_S: Final = 60.0
@@ -63,6 +64,11 @@ class Worker:
         beat: Send periodic tasks too, from a thread; with `scheduler` and `schedule_filename` as for `beat.Service`.
         loglevel, logformat, logfile: For the lines about tasks; without a level there are none.
         on_ready: Called with the worker when it consumes.
+        ends_process: The process ends with the worker: then HUP restarts it, USR1 shows where it is, and signals that
+            come after its end are ignored.
+
+    Attributes:
+        restarts: It ended because of a HUP, and whoever ran it should run it anew.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Worker:
         logfile: str | None = None,
         no_color: bool = False,
         on_ready: Callable[[Worker], Any] | None = None,
+        ends_process: bool = False,
         **_: Any,
     ) -> None:
         self.app = app
@@ -119,6 +126,9 @@ class Worker:
             False if no_color else conf["worker_log_color"],
         )
         self._on_ready = on_ready
+        self._ends_process = ends_process
+        self._signal_name = ""
+        self.restarts = False
         self._asked = 0  # how often it was asked to stop; only ever grows (D1)
         self._sleeper = Sleeper()
         self.transport: Transport
@@ -143,7 +153,10 @@ class Worker:
             self._start()
             return self._work()
         finally:
-            _restore(handlers)
+            if self._ends_process:
+                _ignore(handlers)
+            else:
+                _restore(handlers)
             self._sleeper.close()
 
     def stop(self) -> None:
@@ -287,30 +300,29 @@ class Worker:
             self._asked += 1
         except WorkerTerminate:
             self._asked += 2
-        signals.worker_shutting_down.send(sender=self.hostname, sig="", how="warm", exitcode=0)
+        how = "cold" if self._asked > 1 else "warm"
+        signals.worker_shutting_down.send(sender=self.hostname, sig=self._signal_name, how=how, exitcode=EXIT_OK)
         _log.info("Stopping: running tasks finish, what no slot has begun is given back.")
         if self._beat is not None:
             self._beat.stop()
-        # Warm. First no new work; reports still come, so settling lives on; the link goes last: acks travel on it.
         if self._watch is not None:
             self._watch.stop()
-        loop.stop_receiving()
-        self._let_finish(self.app.conf["worker_shutdown_grace"], until_asked=2)
-        # Cold, but softly where the app says so: a last while for what still runs.
-        self._let_finish(self.app.conf["worker_soft_shutdown_timeout"] or 0.0, until_asked=3)
-        left = len(loop.flights)
-        if left:
-            _log.warning("Cold shutdown: %d running tasks are given up; their messages go back to the queue.", left)
-        loop.close(pool.stop(grace_s=0.0 if left else COLD_GRACE_S))
+        ended = wind_down(
+            loop,
+            pool,
+            self._turn,
+            lambda: self._asked,
+            grace_s=self.app.conf["worker_shutdown_grace"],
+            soft_s=self.app.conf["worker_soft_shutdown_timeout"] or 0.0,
+        )
         self.transport.close()
         if "processes" not in pool.abilities:
             with contextlib.suppress(OperationalError):  # it is ending anyway
                 self.app.close()
         signals.worker_shutdown.send(sender=self)
         self._tell_extensions("celeriac_worker_stopped")
-        ends, how = loop.endings, ", some by force" if left else ""
-        _log.info("Stopped: %d finished, %d given back%s.", ends.finished, ends.given_back, how)
-        return EXIT_FORCED if left else EXIT_OK
+        _log.info("Stopped: %d finished, %d given back, %d given up while they ran.", *ended)
+        return EXIT_FORCED if ended.forced else EXIT_OK
 
     def _turn(self) -> None:
         """One turn of the loop. What nobody foresaw costs a new link, not the worker; but not for ever."""
@@ -328,12 +340,6 @@ class Worker:
         if self._extensions:
             self.app.kernel.notify(hook, worker=self)
 
-    def _let_finish(self, seconds: float | None, *, until_asked: int) -> None:
-        """Go on until nothing runs, the seconds are over (None: no bound), or it was asked to stop so often."""
-        ends = None if seconds is None else time.monotonic() + seconds
-        while len(self.loop.flights) and self._asked < until_asked and (ends is None or time.monotonic() < ends):
-            self._turn()
-
     # -- signals --------------------------------------------------------------------------------------------
 
     def _handle_signals(self) -> dict[int, Any]:
@@ -341,20 +347,35 @@ class Worker:
             return {}
 
         def warm(signum: int, frame: Any) -> None:
+            self.restarts = False
             self._asked += 1
             self._say(signum)
 
         def cold(signum: int, frame: Any) -> None:
+            self.restarts = False
             self._asked = max(2, self._asked + 1)
             self._say(signum)
 
+        def anew(signum: int, frame: Any) -> None:
+            first = self._asked == 0
+            warm(signum, frame)
+            self.restarts = first  # until told otherwise by another signal
+
         remapped = os.environ.get("REMAP_SIGTERM") == "SIGQUIT"
         wanted = {signal.SIGINT: warm, signal.SIGTERM: cold if remapped else warm, signal.SIGQUIT: cold}
+        # A HUP from a terminal means that it was closed; one to a service means: begin anew.
+        wanted[signal.SIGHUP] = warm if self._ends_process and _is_terminal() else anew
+        if not self._ends_process:
+            del wanted[signal.SIGHUP]  # whoever embeds a worker restarts it himself
         before: dict[int, Any] = {signum: signal.signal(signum, handler) for signum, handler in wanted.items()}
+        if self._ends_process:
+            with contextlib.suppress(OSError, ValueError):  # standard error is closed or no file
+                faulthandler.register(signal.SIGUSR1, all_threads=True)
         signal.set_wakeup_fd(self._sleeper.wakeup_fd, warn_on_full_buffer=False)
         return before
 
     def _say(self, signum: int) -> None:
+        self._signal_name = self._signal_name or signal.Signals(signum).name
         if self._asked == 1:
             how = "finishing running tasks (once more to give them up)"
         else:
@@ -374,6 +395,21 @@ class Worker:
     def plugins(self) -> list[PluginInfo]:
         """The plugins in use."""
         return self.app.kernel.loaded()  # type: ignore[no-any-return]
+
+
+def _ignore(handlers: dict[int, Any]) -> None:
+    """The worker has ended and the process is about to: a late signal must not make it look killed."""
+    if handlers:
+        signal.set_wakeup_fd(-1)
+    for signum in handlers:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stdin.isatty()
+    except (AttributeError, ValueError):
+        return False  # there is none, or it is closed
 
 
 def _restore(handlers: dict[int, Any]) -> None:

@@ -102,9 +102,25 @@ def test_an_unknown_exchange_is_an_error_and_the_next_send_works(transport: Amqp
 def test_a_full_queue_refuses(transport: AmqpTransport, tools: Any) -> None:
     transport.declare([tools.spec("full", **{"x-max-length": 2, "x-overflow": "reject-publish"})])
     transport.send([tools.payload("full"), tools.payload("full")])
-    with pytest.raises(PublishRejected, match="refused 3 of 3"):
+    with pytest.raises(PublishRejected, match="refused 3 of 3") as caught:
         transport.send([tools.payload("full") for _ in range(3)])
+    assert not caught.value.task_ids, "all of them"
     assert transport.depth("full") == 2
+
+
+def test_B5_of_several_messages_those_that_were_refused_are_named(transport: AmqpTransport, tools: Any) -> None:
+    transport.declare([tools.spec("full", **{"x-max-length": 1, "x-overflow": "reject-publish"}), tools.spec("free")])
+    transport.send([tools.payload("full")])
+    sent = [tools.payload(queue) for queue in ("free", "full", "free", "full")]
+    with pytest.raises(PublishRejected, match="refused 2 of 4") as caught:
+        transport.send(sent)
+    assert sorted(caught.value.task_ids) == sorted([sent[1].headers["id"], sent[3].headers["id"]])
+    assert transport.depth("free") == 2
+    lost = tools.payload("q")
+    lost.route = Route("key", "amq.direct", "direct", "q")
+    with pytest.raises(PublishRejected, match="1 of 2") as caught:
+        transport.send([tools.payload("free"), lost])
+    assert caught.value.task_ids == [lost.headers["id"]]
 
 
 def test_large_bodies_travel_in_several_frames(transport: AmqpTransport, listen: Any, tools: Any) -> None:

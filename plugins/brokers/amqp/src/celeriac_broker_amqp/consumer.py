@@ -289,7 +289,7 @@ class AmqpConsumer:
             delivery = Delivery(tag, record, head, name)
             if redelivered or marks is not None:
                 lost, returns = (0, 0) if marks is None else (marks.lost, marks.returns)
-                delivery.attempt = 1 + lost + (returns or redelivered)
+                delivery.attempt = 1 + lost + (1 if returns or redelivered else 0)
                 delivery.redelivered = delivery.attempt > 1
                 if marks is not None and marks.due is not None and self._must_wait(delivery, marks.due):
                     continue
@@ -340,7 +340,12 @@ class AmqpConsumer:
                 items.append(bury(delivery, settlement, self._owner, self._max_header_bytes))
                 acks.append(settlement.tag)
             elif settlement.due is None:
-                returns.append(settlement.tag)
+                counted = self._count(delivery) if settlement.started else None
+                if counted is None:
+                    returns.append(settlement.tag)
+                else:
+                    items.append(counted)
+                    acks.append(settlement.tag)
             else:
                 delayed = self._delay(delivery, settlement)
                 if delayed is not None:
@@ -385,6 +390,16 @@ class AmqpConsumer:
             settled.remove(low)
             low += 1
         self._low = low - 1
+
+    def _count(self, delivery: Delivery) -> Item | None:
+        """A delivery whose task was lost, published anew with that counted in it, for RabbitMQ's own flag says but
+        once or not. None if it cannot be read, and so never ran."""
+        try:
+            _, _, header, body = message.split_record(delivery.raw)
+            header = message.with_headers(header, {message.LOST_HEADER: delivery.attempt}, message.DEATH_HEADERS)
+        except ValueError:
+            return None
+        return Item(Route(delivery.queue), header, body)
 
     def _delay(self, delivery: Delivery, settlement: Settlement) -> Item | None:
         """The delivery on its way to the delay queues; None if it waits here instead."""

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from celeriac.exceptions import PublishRejected, TransportLost
-from celeriac.spec import DeadLetter, Delivery, Payload, Route, Settlement
+from celeriac.spec import COUNT_HEADERS, DeadLetter, Delivery, Payload, Route, Settlement
 from celeriac_broker_amqp import message, methods, topology
 from celeriac_broker_amqp.link import Channel, Link
 from celeriac_broker_amqp.publisher import Item, Publisher, make_item
@@ -187,7 +187,7 @@ def _renewed(queue: str, raw: bytes) -> Item:
     """A message on its way back to its queue, without any sign of earlier deliveries."""
     try:
         _, _, header, body = message.split_record(raw)
-        return Item(Route(queue), message.with_headers(header, {}, message.DEATH_HEADERS), body)
+        return Item(Route(queue), message.with_headers(header, {}, message.DEATH_HEADERS | COUNT_HEADERS), body)
     except ValueError:
         return Item(Route(queue), message.bare_header(raw), raw)
 

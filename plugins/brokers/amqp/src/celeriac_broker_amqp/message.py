@@ -40,6 +40,8 @@ DUE_HEADER: Final = "x-celeriac-due"
 #: Where delayed messages come out.
 DELIVERY_EXCHANGE: Final = "celery_delayed_delivery"
 DELAY_BITS: Final = 28
+MAX_HEADERS: Final = 256
+MAX_HEADER_BYTES: Final = 64 * 1024
 
 #: What RabbitMQ adds: how often a message was returned, and where it expired before. By the latter it takes a
 #: message that is delayed a second time for one that goes in circles, and drops it.
@@ -113,6 +115,8 @@ def scan(raw: bytes) -> tuple[Head | Malformed, Marks | None]:
     """The head of a message, and the marks on it if there are any. Never raises."""
     try:
         table = _find_table(raw)
+        if len(raw) > MAX_HEADER_BYTES and table and table_end(raw, table) - table > MAX_HEADER_BYTES:
+            return Malformed(f"headers of {table_end(raw, table) - table} bytes; {MAX_HEADER_BYTES} are read"), None
         if table:
             head = _scan_plain(raw, table)
             if head is not None:
@@ -242,7 +246,11 @@ def _read_properties(raw: bytes, pos: int) -> tuple[str, str, dict[str, Any], di
     if flags & _CONTENT_ENCODING:
         content_encoding, pos = methods.read_short_text(raw, pos)
     if flags & _HEADERS:
+        if table_end(raw, pos) - pos > MAX_HEADER_BYTES:
+            raise ValueError(f"headers of {table_end(raw, pos) - pos} bytes; {MAX_HEADER_BYTES} are read")
         headers, pos = _read_headers(raw, pos)
+        if len(headers) > MAX_HEADERS:
+            raise ValueError(f"{len(headers)} headers; at most {MAX_HEADERS} are read")
     if flags & _DELIVERY_MODE:
         properties["delivery_mode"] = raw[pos]
         pos += 1

@@ -27,8 +27,10 @@ from celeriac_broker_amqp import methods, topology
 from celeriac_broker_amqp.link import Channel, Link
 from celeriac_broker_amqp.message import (
     DELAY_BITS,
+    HEADER_PREFIX,
     delay_key,
     pack_header,
+    scan,
     split_record,
     whole_seconds,
     with_due,
@@ -82,6 +84,11 @@ def make_item(payload: Payload) -> Item:
     if due is None or route.exchange or due <= time.time() or name_bytes > MAX_DELAYED_BYTES:
         return Item(route, header, payload.body, mandatory)
     return Item(route, with_due(header, due, payload.headers), payload.body, mandatory, due)
+
+
+def record_of(item: Item) -> bytes:
+    """An item as `message` has it."""
+    return b"\0\0" + item.header[len(HEADER_PREFIX) :] + item.body
 
 
 class Publisher:
@@ -190,7 +197,7 @@ class Publisher:
             if left_s <= 0:
                 raise PublishRejected(f"RabbitMQ at {self.link.where} takes no messages: {self.link.blocked}")
             self.absorb(left_s)
-        before = self.link.bytes_sent
+        before, first = self.link.bytes_sent, self._last + 1
         try:
             self.write(items, deadline)
             while self._settled < self._last:
@@ -207,28 +214,41 @@ class Publisher:
             raise PublishUncertain(
                 f"{exc}; whether the message was taken before is not known, sending it again may double it"
             ) from exc
-        self._raise_refusals(len(items))
+        self._raise_refusals(items, first)
 
     def _describe_silence(self) -> str:
         missing = self._last - self._settled - len(self._early)
         why = f"it blocks publishers: {self.link.blocked}" if self.link.blocked else "it gave no reason"
         return f"RabbitMQ at {self.link.where} did not confirm {missing} message(s) in time ({why})"
 
-    def _raise_refusals(self, count: int) -> None:
+    def _raise_refusals(self, items: Sequence[Item], first: int) -> None:
+        """Raise what the broker said to these, whose sequence numbers begin with `first`."""
+        count = len(items)
         refused, self.refused = self.refused, []
         unroutable, self.unroutable = self.unroutable, []
+        if not refused and not unroutable:
+            return
+        places = [number - first for number in refused if 0 <= number - first < count]
+        records = [record for _, record in unroutable] + [record_of(items[place]) for place in places]
+        error = self._describe_refusals(refused, unroutable, count)
+        if len(records) < count:
+            error.task_ids = [getattr(scan(record)[0], "id", "") for record in records]
+        raise error
+
+    def _describe_refusals(
+        self, refused: Sequence[int], unroutable: Sequence[tuple[str, bytes]], count: int
+    ) -> PublishRejected:
         if unroutable:
             text, record = unroutable[0]
             exchange, routing_key, _, _ = split_record(record)
-            raise PublishRejected(
+            return PublishRejected(
                 f"{len(unroutable)} of {count} message(s) found no queue: RabbitMQ at {self.link.where} says {text} "
                 f"for exchange {exchange!r}, routing key {routing_key!r}. Declare a queue that is bound to it."
             )
-        if refused:
-            raise PublishRejected(
-                f"RabbitMQ at {self.link.where} refused {len(refused)} of {count} message(s): a queue is full "
-                "(x-max-length with reject-publish) or failed"
-            )
+        return PublishRejected(
+            f"RabbitMQ at {self.link.where} refused {len(refused)} of {count} message(s): a queue is full "
+            "(x-max-length with reject-publish) or failed"
+        )
 
     # -- the books --------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Final
 from msgspec import Struct
 
 from celeriac.exceptions import PublishRejected
-from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Payload, QueueSpec, Route, Settlement
+from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Payload, QueueSpec, Route, Settlement, envelope
 from celeriac.spec.bindings import binds
 from celeriac_broker_memory.state import MemoryState
 
@@ -305,7 +305,7 @@ class Place:
                     continue
                 taken += 1
                 if requeue:
-                    self._push(Entry(next(self._orders), name, letter.raw, priority), None, now)
+                    self._push(Entry(next(self._orders), name, envelope.renew(letter.raw), priority), None, now)
         return taken
 
     # -- the steps below run under the lock ---------------------------------------------------------------

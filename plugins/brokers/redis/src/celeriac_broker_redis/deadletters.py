@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from celeriac.spec.data import DeadBox, DeadLetter
+from celeriac.spec.envelope import renew
 from celeriac_broker_redis.attempts import mark_new, priority_of
 from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.scripts import DEAD_BOXES, TAKE_DEAD, Script
@@ -50,7 +51,7 @@ def requeue_dead(keys: Keys, ask: Ask, run: Run, queue: str, ids: Sequence[str])
         for found in ask([("XRANGE", keys.dead(queue), id, id) for id in piece]):
             for id, fields in found:
                 letter = _read(queue, id, fields)
-                raw = mark_new(letter.raw)
+                raw = renew(mark_new(letter.raw))
                 words += (letter.id, keys.list_key(queue, keys.step(priority_of(raw))), raw)
         if words:
             count += run(TAKE_DEAD, [keys.dead(queue)], words)

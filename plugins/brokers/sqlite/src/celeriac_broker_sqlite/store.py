@@ -91,7 +91,7 @@ def repack(raw: bytes, queue: str) -> Packed:
         rank = _rank(envelope.unpack(raw))
     except ValueError:
         rank = 0
-    return Packed(Route(queue), rank, None, raw)
+    return Packed(Route(queue), rank, None, envelope.renew(raw))
 
 
 def _rank(payload: Payload) -> int:

@@ -1,0 +1,78 @@
+"""A send whose outcome is not known: an error in time, the id kept, and a second try that says it is one (B2, N7)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from tests.integration.conftest import wait_until
+
+from celeriac import Celery
+from celeriac.exceptions import OperationalError, PublishUncertain
+from celeriac.spec import QueueSpec
+from celeriac.testing.faults import DOWN, FaultProxy
+from celeriac.testing.kit import Bench
+
+pytestmark = pytest.mark.services
+
+BROKERS = [
+    pytest.param("redis_url", marks=pytest.mark.xdist_group("redis")),
+    pytest.param("amqp_url", marks=pytest.mark.xdist_group("rabbitmq")),
+]
+
+
+@pytest.fixture(params=BROKERS)
+def url(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[FaultProxy]:
+    with FaultProxy(url) as wire:
+        yield wire
+
+
+def test_N7_a_call_whose_confirm_was_lost_can_be_sent_again_and_says_so(url: str, proxy: FaultProxy) -> None:
+    app = Celery("sender", broker=proxy.url, set_as_current=False)
+    app.conf.publish_timeout = 1.0
+    app.send_task("t", task_id="first")
+    proxy.swallow(DOWN)
+    started = time.monotonic()
+    with pytest.raises(PublishUncertain) as caught:
+        app.send_task("t", task_id="second")
+    assert time.monotonic() - started < 10, "an error within the deadline, not a wait for ever"
+    assert caught.value.task_ids == ["second"]
+    proxy.heal()
+    (result,) = app.send_again(caught.value)
+    assert result.id == "second"
+    with Celery("reader", broker=url, set_as_current=False) as reader:
+        bench = Bench()
+        consumer = reader.transport.consumer([QueueSpec("celery")], owner="r@here", poller=bench, window=8)
+        taken = bench.take(consumer, 3)
+        tries = [
+            (payload.headers["id"], payload.headers.get("x-celeriac-publish-try"))
+            for payload in (reader.transport.unpack(delivery.raw) for delivery in taken)
+        ]
+        consumer.close()
+    assert tries == [("first", None), ("second", None), ("second", 2)]
+    app.close()
+
+
+def test_N6_the_first_send_after_the_broker_was_away_is_confirmed_or_an_error(url: str, proxy: FaultProxy) -> None:
+    app = Celery("sender", broker=proxy.url, set_as_current=False)
+    app.conf.publish_timeout = 1.0
+    app.send_task("t", task_id="before")
+    confirmed = ["before"]
+    for number in range(3):
+        proxy.cut()
+        try:
+            app.send_task("t", task_id=f"after {number}")
+            confirmed.append(f"after {number}")
+        except OperationalError:
+            pass  # said, so nobody takes it for sent
+    with Celery("reader", broker=url, set_as_current=False) as reader:
+        assert len(confirmed) >= 2
+        wait_until(lambda: reader.transport.depth("celery") >= len(confirmed))
+    app.close()
