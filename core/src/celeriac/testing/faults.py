@@ -187,7 +187,8 @@ class FaultProxy:
         """Have the thread do it, and return when it has."""
         done = threading.Event()
         self._orders.append((act, done))
-        os.write(self._wake_write, b"\0")
+        with suppress(OSError):  # the thread may have done it already, and closed this behind it
+            os.write(self._wake_write, b"\0")
         done.wait(30)
 
     def _serve(self) -> None:
