@@ -40,11 +40,11 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 15.0, what: str 
 class WorkerProcess:
     """`celeriac worker` as a user starts it."""
 
-    def __init__(self, house: House, *options: str, **env: str) -> None:
+    def __init__(self, house: House, *options: str, app: str = "suite_app", **env: str) -> None:
         self._log_path = house.place / f"worker-{time.monotonic_ns()}.log"
         self._log = self._log_path.open("wb")
         self.process = subprocess.Popen(
-            [CELERIAC, "-A", "suite_app", "worker", "-l", "info", *options],
+            [CELERIAC, "-A", app, "worker", "-l", "info", *options],
             cwd=house.place,
             env={**os.environ, **house.env, **env},
             stdout=self._log,
@@ -114,10 +114,10 @@ class House:
         self.workers: list[WorkerProcess] = []
         self.app = Celery("client", broker=broker, backend=backend)
 
-    def worker(self, *options: str, ready: bool = True, **env: str) -> WorkerProcess:
+    def worker(self, *options: str, ready: bool = True, app: str = "suite_app", **env: str) -> WorkerProcess:
         """Start one; `-c 2` unless told otherwise."""
         concurrency = () if "-c" in options else ("-c", "2")
-        worker = WorkerProcess(self, *concurrency, *options, **env)
+        worker = WorkerProcess(self, *concurrency, *options, app=app, **env)
         self.workers.append(worker)
         return worker.wait_for("ready") if ready else worker
 

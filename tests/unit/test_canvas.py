@@ -10,7 +10,6 @@ import pytest
 
 import celeriac
 from celeriac import Celery, chain, group, signature
-from celeriac.exceptions import Unsupported
 
 
 @pytest.fixture
@@ -103,11 +102,6 @@ def test_a_group_is_sent_with_its_id_and_places(app: Celery, add: Any) -> None:
     consumer.close()
     with pytest.raises(TypeError, match="link them to its members"):
         group(add.s(1)).apply_async(link=add.s(2))
-
-
-def test_what_this_version_cannot_chain_says_so(add: Any) -> None:
-    with pytest.raises(Unsupported, match="not a group"):
-        add.s(1) | group(add.s(2), add.s(3))
 
 
 class Nobody:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from celeriac.app.base import Celery, shared_task
     from celeriac.app.task import Task
     from celeriac.canvas.chain import chain
+    from celeriac.canvas.chord import chord
     from celeriac.canvas.group import group
-    from celeriac.canvas.signature import Signature, maybe_signature, signature
+    from celeriac.canvas.maps import chunks, xmap, xstarmap
+    from celeriac.canvas.signature import Signature, maybe_signature, signature, subtask
     from celeriac.spec.hooks import hookimpl
     from celeriac.utils.ids import uuid
 
@@ -25,6 +27,11 @@ _WHERE = {
     "Signature": "celeriac.canvas.signature",
     "Task": "celeriac.app.task",
     "chain": "celeriac.canvas.chain",
+    "chord": "celeriac.canvas.chord",
+    "chunks": "celeriac.canvas.maps",
+    "xmap": "celeriac.canvas.maps",
+    "xstarmap": "celeriac.canvas.maps",
+    "subtask": "celeriac.canvas.signature",
     "current_app": "celeriac._state",
     "current_task": "celeriac._state",
     "group": "celeriac.canvas.group",
@@ -41,6 +48,8 @@ __all__ = [
     "Task",
     "__version__",
     "chain",
+    "chord",
+    "chunks",
     "current_app",
     "current_task",
     "group",
@@ -48,7 +57,10 @@ __all__ = [
     "maybe_signature",
     "shared_task",
     "signature",
+    "subtask",
     "uuid",
+    "xmap",
+    "xstarmap",
 ]
 
 

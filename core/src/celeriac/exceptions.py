@@ -11,6 +11,7 @@
     │   │   ├── PluginNotFound   ├── PluginAmbiguous   ├── PluginBlocked
     │   │   ├── PluginBroken     └── PluginIncompatible
     │   └── Unsupported               the chosen plugin cannot do what is asked
+    │       └── ChordsUnsupported, GroupsUnsupported   as a result backend
     ├── SecurityError
     ├── TaskError
     │   ├── QueueNotFound   ├── IncompleteStream   ├── NotRegistered   ├── AlreadyRegistered
@@ -188,6 +189,27 @@ class PluginIncompatible(PluginError):
 
 class Unsupported(ImproperlyConfigured):
     """The chosen plugin lacks an ability that was asked for."""
+
+
+class ChordsUnsupported(Unsupported, NotImplementedError):
+    """A chord was called, and results of this app cannot be joined."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(
+            f"a chord was called, but {backend} answers each result to the client that waits for it and keeps none, "
+            f"so no worker could join the parts. Keep results in a store for this, here and in the worker: "
+            f"Celery(..., backend='sqlite://') or backend='redis://...'."
+        )
+
+
+class GroupsUnsupported(Unsupported, NotImplementedError):
+    """A group was to be saved or restored, and this result backend keeps none."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(
+            f"{backend} keeps no groups (it lacks the ability groups). Keep results in a store that does, "
+            f"as sqlite:// or redis://."
+        )
 
 
 class SecurityError(CeleriacError):

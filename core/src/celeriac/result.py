@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar
+from importlib import import_module
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from celeriac import _state, states
 from celeriac.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
 from celeriac.resultstore import ResultStore, date_done, result_of
 from celeriac.spec.backend import Document
+from celeriac.utils.graph import DependencyGraph
 
 T = TypeVar("T")
 
@@ -66,6 +68,9 @@ class AsyncResult(Generic[T]):
     """
 
     TimeoutError = TimeoutError
+    #: Of `then`: what to call when it is known to have ended.
+    _waiting: list[tuple[Callable[[Any], Any], Callable[[BaseException], Any] | None]] | None = None
+    _document_known: Document | None = None
 
     def __init__(
         self, id: str, backend: Any = None, task_name: str | None = None, app: Any = None, parent: Any = None
@@ -79,6 +84,19 @@ class AsyncResult(Generic[T]):
         self.parent = parent
         self.ignored = False
         self._final: Document | None = None
+
+    @property
+    def _final(self) -> Document | None:
+        """Its document, once that is known not to change."""
+        return self._document_known
+
+    @_final.setter
+    def _final(self, document: Document | None) -> None:
+        self._document_known = document
+        if document is not None and self._waiting:
+            waiting, self._waiting = self._waiting, None
+            for callback, on_error in waiting:
+                _fulfil(self, callback, on_error)
 
     @property
     def app(self) -> Any:
@@ -146,6 +164,23 @@ class AsyncResult(Generic[T]):
 
     wait = get
 
+    def then(
+        self, callback: Callable[[Any], Any], on_error: Callable[[BaseException], Any] | None = None, weak: bool = False
+    ) -> Any:
+        """Call `callback(result)` when it is known to have ended, well or not: at once if it is known, else as soon as
+        a question or a wait in this process finds out.
+
+        Args:
+            on_error: Called with what `callback` raises, instead of raising it.
+        Returns:
+            `callback`, so that it decorates.
+        """
+        if self._final is not None:
+            _fulfil(self, callback, on_error)
+        else:
+            self._waiting = [*(self._waiting or ()), (callback, on_error)]
+        return callback
+
     async def aget(self, timeout: float | None = None, propagate: bool = True) -> T:
         """As `get`, for coroutines: other tasks of the loop go on meanwhile. `await result` is `await result.aget()`.
 
@@ -198,6 +233,37 @@ class AsyncResult(Generic[T]):
                 stack.extend((node, child) for child in node.children or [])
             elif not intermediate:
                 raise IncompleteStream
+
+    def get_leaf(self) -> Any:
+        """The value at the end: of the last result below it, waiting for each."""
+        value: Any = None
+        for _, node in self.iterdeps():
+            value = node.get()
+        return value
+
+    def build_graph(self, intermediate: bool = False, formatter: Callable[[Any], str] = str) -> DependencyGraph:
+        """This and all results below it, with what comes after what.
+
+        Raises:
+            IncompleteStream: One is not ready, and `intermediate` is false.
+        """
+        graph = DependencyGraph(formatter=formatter)
+        for parent, node in self.iterdeps(intermediate=intermediate):
+            graph.add_arc(node)
+            if parent is not None:
+                graph.add_edge(parent, node)
+        return graph
+
+    @property
+    def graph(self) -> DependencyGraph:
+        """`build_graph` of what is known so far."""
+        return self.build_graph(intermediate=True)
+
+    @property
+    def supports_native_join(self) -> bool:
+        """The store tells of results by itself."""
+        plugin = self.backend.plugin
+        return plugin is not None and "push" in plugin.abilities
 
     # -- asking ---------------------------------------------------------------------------------------------
 
@@ -389,6 +455,16 @@ class RemoteTraceback(Exception):
         return f'in the worker:\n"""\n{self.text.rstrip()}\n"""'
 
 
+def _fulfil(result: Any, callback: Callable[[Any], Any], on_error: Callable[[BaseException], Any] | None) -> None:
+    if on_error is None:
+        callback(result)
+        return
+    try:
+        callback(result)
+    except Exception as exc:
+        on_error(exc)
+
+
 class EagerResult(AsyncResult[T]):
     """The result of a call that ran here and now: known from the start."""
 
@@ -483,25 +559,71 @@ class ResultSet:
         """Remove all."""
         self.results.clear()
 
+    def leaves(self) -> list[Any]:
+        """The results of single calls in it, those of groups in it included."""
+        found: list[Any] = []
+        for result in self.results:
+            found.extend(result.leaves() if isinstance(result, ResultSet) else [result])
+        return found
+
     def ready(self) -> bool:
         """All have ended."""
-        return all(result.ready() for result in self.results)
+        return all(result._final is not None for result in self._looked_up())
 
     def successful(self) -> bool:
         """All have returned."""
-        return all(result.successful() for result in self.results)
+        return all(result._final is not None and result.successful() for result in self._looked_up())
 
     def failed(self) -> bool:
         """At least one has raised."""
-        return any(result.failed() for result in self.results)
+        return any(result._final is not None and result.failed() for result in self._looked_up())
 
     def waiting(self) -> bool:
         """At least one has not ended."""
-        return any(not result.ready() for result in self.results)
+        return not self.ready()
 
     def completed_count(self) -> int:
         """How many have returned."""
-        return sum(1 for result in self.results if result.successful())
+        return sum(1 for result in self._looked_up() if result._final is not None and result.successful())
+
+    def then(
+        self, callback: Callable[[Any], Any], on_error: Callable[[BaseException], Any] | None = None, weak: bool = False
+    ) -> Any:
+        """Call `callback(self)` when all are known to have ended; see `AsyncResult.then`."""
+        left = {id(result) for result in self.leaves() if result._final is None and not result.ignored}
+        if not left:
+            _fulfil(self, callback, on_error)
+
+        def one(result: Any) -> None:
+            left.discard(id(result))
+            if not left:
+                _fulfil(self, callback, on_error)
+
+        for result in self.leaves():
+            if id(result) in left:
+                result.then(one)
+        return callback
+
+    @property
+    def supports_native_join(self) -> bool:
+        """The store tells of results by itself."""
+        return bool(self.results) and self.results[0].supports_native_join
+
+    @property
+    def backend(self) -> ResultStore:
+        """Where they are read."""
+        return self.app.backend  # type: ignore[no-any-return]
+
+    def _looked_up(self) -> list[Any]:
+        """Its leaves, after one look at the store for all that are not known to have ended."""
+        leaves = self.leaves()
+        unknown = {result.id: result for result in leaves if result._final is None and not result.ignored}
+        if unknown:
+            store = next(iter(unknown.values())).backend
+            for task_id, document in store.find_many(list(unknown)).items():
+                if document["status"] in states.READY_STATES:
+                    unknown[task_id]._final = document
+        return [result for result in leaves if not result.ignored]
 
     def revoke(
         self,
@@ -512,7 +634,7 @@ class ResultSet:
         timeout: float | None = None,
     ) -> None:
         """Revoke all of them; see `AsyncResult.revoke`."""
-        ids = [result.id for result in self.results]
+        ids = [result.id for result in self.leaves()]
         self.app.revocations.revoke_ids(ids, terminate=terminate, signal=signal)
 
     def forget(self) -> None:
@@ -522,8 +644,9 @@ class ResultSet:
 
     def maybe_throw(self, callback: Any = None, propagate: bool = True) -> None:
         """Raise the first known failure."""
-        for result in self.results:
-            result.maybe_throw(callback=callback, propagate=propagate)
+        for result in self._looked_up():
+            if result._final is not None:
+                result.maybe_throw(callback=callback, propagate=propagate)
 
     maybe_reraise = maybe_throw
 
@@ -541,7 +664,7 @@ class ResultSet:
         """All values, in order; the first failure is raised, or returned in its place without `propagate`."""
         if disable_sync_subtasks:
             assert_will_not_block()
-        open_ones = {r.id: r for r in self.results if type(r) is AsyncResult and r._final is None and not r.ignored}
+        open_ones = {result.id: result for result in self.leaves() if result._final is None and not result.ignored}
         if open_ones:
             store = next(iter(open_ones.values())).backend
             for task_id, document in store.wait_for_any(list(open_ones), timeout, interval, on_interval, on_message):
@@ -549,12 +672,16 @@ class ResultSet:
                 result._final = document
                 if propagate:
                     result._outcome(document, propagate)
-        return [
-            result.get(
-                timeout=timeout, propagate=propagate, interval=interval, callback=callback, disable_sync_subtasks=False
-            )
-            for result in self.results
-        ]
+        values: list[Any] = []
+        for result in self.results:
+            if isinstance(result, ResultSet):
+                values.append(result.get(0, propagate, interval, callback, disable_sync_subtasks=False))
+                continue
+            value = None if result.ignored else result._outcome(result._final, propagate)
+            if callback is not None:
+                callback(result.id, value)
+            values.append(value)
+        return values
 
     join = get
     join_native = get
@@ -587,15 +714,65 @@ class ResultSet:
 
     def iterate(self, timeout: float | None = None, propagate: bool = True) -> Iterator[Any]:
         """Yield values as they become ready."""
-        by_id = {result.id: result for result in self.results}
-        for task_id, document in self.results[0].backend.wait_for_any(list(by_id), timeout) if by_id else ():
-            by_id[task_id]._final = document
-            yield by_id[task_id]._outcome(document, propagate)
+        for result in self._arrivals(timeout):
+            yield result._outcome(result._final, propagate)
 
-    def iter_native(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[str, Document]]:
+    def iter_native(
+        self,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Callable[[Document], Any] | None = None,
+        on_interval: Callable[[], Any] | None = None,
+    ) -> Iterator[tuple[str, Document]]:
         """Yield `(id, document)` as they become ready."""
-        if self.results:
-            yield from self.results[0].backend.wait_for_any([result.id for result in self.results], timeout)
+        for result in self._arrivals(timeout, interval, on_interval, on_message):
+            yield result.id, result._final
+
+    def progress(self, timeout: float | None = None) -> Iterator[Progress]:
+        """Yield how many have ended: now, and whenever that is more, until all have.
+
+        Raises:
+            TimeoutError: Not all ended within `timeout` seconds.
+        """
+        leaves = self._looked_up()
+        step = Progress(0, 0, len(leaves))
+        for result in leaves:
+            step = step.with_one(result) if result._final is not None else step
+        yield step
+        for result in self._arrivals(timeout, known=False):
+            step = step.with_one(result)
+            yield step
+
+    def show_progress(self, timeout: float | None = None, stream: Any = None) -> None:
+        """Show a bar in the terminal until all have ended.
+
+        Args:
+            stream: Where; default: standard error.
+        Raises:
+            TimeoutError: Not all ended within `timeout` seconds.
+        """
+        # The door is above this room, so it is opened by name.
+        import_module("celeriac.cli.progress").show(self, timeout, stream)
+
+    def _arrivals(
+        self,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        on_interval: Callable[[], Any] | None = None,
+        on_message: Callable[[Document], Any] | None = None,
+        known: bool = True,
+    ) -> Iterator[Any]:
+        """Its leaves as they become ready; those that are known to be (if `known`) first."""
+        leaves = [result for result in self.leaves() if not result.ignored]
+        if known:
+            yield from (result for result in leaves if result._final is not None)
+        left = {result.id: result for result in leaves if result._final is None}
+        if left:
+            store = next(iter(left.values())).backend
+            for task_id, document in store.wait_for_any(list(left), timeout, interval, on_interval, on_message):
+                left[task_id]._final = document
+                yield left[task_id]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.results)
@@ -609,10 +786,23 @@ class ResultSet:
     def __eq__(self, other: object) -> bool:
         return other.results == self.results if isinstance(other, ResultSet) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        raise TypeError(f"unhashable: {self!r} changes with its results")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: [{', '.join(r.id for r in self.results)}]>"
+
+
+class Progress(NamedTuple):
+    """How many of several results have ended, of these how many badly, and of how many."""
+
+    done: int
+    failed: int
+    total: int
+
+    def with_one(self, result: Any) -> Progress:
+        """The same with one more."""
+        return Progress(self.done + 1, self.failed + (not result.successful()), self.total)
 
 
 class GroupResult(ResultSet):
@@ -630,12 +820,52 @@ class GroupResult(ResultSet):
         """The results."""
         return self.results
 
+    def save(self, backend: Any = None) -> None:
+        """Keep it in the result store, to be restored by its id, here or elsewhere.
+
+        Raises:
+            Unsupported: The result backend keeps no groups.
+        """
+        (backend or self.app.backend).save_group(self.id, self)
+
+    def delete(self, backend: Any = None) -> None:
+        """Remove what `save` kept, and not the results."""
+        (backend or self.app.backend).delete_group(self.id)
+
+    @classmethod
+    def restore(cls, id: str, backend: Any = None, app: Any = None) -> GroupResult | None:
+        """What `save` kept under this id; None if there is nothing."""
+        app = app or _state.get_current_app()
+        found = (backend or app.backend).load_group(id)
+        return None if found is None else result_from_tuple(found, app)
+
     def as_tuple(self) -> tuple[Any, Any]:
         """`((id, parent), children)`."""
         return (self.id, self.parent and self.parent.as_tuple()), [result.as_tuple() for result in self.results]
 
+    def as_list(self) -> list[Any]:
+        """The ids of the group and of the results before it."""
+        return [self.id, *(self.parent.as_list() if self.parent is not None else [])]
+
+    def __bool__(self) -> bool:
+        return bool(self.id or self.results)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, GroupResult):
+            return other.id == self.id and other.results == self.results and other.parent == self.parent
+        return other == self.id if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.id, self.results, self.parent)
+
     def __repr__(self) -> str:
-        return f"<GroupResult: {self.id} [{', '.join(r.id for r in self.results)}]>"
+        return f"<GroupResult: {self.id} [{', '.join(str(result.id) for result in self.results)}]>"
 
 
 def result_from_tuple(data: Any, app: Any = None) -> Any:

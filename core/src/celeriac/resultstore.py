@@ -16,6 +16,7 @@ from celeriac.exceptions import (
     BackendError,
     BackendGetMetaError,
     BackendLost,
+    GroupsUnsupported,
     ImproperlyConfigured,
     OperationalError,
     SecurityError,
@@ -184,6 +185,33 @@ class ResultStore:
         """The document of a task, or None."""
         found = self._required("a result").fetch([task_id]).get(task_id)
         return None if found is None else self.decode(task_id, found)
+
+    def find_many(self, task_ids: Sequence[str]) -> dict[str, Document]:
+        """The documents of those tasks that have one."""
+        found = self._required("results").fetch(task_ids) if task_ids else {}
+        return {task_id: self.decode(task_id, data) for task_id, data in found.items()}
+
+    def save_group(self, group_id: str, result: Any) -> None:
+        """Keep a group's results, or rather where they are."""
+        self._groups().save_group(group_id, result.as_tuple())
+
+    def load_group(self, group_id: str) -> Any:
+        """The tuple form of what `save_group` kept; None if there is nothing."""
+        return self._groups().load_group(group_id)
+
+    def delete_group(self, group_id: str) -> None:
+        """Remove what `save_group` kept."""
+        self._groups().delete_group(group_id)
+
+    def _groups(self) -> Any:
+        plugin = self._required("a saved group")
+        if "groups" not in plugin.abilities:
+            raise GroupsUnsupported(type(plugin).__name__)
+        return plugin
+
+    def cleanup(self) -> int:
+        """Remove expired results, a bounded number; returns how many."""
+        return self._required("a clean-up").cleanup()
 
     def get_state(self, task_id: str) -> str:
         """The state of a task."""

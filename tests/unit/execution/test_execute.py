@@ -72,10 +72,14 @@ def test_a_content_type_that_is_not_accepted_is_set_aside(app: Celery) -> None:
     assert "accept_content" in report.dead
 
 
-def test_a_chord_part_is_set_aside_rather_than_forgotten(app: Celery) -> None:
-    app.task(name="t")(lambda: None)
-    report = run(app, "t", chord={"task": "body", "args": [], "kwargs": {}, "options": {}})
-    assert "chord" in report.dead
+def test_a_chord_part_goes_with_the_report(app: Celery) -> None:
+    app.task(name="t")(lambda: 5)
+    body = {"task": "body", "args": [], "kwargs": {}, "options": {"task_id": "b"}}
+    report = run(app, "t", chord=body, group_id="g", group_index=3)
+    assert report.outcome == "succeeded"
+    (part,) = report.chords.parts  # type: ignore[union-attr]
+    assert (part.group, part.task_id, part.index) == ("g", "id-1", 3)
+    assert json.loads(part.data) == [1, "id-1", "SUCCESS", 5]
 
 
 def test_results_that_cannot_be_stored_are_failures_that_say_why(app: Celery) -> None:

@@ -24,7 +24,7 @@ from celeriac.app.revocations import Revocations
 from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
-from celeriac.canvas.signature import Signature
+from celeriac.canvas.signature import Signature, signature
 from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, ImproperlyConfigured
 from celeriac.execution.execute import run_eagerly
 from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
@@ -501,7 +501,7 @@ class Celery:
     def signature(self, *args: Any, **kwargs: Any) -> Signature:
         """A signature bound to this app."""
         kwargs["app"] = self
-        return Signature(*args, **kwargs)
+        return signature(*args, **kwargs)
 
     def run_eagerly(self, task: Any, request: Any, args: Any, kwargs: Any) -> EagerResult[Any]:
         """Run a task here and now; see `Task.apply`."""

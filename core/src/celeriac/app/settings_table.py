@@ -339,6 +339,13 @@ RESULT: Final[tuple[Row, ...]] = (
     ("result_backend_max_sleep_between_retries_ms", "milliseconds", 10_000, "Longest pause."),
     ("result_backend_thread_safe", "bool", False, "Share one backend object among the threads of a process."),
     ("result_chord_retry_interval", "seconds", 1.0, "Pause between looks at a chord that has to be polled."),
+    (
+        "result_chord_patience",
+        "seconds",
+        None,
+        "A chord of which no part has come for so long has failed. None: the longest time limit among its parts, "
+        "and an hour.",
+    ),
     ("result_chord_join_timeout", "seconds", 3.0, "How long to wait for the parts of a chord that is complete."),
     ("override_backends", "dict", {}, "Result backend classes by scheme, ahead of the plugins."),
 )
@@ -572,8 +579,8 @@ NOT_YET: Final = frozenset(
         "redis_socket_keepalive", "redis_username", "result_backend_always_retry",
         "result_backend_base_sleep_between_retries_ms", "result_backend_max_retries",
         "result_backend_max_sleep_between_retries_ms", "result_backend_thread_safe", "result_cache_max",
-        "result_chord_join_timeout", "result_chord_retry_interval",
-        "task_allow_error_cb_on_chord_header", "task_protocol",
+
+        "task_protocol",
         "task_remote_tracebacks", "task_repr_maxlevels", "task_retry_on_worker_lost", "task_send_sent_event",
         "worker_agent", "worker_autoscaler", "worker_cancel_long_running_tasks_on_connection_loss",
         "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",

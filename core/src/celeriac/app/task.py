@@ -15,8 +15,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, T
 from celeriac import _state, states
 from celeriac.app.models import dump_calls_models, validating
 from celeriac.app.sending import TASK_OPTIONS, publish
-from celeriac.canvas.signature import Signature
-from celeriac.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+from celeriac.canvas.chain import chain
+from celeriac.canvas.composite import accumulating
+from celeriac.canvas.group import group
+from celeriac.canvas.launch import send
+from celeriac.canvas.maps import chunks, xmap, xstarmap
+from celeriac.canvas.signature import Signature, maybe_signature
+from celeriac.exceptions import (
+    Ignore,
+    ImproperlyConfigured,
+    MaxRetriesExceededError,
+    Reject,
+    Retry,
+    Unsupported,
+)
 from celeriac.execution.request import Context
 from celeriac.result import AsyncResult, EagerResult, denied_join_result
 from celeriac.utils.ids import uuid
@@ -345,6 +357,23 @@ class Task(Generic[P, R]):
         """As `s`, taking no further arguments."""
         return self.signature(args, kwargs, immutable=True)
 
+    def map(self, it: Any) -> Any:
+        """One message that calls this task for each item; see `celeriac.canvas.xmap`."""
+        return xmap(self.s(), it, app=self.app)
+
+    def starmap(self, it: Any) -> Any:
+        """One message that calls this task with each tuple of arguments; see `celeriac.canvas.xstarmap`."""
+        return xstarmap(self.s(), it, app=self.app)
+
+    def chunks(self, it: Any, n: int) -> Any:
+        """Messages that call this task with `n` tuples of arguments each; see `celeriac.canvas.chunks`."""
+        return chunks(self.s(), it, n, app=self.app)
+
+    @property
+    def sends_its_own_way(self) -> bool:
+        """Its class has an `apply_async` of its own, which calls in a canvas go through too."""
+        return type(self).apply_async is not Task.apply_async
+
     # -- in a run -------------------------------------------------------------------------------------------
 
     @property
@@ -379,6 +408,59 @@ class Task(Generic[P, R]):
         elif app.backend.plugin is not None:
             result = app.backend.failure(meta) if isinstance(meta, BaseException) else meta
             request._emit(app.backend.make(task_id, state, result, None, request))
+
+    def replace(self, sig: Any) -> Any:
+        """Let another call (of any shape) stand in this one's place: with its id, its place in chains and chords, and
+        its callbacks. Ends this run.
+
+        Raises:
+            Ignore: Always, in a worker; in eager mode the other call's value is returned.
+        """
+        request, app = self.request, self.app
+        sig = maybe_signature(sig, app=app, clone=True)
+        if isinstance(sig, chain) and not sig.tasks:
+            raise ImproperlyConfigured("a task cannot be replaced by an empty chain: nothing would have its result")
+        if isinstance(sig, group):
+            sig = accumulating(sig, app)
+        if request.stamps:
+            sig.stamp(**request.stamps)
+        self.on_replace(sig)
+        if request.is_eager:
+            return sig.apply().get(disable_sync_subtasks=False)
+        for callback in request.callbacks or ():
+            sig.link(maybe_signature(callback, app=app, clone=True))
+        for errback in request.errbacks or ():
+            sig.link_error(maybe_signature(errback, app=app, clone=True))
+        last = sig.last()
+        last.set(replaced_task_nesting=(request.replaced_task_nesting or 0) + 1)
+        if request.chain:
+            last.set(chain=[*request.chain, *(last.options.get("chain") or ())])
+        sig.freeze(request.id, request.group, request.chord, request.root_id, request.parent_id, request.group_index)
+        send(app, sig.begin, add_to_parent=False)
+        raise Ignore(f"replaced by {sig!r}")
+
+    def on_replace(self, sig: Any) -> None:
+        """Called with what will stand in this run's place, before it is sent."""
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """Add a call to the header of the chord that the running task is a part of; the body waits for it, too.
+
+        Args:
+            lazy: Return the signature, ready to be called, instead of calling it.
+        Raises:
+            ValueError: The running task is no part of a chord.
+            Unsupported: This result backend does not join chords itself.
+        """
+        request, app = self.request, self.app
+        if not request.chord or not request.group:
+            raise ValueError(f"{self.name} is not running as a part of a chord, so nothing can be added to it")
+        plugin: Any = app.backend.plugin
+        if plugin is None or "count" not in plugin.abilities:
+            raise Unsupported("add_to_chord wants a result backend that joins chords itself (the ability count)")
+        sig = maybe_signature(sig, app=app, clone=True)
+        result = sig.freeze(group_id=request.group, chord=request.chord, root_id=request.root_id)
+        plugin.grow_chord(request.group, result.id)
+        return sig if lazy else sig.delay()
 
     def add_trail(self, result: Any) -> Any:
         """Record a call made by the running task as its child."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from celeriac.canvas.composite import Composite
-from celeriac.canvas.signature import Signature
-from celeriac.exceptions import Unsupported
-from celeriac.result import AsyncResult
-from celeriac.utils.ids import uuid
+from celeriac.canvas.composite import Composite, as_one, follow, members_of
+from celeriac.canvas.group import group
+from celeriac.canvas.launch import Launch
+from celeriac.canvas.signature import Signature, maybe_signature
 
 
 @Signature.register_type("chain")
@@ -17,70 +16,196 @@ class chain(Composite):
     """Steps of which each gets the result of the one before: `chain(add.s(2), add.s(4))()`, `add.s(2) | add.s(4)`.
 
     The first message carries the rest, so nobody has to wait in between. If a step fails, those after it fail with it.
+    A group that something follows is a chord with that for its body; so the only shape of several calls in a chain is
+    its last step.
     """
 
     shape = "chain"
 
+    def __new__(cls, *tasks: Any, app: Any = None, **options: Any) -> Any:
+        """A chain; or the chord that several steps together are."""
+        members = members_of(tasks, app)
+        steps = joined(members)
+        if len(members) > 1 and len(steps) == 1 and steps[0]["subtask_type"] is not None:
+            step = steps[0].clone() if any(steps[0] is member for member in members) else steps[0]
+            return step.set(**options)
+        made = super().__new__(cls)
+        Signature.__init__(made, "celery.chain", (), {"tasks": steps}, options, subtask_type="chain", app=app)
+        return made
+
     def __init__(self, *tasks: Any, app: Any = None, **options: Any) -> None:
-        super().__init__(*tasks, app=app, **options)
-        for step in self.tasks:
-            if step["subtask_type"] is not None:
-                kind = step["subtask_type"]
-                raise Unsupported(f"a chain of this version takes single calls only, not a {kind}: {step!r}")
+        """All is done already: what `chain(...)` makes need not be a chain."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Send it, with these arguments in front of the first step's own."""
-        return self.apply_async(args, kwargs) if self.tasks else None
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
+        """See `Signature.from_dict`."""
+        options = dict(data.get("options") or {})
+        made = chain(list(data["kwargs"]["tasks"]), app=app, **options)
+        if data.get("immutable") and made:
+            made.set_immutable(True)
+        return made
 
-    def apply_async(self, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """Send it; arguments and options are added to those of the first step.
+    def launch(self, launch: Launch, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """See `Signature.launch`; None for an empty chain."""
+        return super().launch(launch, args, kwargs, **options) if self.tasks else None
 
-        Returns:
-            The last step's result, whose `parent` is the one before, and so on; None for an empty chain.
-        """
+    def begin(self, launch: Launch, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
+        """See `Signature.begin`."""
         if not self.tasks:
-            return None
-        if self.app.conf["task_always_eager"]:
-            return self.apply(args, kwargs, **options)
-        options = {**self["options"], **options}
-        last_id = options.pop("task_id", None)
-        link, link_error = options.pop("link", None), options.pop("link_error", None)
-        steps = [step.clone() for step in self.tasks]
-        ids = [step["options"].get("task_id") or uuid() for step in steps]
-        if last_id is not None:
-            ids[-1] = last_id
-        for step, task_id in zip(steps, ids, strict=True):
-            step["options"].update(task_id=task_id, reply_to=self.app.thread_oid)
-            if link_error is not None:
-                step.link_error(link_error)
-        if link is not None:
-            steps[-1].link(link)
-        rest = [dict(step) for step in reversed(steps[1:])]  # reversed on the wire: the next step is last
-        first: AsyncResult[Any] = steps[0].apply_async(args, kwargs, chain=rest or None, **options)
-        return self._results(ids, first)
+            return
+        first, *rest = self.tasks
+        if rest:
+            options["chain"] = [*(options.pop("chain", None) or ()), *(dict(step) for step in reversed(rest))]
+        first.begin(launch, args, kwargs, **options)  # reversed on the wire: the next step is last
 
     def apply(self, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """Run all steps here and now."""
+        """Run all steps here and now.
+
+        Raises:
+            Exception: What a step that is not the last has raised.
+        """
+        place, for_first, link, link_error = self._own_options(options)
         result: Any = None
         for index, step in enumerate(self.tasks):
-            before, result = (
-                result,
-                step.apply(args if index == 0 else (result.get(),), kwargs if index == 0 else None, **options),
-            )
-            result.parent = before
+            copy = step.clone()
+            for errback in link_error:
+                copy.link_error(errback)
+            if index == len(self.tasks) - 1:
+                if place.get("task_id"):
+                    copy.last().set(task_id=place["task_id"])
+                for callback in link:
+                    copy.link(callback)
+            before = result
+            result = copy.apply(args, kwargs, **for_first) if index == 0 else copy.apply((before.get(),))
+            follow(result, before)
         return result
 
-    def clone(self, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> chain:
-        """A copy, with arguments added to the first step and options to the chain."""
-        first, *rest = (step.clone() for step in self.tasks)
-        return chain(first.clone(args, kwargs), *rest, app=self._app, **{**self["options"], **options})
+    def clone(self, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Signature:
+        """A copy, with arguments added to the first step, and callbacks and options where they belong."""
+        copy = chain.__new__(chain)
+        Signature.__init__(copy, self, app=self._app)
+        place, for_first, link, link_error = self._own_options(options)
+        steps = [step.clone() for step in self.tasks]
+        if steps:
+            steps[0] = steps[0].clone(args, kwargs, **for_first)
+            for callback in link:
+                steps[-1].link(callback)
+            for errback in link_error:
+                for step in steps:
+                    step.link_error(maybe_signature(errback, app=self._app, clone=True))
+        copy.update(kwargs={"tasks": steps}, options=place)
+        return copy  # type: ignore[no-any-return]
 
-    def _results(self, ids: list[str], first: AsyncResult[Any]) -> AsyncResult[Any]:
-        result = first
-        for task_id, step in zip(ids[1:], self.tasks[1:], strict=True):
-            after = self.app.AsyncResult(task_id, task_name=step["task"])
-            after.parent, result = result, after
-        return result
+    def freeze(
+        self,
+        _id: str | None = None,
+        group_id: str | None = None,
+        chord: Any = None,
+        root_id: str | None = None,
+        parent_id: str | None = None,
+        group_index: int | None = None,
+    ) -> Any:
+        """Fix the ids of all steps now; the result is the last one's, whose `parent` is the one before, and so on."""
+        own = self["options"]
+        _id = own.get("task_id") or _id
+        chord = own.get("chord") if chord is None else chord
+        group_id = own.get("group_id") if group_id is None else group_id
+        group_index = own.get("group_index") if group_index is None else group_index
+        root_id = own.get("root_id") if root_id is None else root_id
+        steps = self.tasks
+        if not steps:
+            return None
+        if chord is not None:
+            as_one(self)
+        result: Any = None
+        for step in steps[:-1]:
+            result = follow(step.freeze(root_id=root_id, parent_id=parent_id), result)
+        last = steps[-1].freeze(_id, group_id, chord, root_id, parent_id, group_index)
+        return follow(last, result)
+
+    _freeze = freeze
+
+    def last(self) -> Signature:
+        """See `Signature.last`."""
+        return self.tasks[-1].last() if self.tasks else self
+
+    @property
+    def id(self) -> str | None:
+        """The id of its last step, once frozen."""
+        found: str | None = self.last()["options"].get("task_id")
+        return found
+
+    def link(self, callback: Any) -> Any:
+        """Call `callback` with the result of the last step."""
+        return self.tasks[-1].link(callback) if self.tasks else self.append_to_list_option("link", callback)
+
+    def link_error(self, errback: Any) -> Any:
+        """Call `errback` when a step has failed."""
+        for step in self.tasks:
+            step.link_error(maybe_signature(errback, app=self._app, clone=True))
+        return errback
+
+    def unchain_tasks(self) -> list[Signature]:
+        """Its steps as copies, each with the chain's own errbacks."""
+        errbacks = self._own_options({})[3]
+        steps = [step.clone() for step in self.tasks]
+        for step in steps:
+            for errback in errbacks:
+                step.link_error(errback)
+        return steps
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Make its first step take no more arguments, or again."""
+        if self.tasks:
+            self.tasks[0].set_immutable(immutable)
+
+    def stamp(self, visitor: Any = None, append_stamps: bool = False, **headers: Any) -> Signature:
+        """Put stamps on its steps."""
+        if visitor is not None:
+            headers = {**headers, **(visitor.on_chain_start(self, **headers) or {})}
+        for step in self.tasks:
+            step.stamp(visitor, append_stamps, **headers)
+        if visitor is not None:
+            visitor.on_chain_end(self, **headers)
+        return self
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.tasks))
+
+
+_chain = chain
+
+
+def joined(members: Iterable[Signature]) -> list[Signature]:
+    """The steps of a chain: chains among them taken apart, groups and chords made one with what follows."""
+    steps: list[Signature] = []
+    for member in members:
+        for step in _steps_of(member):
+            _add(steps, step)
+    return steps
+
+
+def _steps_of(member: Signature) -> list[Signature]:
+    if not isinstance(member, chain):
+        return [member]
+    if not member["options"].keys() - {"task_id"}:
+        return list(member.tasks)
+    settled: Any = member.clone()  # options and callbacks where they belong
+    return list(settled.tasks)
+
+
+def _add(steps: list[Signature], step: Signature) -> None:
+    before = steps[-1] if steps else None
+    if before is not None and isinstance(step, group):
+        if not step.tasks:
+            return  # nothing happens there
+        if len(step.tasks) == 1:
+            _add(steps, step.tasks[0])
+            return
+    chord = Signature.SHAPES["chord"]
+    if isinstance(before, group):
+        steps[-1] = chord(before, step, app=before._app)
+    elif isinstance(before, chord):
+        steps[-1] = before.then(step)  # type: ignore[attr-defined]
+    else:
+        steps.append(step)

@@ -3,49 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from celeriac.canvas.signature import Signature, maybe_signature
-
-Shape = TypeVar("Shape", bound="Composite")
+from celeriac.canvas.signature import PLACE, Signature, as_list, maybe_signature, sent
 
 
 class Composite(Signature):
-    """A signature whose keyword `tasks` holds others.
-
-    Args:
-        tasks: The members, or one iterable of them; those of the same shape are taken apart into theirs.
-    """
+    """A signature that holds others."""
 
     shape = ""
-
-    def __init__(self, *tasks: Any, app: Any = None, **options: Any) -> None:
-        members: Iterable[Any] = tasks
-        if len(tasks) == 1 and not isinstance(tasks[0], dict):
-            members = tasks[0]
-        flat: list[Signature] = []
-        for member in members:
-            one = maybe_signature(member, app=app)
-            flat.extend(one.tasks if isinstance(one, type(self)) else [one])
-        super().__init__(f"celery.{self.shape}", (), {"tasks": flat}, options, subtask_type=self.shape, app=app)
-
-    @classmethod
-    def from_dict(cls: type[Shape], data: Mapping[str, Any], app: Any = None) -> Shape:
-        """See `Signature.from_dict`."""
-        return cls(*data["kwargs"]["tasks"], app=app, **data.get("options") or {})
 
     @property
     def tasks(self) -> list[Signature]:
         """Its members, in order."""
         return self["kwargs"]["tasks"]  # type: ignore[no-any-return]
 
+    @tasks.setter
+    def tasks(self, value: list[Signature]) -> None:
+        self["kwargs"]["tasks"] = value
+
     @property
     def app(self) -> Any:
         """The app of its members."""
         return self._app or (self.tasks[0].app if self.tasks else super().app)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Send it, with these arguments added."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+        route_name: str | None = None,
+        add_to_parent: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Send it, with these arguments and options added.
+
+        Raises:
+            OperationalError: As `Task.apply_async`; calls sent in an exchange before that one may have been taken.
+        """
+        if self.app.conf["task_always_eager"]:
+            return self.apply(args, kwargs, **options)
+        return sent(self, args, kwargs, options, add_to_parent)
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Make its first calls take no more arguments, or again."""
+        for member in self.tasks:
+            member.set_immutable(immutable)
+
+    def _own_options(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[Any], list[Any]]:
+        """Its options and these, taken apart: those that say its place, those for its calls, link, link_error."""
+        every = {**self["options"], **options}
+        place = {key: every.pop(key) for key in PLACE if key in every}
+        return place, every, as_list(every.pop("link", None)), as_list(every.pop("link_error", None))
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     def __bool__(self) -> bool:
         return True  # an empty one is one, too
+
+
+def members_of(tasks: tuple[Any, ...], app: Any) -> list[Signature]:
+    """The signatures in the arguments of a shape: signatures, or one iterable of them."""
+    members: Iterable[Any] = tasks
+    if len(tasks) == 1 and not isinstance(tasks[0], dict):
+        members = tasks[0] or ()
+    return [maybe_signature(member, app=app) for member in members]
+
+
+def follow(result: Any, before: Any) -> Any:
+    """Say that `result` comes after `before`; returns `result`."""
+    if before is not None and result is not None:
+        node = result
+        while node.parent is not None:
+            node = node.parent
+        if node is not before:
+            node.parent = before
+    return result
+
+
+def as_one(signature: Any) -> Any:
+    """A part of a chord, with one result whatever its shape: where several calls would end it, one collects them.
+
+    Changed in place, so that ids fixed once stay the same.
+    """
+    shape = signature["subtask_type"]
+    if shape == "group":
+        return accumulating(signature, signature._app)
+    if shape == "chain" and signature.tasks:
+        signature.tasks[-1] = as_one(signature.tasks[-1])
+    elif shape == "chord" and signature.body is not None:
+        signature.body = as_one(signature.body)
+    return signature
+
+
+def accumulating(group: Any, app: Any) -> Any:
+    """A group as a single call: a chord whose body hands on the list of its results."""
+    body = Signature("celery.accumulate", (), {"index": 0}, app=app)
+    return Signature.SHAPES["chord"](group, body, app=app)

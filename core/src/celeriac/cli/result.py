@@ -9,7 +9,9 @@ import click
 
 from celeriac.cli.errors import FAILED, say
 from celeriac.cli.group import Command, State, option
+from celeriac.cli.progress import show
 from celeriac.exceptions import TimeoutError
+from celeriac.result import GroupResult
 
 
 @click.command(cls=Command)
@@ -18,6 +20,7 @@ from celeriac.exceptions import TimeoutError
 @option("--traceback", "show_traceback", is_flag=True, help="Print the traceback instead of the value.")
 @option("--timeout", type=float, metavar="SECONDS", help="Wait no longer than this (0: do not wait).")
 @option("--json", "as_json", is_flag=True, help="Print state, result and traceback as a JSON object.")
+@option("--group", "as_group", is_flag=True, help="ID is that of a saved group: wait for all its calls, with a bar.")
 @click.pass_context
 def result(
     ctx: click.Context,
@@ -27,6 +30,7 @@ def result(
     show_traceback: bool,
     timeout: float | None,
     as_json: bool,
+    as_group: bool,
 ) -> None:
     """Wait for the call ID to end and print its value.
 
@@ -35,6 +39,8 @@ def result(
     state: State = ctx.obj
     app = state.app()
     found = app.tasks[task].AsyncResult(task_id) if task else app.AsyncResult(task_id)
+    if as_group:
+        ctx.exit(_group(app, task_id, timeout, as_json))
     if timeout is None and not found.exists():
         say(f"Nothing is known of {task_id} yet; waiting for it. Ctrl-C or --timeout ends that.")
     try:
@@ -65,3 +71,20 @@ def _document(found: Any) -> dict[str, Any]:
         "traceback": found.traceback,
         "date_done": str(found.date_done) if found.date_done else None,
     }
+
+
+def _group(app: Any, group_id: str, timeout: float | None, as_json: bool) -> int:
+    """Wait for a group that was saved, and print its values; returns the exit code."""
+    found = GroupResult.restore(group_id, app=app)
+    if found is None:
+        say(f"No group was saved under {group_id}: GroupResult.save() does that.")
+        return FAILED
+    if timeout != 0:
+        show(found, timeout)
+    values = [(each.id, each.state, each.result) for each in found.leaves()]
+    if as_json:
+        click.echo(json.dumps([{"task_id": i, "state": s, "result": v} for i, s, v in values], default=repr))
+    else:
+        for task_id, state, value in values:
+            click.echo(f"{task_id}  {state}  {value!r}")
+    return 0 if found.successful() else FAILED

@@ -28,7 +28,7 @@ from celeriac.messaging.failures import format_traceback
 from celeriac.messaging.notices import RESULTS_HEADER, make_notice
 from celeriac.messaging.protocol import EncodeError, read_call
 from celeriac.result import EagerResult
-from celeriac.spec.data import Job, JobReport, Payload, StoredResult
+from celeriac.spec.data import ChordWork, Job, JobReport, Payload, StoredResult
 from celeriac.utils.text import bounded_repr
 
 if TYPE_CHECKING:
@@ -184,9 +184,6 @@ class TaskProgram:
         except (ValueError, KeyError, TypeError, SecurityError) as exc:
             return JobReport(job.token, "rejected", detail=str(exc), dead=f"malformed: {exc}")
         request = self._request(job, payload, args, kwargs, embed, headers, emit)
-        if request.chord:
-            text = "it is part of a chord, which this version cannot join"
-            return JobReport(job.token, "rejected", detail=text, dead=f"unsupported: {text}")
         ignored = request.ignore_result
         return ready, request, ready.ignore_result if ignored is None else ignored, started
 
@@ -324,9 +321,11 @@ class TaskProgram:
     ) -> JobReport:
         stored: list[StoredResult] = []
         publish: list[Payload] = request._effects  # type: ignore[assignment]
+        chords: ChordWork | None = None
         try:
-            if request.callbacks or request.chain:
-                publish = [*publish, *followup.after_success(self._app, request, value)]
+            if request.callbacks or request.chain or request.chord:
+                following = followup.after_success(self._app, self._store, request, value, ready.task.trail)
+                publish, chords = [*publish, *following.publish], following.chords
             if not ignored and self._store.plugin is not None:
                 result = self._store.make(request.id, states.SUCCESS, value, None, request)
                 if len(result.data) > self._max_result_bytes:
@@ -346,7 +345,7 @@ class TaskProgram:
         if ready.after_return is not None or signals.task_postrun.receivers:
             self._finish(ready, request, states.SUCCESS, value, None)
         detail = bounded_repr(value, ready.repr_chars) if self._detail else ""
-        return JobReport(job.token, "succeeded", runtime_s, stored, publish, detail)
+        return JobReport(job.token, "succeeded", runtime_s, stored, publish, detail, chords=chords)
 
     def _ended_badly(
         self, job: Job, ready: ReadyTask, request: Context, exc: BaseException, ignored: bool, started: float
@@ -364,6 +363,7 @@ class TaskProgram:
                 report.publish = []
                 if self._store.plugin is not None and not ignored:
                     report.stored.append(self._failure(request, exc, ""))
+                self._add_following(request, report, exc, "")
             self._finish(ready, request, states.REJECTED, None, None)
             return report
         traceback = _traceback(exc)
@@ -387,19 +387,27 @@ class TaskProgram:
             report.traceback = traceback
         if self._store.plugin is not None and (not ignored or ready.store_errors):
             report.stored.append(self._failure(request, exc, traceback))
-            for task_id in followup.failed_steps(request):
-                report.stored.append(self._store.make(task_id, states.FAILURE, self._store.failure(exc), traceback))
-        if request.errbacks:
-            try:
-                report.publish.extend(followup.after_failure(self._app, request, exc, traceback))
-            except Exception:
-                _log.exception("errback of %s[%s] raised", ready.name, request.id)
+        self._add_following(request, report, exc, traceback)
         if ready.on_failure is not None:
             _guarded(ready.on_failure, exc, request.id, request.args, request.kwargs, info)
         if signals.task_failure.receivers:
             _send_failure(ready, request, exc, info)
         self._finish(ready, request, states.FAILURE, exc, info)
         return report
+
+    def _add_following(self, request: Context, report: JobReport, exc: BaseException, traceback: str) -> None:
+        """What a failure sets off; the errbacks that run here must not hide it."""
+        if not (request.errbacks or request.chain or request.chord):
+            return
+        try:
+            following = followup.after_failure(self._app, self._store, request, exc, traceback)
+        except Exception:
+            _log.exception("errback of %s[%s] raised", request.task, request.id)
+            request.errbacks = None
+            following = followup.after_failure(self._app, self._store, request, exc, traceback)
+        report.stored.extend(following.stored)
+        report.publish.extend(following.publish)
+        report.chords = following.chords
 
     def _failed_internally(self, job: Job, begun: Begun | JobReport | None, exc: BaseException) -> JobReport:
         """The run ended in a way that no step foresaw: a failure like others, and said as such."""
@@ -408,6 +416,8 @@ class TaskProgram:
         report.timed_out = isinstance(exc, SoftTimeLimitExceeded)
         if request is not None and self._store.plugin is not None and not request.ignore_result:
             report.stored = [self._failure(request, exc, report.traceback or "")]
+        if request is not None:
+            self._add_following(request, report, exc, report.traceback or "")
         if signals.task_internal_error.receivers and request is not None:
             signals.task_internal_error.send(
                 sender=self._app.tasks.get(request.task),

@@ -1,68 +1,231 @@
-"""What follows an outcome, as data: callbacks, the next step of a chain, errbacks. Nothing is sent here.
+"""What follows an outcome, as data: callbacks, the next step of a chain, errbacks, a chord's part. Nothing is sent
+here.
 
-Ids of following calls were fixed by whoever built the chain, or follow from the id of the call that they follow: a
+Ids of following calls were fixed by whoever built the canvas, or follow from the id of the call that they follow: a
 second run publishes the same ids. They are marked then: the first run may have published them too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload
+from celeriac import states
+from celeriac.canvas.chain import chain
+from celeriac.canvas.chord import chord
+from celeriac.canvas.group import group
+from celeriac.canvas.launch import Launch, write_body
+from celeriac.canvas.signature import Signature, as_list, maybe_signature
+from celeriac.exceptions import ChordError
+from celeriac.execution.request import Context
+from celeriac.messaging.failures import rebuild
+from celeriac.result import AsyncResult, GroupResult, result_from_tuple
+from celeriac.spec.data import (
+    PUBLISH_TRY_HEADER,
+    Chord,
+    ChordClaim,
+    ChordPart,
+    ChordWork,
+    Payload,
+    StoredResult,
+)
 from celeriac.utils.ids import derived_uuid
 
 #: The header of a message that may have been sent before, under the same id.
 AGAIN: Final = PUBLISH_TRY_HEADER
 
 if TYPE_CHECKING:
-    from celeriac.execution.request import Context
+    from celeriac.resultstore import ResultStore
+
+#: The task that calls an errback of the new style in a slot, where the failure was noticed in none.
+ERRBACK_TASK: Final = "celeriac.errback"
+#: Of so many missing parts the error of a chord says the places.
+NAMED_MISSING: Final = 20
 
 
-def after_success(app: Any, request: Context, value: Any) -> list[Payload]:
-    """Messages that a returned value sets off: callbacks, then the next step of the chain."""
-    payloads = [
-        _next_call(app, request, callback, value, f"callback {n}") for n, callback in enumerate(request.callbacks or ())
-    ]
+class Following:
+    """States to store, chords to open, messages to publish and parts that have ended, in this order."""
+
+    __slots__ = ("opened", "parts", "publish", "stored")
+
+    def __init__(self, publish: Sequence[Payload] = ()) -> None:
+        self.stored: list[StoredResult] = []
+        self.opened: list[Chord] = []
+        self.publish: list[Payload] = list(publish)
+        self.parts: list[ChordPart] = []
+
+    @property
+    def chords(self) -> ChordWork | None:
+        """What of it concerns chords."""
+        return ChordWork(self.opened, self.parts) if self.opened or self.parts else None
+
+    def add(self, launch: Launch, attempt: int = 1) -> None:
+        """Chords and calls of a launch, from this attempt at what they follow."""
+        self.opened += launch.opened
+        for call in launch.calls:
+            payload = launch.app.make_payload(*call)
+            if attempt > 1:
+                payload.headers[AGAIN] = attempt
+            self.publish.append(payload)
+
+
+def after_success(app: Any, store: ResultStore, request: Context, value: Any, trail: bool) -> Following:
+    """What a returned value sets off: callbacks, then the next step of the chain; and the chord's part."""
+    following, launch = Following(), Launch(app)
+    children = request.children if trail else []
+    for n, callback in enumerate(request.callbacks or ()):
+        children.append(_begin(launch, request, callback, value, f"callback {n}"))
     if request.chain:
         *rest, step = request.chain  # reversed on the wire: the next step is last
-        payloads.append(_next_call(app, request, step, value, f"step {len(rest)}", chain=rest or None))
-    return payloads
+        children.append(_begin(launch, request, step, value, f"step {len(rest)}", rest))
+    following.add(launch, request.attempt)
+    if request.chord:
+        following.parts = part_of(app, store, request, states.SUCCESS, value)
+    return following
 
 
-def after_failure(app: Any, request: Context, exc: BaseException, traceback: str) -> list[Payload]:
-    """Messages that a failure sets off. An errback registered here that takes more than one argument is called
-    at once with `(request, exception, traceback)`; any other is sent with the id of the failed task."""
-    payloads = []
-    for n, errback in enumerate(request.errbacks or ()):
-        task = app.tasks.get(errback["task"])
-        if task is not None and _takes_more_than_one(task):
-            arguments = () if errback.get("immutable") else (request, exc, traceback)
-            task(*arguments, *errback.get("args", ()), **errback.get("kwargs", {}))
-        else:
-            payloads.append(_next_call(app, request, errback, request.id, f"errback {n}"))
-    return payloads
+def after_failure(
+    app: Any,
+    store: ResultStore,
+    request: Context,
+    exc: BaseException,
+    traceback: str,
+    *,
+    state: str = states.FAILURE,
+    in_slot: bool = True,
+) -> Following:
+    """What a failure sets off: errbacks; the same failure of the steps that can no longer run; the chord's part, or
+    that of a chord further down.
+
+    An errback that is registered here and takes more than one argument is called at once with `(request, exception,
+    traceback)`; any other is sent with the id of the failed task.
+
+    Args:
+        in_slot: False in the worker's own process, where no task may run: errbacks of the first kind are sent too.
+    """
+    following = Following()
+    if state == states.FAILURE:
+        _call_errbacks(app, following, request, exc, traceback, in_slot)
+    stored = store.failure(exc) if store.plugin is not None else None
+    for step in (maybe_signature(one, app=app) for one in request.chain or ()):
+        if store.plugin is not None:
+            for leaf in calls_of(step):
+                if leaf.id:
+                    following.stored.append(store.make(leaf.id, states.FAILURE, stored, traceback))
+        for end in ends_of(step):
+            following.parts += _part_of_call(app, store, end, stored)
+    if request.chord:
+        following.parts += part_of(app, store, request, state, stored)
+    return following
 
 
-def failed_steps(request: Context) -> list[str]:
-    """The ids of the steps of a chain that can no longer run."""
-    return [step["options"]["task_id"] for step in request.chain or () if (step.get("options") or {}).get("task_id")]
+def part_of(app: Any, store: ResultStore, request: Context, state: str, result: Any) -> list[ChordPart]:
+    """The part that this run is of its chord; [] if the store leaves the join to a message that polls."""
+    if not request.group or not _counts(store):
+        return []
+    body = dict(request.chord)
+    body["options"] = {**(body.get("options") or {}), "parent_id": request.id}
+    body["options"].setdefault("root_id", request.root_id)
+    data = store.serializer.dumps([1, request.id, state, result])
+    return [ChordPart(request.group, request.id, request.group_index, data, write_body(app, body))]
 
 
-def _next_call(app: Any, request: Context, signature: dict[str, Any], value: Any, place: str, **more: Any) -> Payload:
-    """The message of a following call. One that has no id yet gets it from its place after this very task, so that
-    it is the same after every attempt."""
+def after_join(app: Any, store: ResultStore, claim: ChordClaim, body: Any) -> Following:
+    """What the end of a chord sets off: its body with the results of all parts, or its failure.
+
+    Args:
+        body: The body's signature, as a dict.
+    """
+    following = Following()
+    signature = Signature.from_dict(body, app=app)
+    options = signature["options"]
+    try:
+        values = _values(app, store, claim)
+        launch = Launch(app)
+        root_id, parent_id = options.get("root_id"), options.get("parent_id")
+        signature.freeze(derived_uuid(f"{claim.group} body"), root_id=root_id, parent_id=parent_id)
+        signature.begin(launch, (values,))
+        following.add(launch)
+    except Exception as exc:  # a part that failed or is missing, or what no serializer takes
+        error = exc if isinstance(exc, ChordError) else ChordError(f"the body could not be called: {exc!r}")
+        return body_failed(app, store, signature, error)
+    return following
+
+
+def calls_of(signature: Signature) -> Iterator[Signature]:
+    """All single calls in a canvas."""
+    if isinstance(signature, (chain, group, chord)):
+        for member in signature.tasks:
+            yield from calls_of(member)
+        if isinstance(signature, chord) and signature.body is not None:
+            yield from calls_of(signature.body)
+    else:
+        yield signature
+        for step in signature["options"].get("chain") or ():
+            yield from calls_of(maybe_signature(step))
+
+
+def ends_of(signature: Signature) -> Iterator[Signature]:
+    """The single calls whose results are those of a canvas."""
+    if isinstance(signature, group):
+        for member in signature.tasks:
+            yield from ends_of(member)
+    elif isinstance(signature, (chain, chord)):
+        last = signature.tasks[-1] if isinstance(signature, chain) and signature.tasks else None
+        last = signature.body if isinstance(signature, chord) else last
+        if last is not None:
+            yield from ends_of(last)
+    else:
+        yield signature
+
+
+# -- calls --------------------------------------------------------------------------------------------------
+
+
+def _begin(
+    launch: Launch, request: Context, signature: dict[str, Any], value: Any, place: str, rest: Sequence[Any] = ()
+) -> Any:
+    """The first messages of what follows; its result. What has no id yet gets it from its place after this very task,
+    so that it is the same after every attempt."""
+    app = launch.app
+    if signature.get("subtask_type"):
+        canvas = Signature.from_dict(signature, app=app)
+        if rest:
+            canvas = chain(canvas, *reversed(rest), app=app)
+        result = canvas.freeze(derived_uuid(f"{request.id} {place}"), root_id=request.root_id, parent_id=request.id)
+        canvas.begin(launch, (value,))
+        return result
     args = tuple(signature.get("args") or ())
     if not signature.get("immutable"):
         args = (value, *args)
     options = dict(signature.get("options") or {})
-    options.update(more, root_id=request.root_id, parent_id=request.id)
+    options.update(root_id=request.root_id, parent_id=request.id)
+    if rest:
+        options["chain"] = [*rest, *(options.get("chain") or ())]
     task_id = options.pop("task_id", None) or derived_uuid(f"{request.id} {place}")
     if request.delivery_info and options.get("priority") is None and app.conf["task_inherit_parent_priority"]:
         options["priority"] = request.delivery_info.get("priority")
-    payload: Payload = app.make_payload(signature["task"], args, signature.get("kwargs") or {}, task_id, options)
-    if request.attempt > 1:
-        payload.headers[AGAIN] = request.attempt
-    return payload
+    launch.call(signature["task"], args, signature.get("kwargs") or {}, task_id, options)
+    return AsyncResult(task_id, task_name=signature["task"], app=app)
+
+
+def _call_errbacks(
+    app: Any, following: Following, request: Context, exc: BaseException, traceback: str, in_slot: bool
+) -> None:
+    launch = Launch(app)
+    for n, errback in enumerate(as_list(request.errbacks)):
+        task = app.tasks.get(errback["task"])
+        if task is None or not _takes_more_than_one(task):
+            _begin(launch, request, errback, request.id, f"errback {n}")
+        elif in_slot:
+            arguments = () if errback.get("immutable") else (request, exc, traceback)
+            task(*arguments, *errback.get("args", ()), **errback.get("kwargs", {}))
+        else:
+            about = {key: getattr(request, key) for key in ("id", "task", "root_id", "parent_id", "group", "retries")}
+            described = app.backend.failure(exc) if app.backend.serializer.name != "pickle" else repr(exc)
+            call = (dict(errback), about, described, traceback)
+            launch.call(ERRBACK_TASK, call, {}, derived_uuid(f"{request.id} errback {n}"), {"ignore_result": True})
+    following.add(launch, request.attempt)
 
 
 def _takes_more_than_one(task: Any) -> bool:
@@ -71,3 +234,92 @@ def _takes_more_than_one(task: Any) -> bool:
         return False
     bound = 1 if hasattr(task.run, "__self__") else 0
     return bool(code.co_argcount - bound > 1 or code.co_flags & 0x04)
+
+
+# -- chords -------------------------------------------------------------------------------------------------
+
+
+def _counts(store: ResultStore) -> bool:
+    return store.plugin is not None and "count" in store.plugin.abilities
+
+
+def _part_of_call(app: Any, store: ResultStore, call: Signature, failure: Any) -> list[ChordPart]:
+    """The failed part that a call would have been, if it stands in a chord's header."""
+    options = call["options"]
+    if not options.get("chord") or not options.get("task_id"):
+        return []
+    request = Context(
+        id=options["task_id"],
+        chord=options["chord"],
+        group=options.get("group_id"),
+        group_index=options.get("group_index"),
+        root_id=options.get("root_id"),
+    )
+    return part_of(app, store, request, states.FAILURE, failure)
+
+
+def _values(app: Any, store: ResultStore, claim: ChordClaim) -> Any:
+    """The results of all parts.
+
+    Raises:
+        ChordError: One has failed, or is missing.
+    """
+    found: dict[str, Any] = {}
+    for _, data in claim.parts:
+        _, task_id, state, result = store.serializer.loads(data)
+        if state in states.PROPAGATE_STATES:
+            raise ChordError(f"Dependency {task_id} raised {rebuild(result)!r}")
+        found[task_id] = result
+    if len(claim.parts) < claim.size:
+        raise ChordError(_missing(claim))
+    saved = store.plugin.load_group(claim.group) if "groups" in store.plugin.abilities else None  # type: ignore[union-attr]
+    if saved is not None:  # parts of groups within its header, as a Celery client sends them
+        tree = _arranged(result_from_tuple(saved, app), found)
+        if tree is not _ABSENT:
+            return tree
+    return list(found.values())
+
+
+def _arranged(result: Any, values: dict[str, Any]) -> Any:
+    if isinstance(result, GroupResult):
+        parts = [_arranged(child, values) for child in result.results]
+        return _ABSENT if any(part is _ABSENT for part in parts) else parts
+    return values.get(result.id, _ABSENT)
+
+
+_ABSENT: Final = object()
+
+
+def _missing(claim: ChordClaim) -> str:
+    count = claim.size - len(claim.parts)
+    here = {index for index, _ in claim.parts}
+    text = f"{count} of {claim.size} parts did not come, and no other came for long enough that none will"
+    if None in here:
+        return f"{text} (group {claim.group})"
+    places = [index for index in range(claim.size) if index not in here]
+    return f"{text}: missing are the parts {list_places(places)} (group {claim.group})"
+
+
+def list_places(places: Sequence[int]) -> str:
+    """Some places of parts, for an error."""
+    return ", ".join(map(str, places[:NAMED_MISSING])) + (", ..." if len(places) > NAMED_MISSING else "")
+
+
+def body_failed(app: Any, store: ResultStore, body: Signature, error: ChordError) -> Following:
+    """A body that will not be called: its calls have failed, their errbacks are called, and who waits for it is
+    told."""
+    following = Following()
+    failure = store.failure(error)
+    errbacks: list[Any] = []
+    first: Signature | None = None
+    for call in calls_of(body):
+        first = call if first is None else first
+        if call.id:
+            following.stored.append(store.make(call.id, states.FAILURE, failure))
+        errbacks += [errback for errback in as_list(call["options"].get("link_error")) if errback not in errbacks]
+    for end in ends_of(body):
+        following.parts += _part_of_call(app, store, end, failure)
+    if errbacks and first is not None:
+        request = Context(id=body.id or first.id, task=first.task, errbacks=errbacks, root_id=first.root_id)
+        _call_errbacks(app, following, request, error, "", in_slot=False)
+    return following

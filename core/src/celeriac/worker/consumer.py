@@ -95,7 +95,7 @@ class Loop:
         self._trial_ends = 0.0
         self._judged_at = 0.0  # when a message that came again was last judged
         self.endings = Endings(
-            link, self.flights, window, log, app.backend, transport, node, self._max_crashes, self._max_returns
+            app, link, self.flights, window, log, transport, node, self._max_crashes, self._max_returns
         )
         self._admission = Admission(
             can_delay=self._can_delay,

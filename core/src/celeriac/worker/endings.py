@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celeriac import signals, states
 from celeriac.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError, mask_url
+from celeriac.execution.followup import Following, after_failure
 from celeriac.execution.request import Context
-from celeriac.spec.data import FINAL_OUTCOMES, Delivery, JobReport, Payload, Settlement, StoredResult
+from celeriac.messaging.protocol import read_call
+from celeriac.spec.data import FINAL_OUTCOMES, Delivery, JobReport, Payload, Settlement
 from celeriac.utils.ids import uuid
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
@@ -44,23 +46,24 @@ class Endings:
 
     def __init__(
         self,
+        app: Any,
         link: Link,
         flights: Flights,
         window: Window,
         log: TaskLog,
-        store: ResultStore,
         transport: Transport,
         node: str,
         max_crashes: int,
         max_returns: int,
     ) -> None:
+        self._app = app
         self._max_crashes = max_crashes or float("inf")
         self._max_returns = max_returns or float("inf")
         self._link = link
         self._flights = flights
         self._window = window
         self._log = log
-        self._store = store
+        self._store: ResultStore = app.backend
         self._transport = transport
         self._node = node
         # Deaths of slots by task id: what counts for brokers that do not count attempts.
@@ -84,7 +87,7 @@ class Endings:
                 spent_s += report.runtime_s
                 count += 1
                 settlement = None if flight.acked else Settlement(flight.delivery.tag)
-                settle(flight, settlement, report.stored, report.publish)
+                settle(flight, settlement, report.stored, report.publish, report.chords)
                 if log.info_on:
                     log.line(
                         logging.INFO,
@@ -111,11 +114,11 @@ class Endings:
         tokens = self._flights.tokens()
         for token in tokens:
             flight = self._flights.remove(token)
-            stored: Sequence[StoredResult] = ()
+            following: Following | None = None
             if flight.acked:
                 error = WorkerLostError("The worker was told to stop before the task had ended.")
-                stored = self.failure(flight.delivery, error)
-            self._finish(flight, "requeue", stored, started=True)
+                following = self.failure(flight.delivery, error)
+            self._finish(flight, "requeue", following, started=True)
         return len(tokens)
 
     def _accept(self, flight: Flight, report: JobReport) -> None:
@@ -134,19 +137,19 @@ class Endings:
         elif outcome == "retried":
             plan.learn(report.runtime_s)
             self._log.line(logging.INFO, "task.retried", **named, error=report.detail)
-            self._finish(flight, "ack", report.stored, report.publish)
+            self._finish(flight, "ack", report)
         elif outcome == "ignored":
             self._log.line(logging.INFO, "task.ignored", **named)
-            self._finish(flight, "ack", report.stored, report.publish)
+            self._finish(flight, "ack", report)
         elif outcome == "failed":
             self._failed(flight, report)
         elif outcome == "rejected":
             self._rejected(flight, report)
         elif outcome == "timed_out":
             self._log.line(logging.ERROR, "task.timed_out", **named, limit_s=report.detail)
-            stored = self.failure(flight.delivery, TimeLimitExceeded(_number(report.detail)))
+            following = self.failure(flight.delivery, TimeLimitExceeded(_number(report.detail)))
             verb: Verb = "ack" if plan.ack_on_timeout else "dead"
-            self._finish(flight, verb, stored, reason="time limit", error=report.detail)
+            self._finish(flight, verb, following, reason="time limit", error=report.detail)
         elif outcome == "cancelled":
             self._cancelled(flight, report)
         else:
@@ -157,7 +160,7 @@ class Endings:
         self._log.line(logging.INFO, "task.revoked", task_name=flight.plan.name, task_id=flight.head.id)
         request, ran = self.request(flight.delivery), report.pid != 0
         error = TaskRevokedError("terminated" if ran else "revoked")
-        self._finish(flight, "ack", self.state(request, states.REVOKED, error))
+        self._finish(flight, "ack", self.failure(flight.delivery, error, states.REVOKED))
         if signals.task_revoked.receivers:
             signals.task_revoked.send(
                 sender=flight.plan.task, request=request, terminated=ran, signum=flight.signum or None, expired=False
@@ -174,7 +177,7 @@ class Endings:
         acknowledge = plan.ack_on_timeout if report.timed_out else plan.ack_on_failure
         verb: Verb = "ack" if acknowledge else "dead"
         error = f"{report.detail}\n{report.traceback or ''}" if verb == "dead" else ""
-        self._finish(flight, verb, report.stored, report.publish, reason="failed", error=error)
+        self._finish(flight, verb, report, reason="failed", error=error)
 
     def _rejected(self, flight: Flight, report: JobReport) -> None:
         named = {"task_name": flight.plan.name, "task_id": flight.head.id}
@@ -182,8 +185,8 @@ class Endings:
         if report.requeue:
             self._return(flight)
             return
-        stored = report.stored or self.failure(flight.delivery, ValueError(report.dead))
-        self._finish(flight, "dead", stored, reason=report.dead, error=report.detail)
+        following = report if report.stored else self.failure(flight.delivery, ValueError(report.dead))
+        self._finish(flight, "dead", following, reason=report.dead, error=report.detail)
 
     def _return(self, flight: Flight) -> None:
         """Back to its queue, as its task wishes; that is counted in the message (B14)."""
@@ -196,7 +199,7 @@ class Endings:
         if again is None or flight.acked:
             self._finish(flight, "requeue", started=True)
         else:
-            self._finish(flight, "ack", publish=[again])
+            self._finish(flight, "ack", Following([again]))
 
     def _lost(self, flight: Flight, cause: str) -> None:
         """The slot died while it ran this: once more, elsewhere, unless it has killed too many (B14)."""
@@ -212,16 +215,15 @@ class Endings:
             self._finish(flight, "requeue", started=True)
             return
         self._crashes.pop(task_id, None)
-        stored = self.failure(flight.delivery, WorkerLostError(f"Worker exited prematurely: {cause}."))
+        following = self.failure(flight.delivery, WorkerLostError(f"Worker exited prematurely: {cause}."))
         verb: Verb = "dead" if flight.plan.requeue_lost else "ack"
-        self._finish(flight, verb, stored, reason=f"crash: its slot died {crashes} times", error=cause)
+        self._finish(flight, verb, following, reason=f"crash: its slot died {crashes} times", error=cause)
 
     def _finish(
         self,
         flight: Flight,
         verb: Verb,
-        stored: Sequence[StoredResult] = (),
-        publish: Sequence[Payload] = (),
+        following: JobReport | Following | None = None,
         *,
         reason: str = "",
         error: str = "",
@@ -231,7 +233,10 @@ class Endings:
         if verb == "dead":
             reason, error = mask_url(reason)[:ERROR_CHARS], mask_url(error or reason)[:ERROR_CHARS]
         settlement = None if flight.acked else Settlement(flight.delivery.tag, verb, None, reason, error, started)
-        self._link.settle_flight(flight, settlement, stored, publish)
+        if following is None:
+            self._link.settle_flight(flight, settlement)
+        else:
+            self._link.settle_flight(flight, settlement, following.stored, following.publish, following.chords)
 
     # -- deliveries that never flew -------------------------------------------------------------------------
 
@@ -243,18 +248,18 @@ class Endings:
     def replace(self, delivery: Delivery, again: Payload) -> None:
         """To the queue as `again`, which is the same message with marks."""
         self.given_back += 1
-        self._link.settle(Settlement(delivery.tag), (), [again])
+        self._link.settle(Settlement(delivery.tag), Following([again]))
 
     def lose(self, delivery: Delivery, reason: str) -> None:
         """Set aside what was lost too often to be run once more, with FAILURE stored."""
         self.set_aside(delivery, reason, self.failure(delivery, WorkerLostError(f"Not run again: {reason}.")))
 
-    def set_aside(self, delivery: Delivery, reason: str, stored: Sequence[StoredResult] = ()) -> None:
+    def set_aside(self, delivery: Delivery, reason: str, following: Following | None = None) -> None:
         """To the dead letters."""
         reason = mask_url(reason)[:ERROR_CHARS]
         _log.error("Message of queue %s set aside: %s", delivery.queue, reason)
         self.finished += 1
-        self._link.settle(Settlement(delivery.tag, "dead", None, reason, reason), stored)
+        self._link.settle(Settlement(delivery.tag, "dead", None, reason, reason), following)
         if signals.task_rejected.receivers:
             signals.task_rejected.send(sender=self, message=delivery, exc=reason)
 
@@ -262,7 +267,8 @@ class Endings:
         """Acknowledged without a run, with REVOKED stored."""
         request = self.request(delivery)
         self.finished += 1
-        self._link.settle(Settlement(delivery.tag), self.state(request, states.REVOKED, TaskRevokedError(reason)))
+        following = self.failure(delivery, TaskRevokedError(reason), states.REVOKED)
+        self._link.settle(Settlement(delivery.tag), following)
         if signals.task_revoked.receivers:
             signals.task_revoked.send(
                 sender=task, request=request, terminated=False, signum=None, expired=reason == "expired"
@@ -278,15 +284,20 @@ class Endings:
             request.update(properties=payload.properties, reply_to=payload.properties.get("reply_to"))
         return request
 
-    def failure(self, delivery: Delivery, exc: BaseException) -> list[StoredResult]:
-        """FAILURE of a message's task, to be stored."""
-        return self.state(self.request(delivery), states.FAILURE, exc)
-
-    def state(self, request: Context, state: str, exc: BaseException) -> list[StoredResult]:
-        """A state, to be stored, unless nobody wants it."""
-        if self._store.plugin is None or request.ignore_result or not request.id:
-            return []
-        return [self._store.make(request.id, state, self._store.failure(exc), None, request)]
+    def failure(self, delivery: Delivery, exc: BaseException, state: str = states.FAILURE) -> Following:
+        """What follows when a message's task has ended without a slot's word: its state, and all that a failure sets
+        off, as far as the message can be read."""
+        request = self.request(delivery)
+        store = self._store
+        following = Following()
+        if not request.id:
+            return following
+        with contextlib.suppress(Exception):  # a body that cannot be read has nothing that could follow
+            request.update(read_call(self._transport.unpack(delivery.raw), self._app.codec)[2])
+            following = after_failure(self._app, store, request, exc, "", state=state, in_slot=False)
+        if store.plugin is not None and not request.ignore_result:
+            following.stored.insert(0, store.make(request.id, state, store.failure(exc), None, request))
+        return following
 
 
 def _number(text: str) -> float | str:

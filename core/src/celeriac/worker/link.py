@@ -17,14 +17,16 @@ from celeriac.exceptions import ImproperlyConfigured, OperationalError, QueueNot
 from celeriac.messaging.notices import NOTICE
 from celeriac.messaging.routes import Router
 from celeriac.spec.backend import ResultBackend
-from celeriac.spec.data import Delivery, Payload, QueueSpec, Settlement, StoredResult, reply_queue_spec
+from celeriac.spec.data import ChordWork, Delivery, Payload, QueueSpec, Settlement, StoredResult, reply_queue_spec
 from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.settle import Settler
 from celeriac.worker.spool import Ending, Spool
 
 if TYPE_CHECKING:
+    from celeriac.execution.followup import Following
     from celeriac.spec.transport import Consumer, Poller, Transport
     from celeriac.worker.flights import Flight
+    from celeriac.worker.joins import Joiner
 
 RENEW_S: Final = 5.0
 #: Without a renewal for so long (this process was frozen, its machine too busy) the leases are no longer relied on.
@@ -103,6 +105,7 @@ class Link:
         owner: str,
         queues: Sequence[QueueSpec],
         poller: Poller,
+        joiner: Joiner | None = None,
         make_spool: Callable[[], Spool] = Spool,
         make_renewer: Callable[[Consumer, Callable[[Sequence[Any]], None], Clock], Renewer] = Renewer,
         clock: Clock = SYSTEM,
@@ -113,6 +116,7 @@ class Link:
         self._owner = owner
         self._queues = list(queues)
         self._poller = poller
+        self._joiner = joiner
         self._make_spool = make_spool
         self._make_renewer = make_renewer
         self._clock = clock
@@ -159,6 +163,8 @@ class Link:
         if self._settler is not None:
             self._homeless += self._settler.owned()
         self._settler = None
+        if self._joiner is not None:
+            self._joiner.forget()
         self._declared.clear()
         if self._renewer is not None:
             self._renewer.stop()
@@ -201,6 +207,8 @@ class Link:
         """The leases of these deliveries are lost: what waits to be done for them is not done."""
         if self._settler is not None:
             self._settler.forget(tags)
+        if self._joiner is not None:
+            self._joiner.forget(tags)
 
     def close(self, timeout_s: float) -> int:
         """Settle what is left, within bounds, give back the rest and let go.
@@ -215,12 +223,12 @@ class Link:
         left = 0
         if consumer is not None and settler is not None:
             with contextlib.suppress(OperationalError):  # then the broker gives everything to others by itself
-                settler.perform()
-                while settler.trouble is not None and self._clock.monotonic() < deadline:
+                self._perform(settler, consumer)
+                while self._has_more(settler) and self._clock.monotonic() < deadline:
                     self._clock.sleep(max(0.005, settler.retry_in() or 0.0))
-                    settler.perform()
+                    self._perform(settler, consumer)
                 consumer.flush(max(0.1, deadline - self._clock.monotonic()))
-            left = settler.left()
+            left = settler.left() + (0 if self._joiner is None else self._joiner.left())
             with contextlib.suppress(OperationalError):  # as above
                 consumer.close()
         self.consumer = None
@@ -234,7 +242,8 @@ class Link:
         if self.consumer is None or self._settler is None:
             return []
         try:
-            return self.consumer.receive(0 if self._settler.blocked else limit)
+            blocked = self._settler.blocked or (self._joiner is not None and self._joiner.blocked)
+            return self.consumer.receive(0 if blocked else limit)
         except OperationalError as exc:
             self.lose(exc)
             return []
@@ -252,12 +261,19 @@ class Link:
 
     # -- settling -------------------------------------------------------------------------------------------
 
-    def settle(
-        self, settlement: Settlement, stored: Sequence[StoredResult] = (), publish: Sequence[Payload] = ()
-    ) -> None:
+    def settle(self, settlement: Settlement, following: Following | None = None) -> None:
         """End a delivery of this epoch that is in no flight (yet)."""
-        if self._settler is not None:
-            self._settler.add(settlement, stored, publish)
+        if self._settler is None:
+            return
+        if following is None:
+            self._settler.add(settlement)
+            return
+        if following.publish:
+            self._declare_targets(following.publish)
+        if following.chords is not None and self._joiner is not None:
+            self._joiner.add(settlement, following.stored, following.publish, following.chords, False)
+        else:
+            self._settler.add(settlement, following.stored, following.publish)
 
     def settle_flight(
         self,
@@ -265,12 +281,16 @@ class Link:
         settlement: Settlement | None,
         stored: Sequence[StoredResult] = (),
         publish: Sequence[Payload] = (),
+        chords: ChordWork | None = None,
     ) -> None:
         """End a flight, or store a state of it.
 
         One of a lost epoch, or whose lease is lost, comes again, or another has it already: nothing of this run
         counts any more, neither its result nor what follows from it (B8).
         """
+        if chords is not None and self._joiner is not None and (flight.acked or flight.epoch == self.epoch):
+            self._joiner.add(settlement, stored, publish, chords, flight.acked)
+            return
         if flight.acked:  # it will not come again, so no later link or lease can have another run of it
             if self._settler is None:
                 self._homeless.append((None, stored, publish, True))
@@ -283,8 +303,16 @@ class Link:
 
     def perform(self) -> None:
         """Do all that was settled, or as much as can be done now."""
-        if self._settler is not None:
-            self._try(self._settler.perform)
+        if self._settler is not None and self.consumer is not None:
+            self._try(self._perform, self._settler, self.consumer)
+
+    def _perform(self, settler: Settler, consumer: Consumer) -> None:
+        settler.perform()
+        if self._joiner is not None:
+            self._joiner.perform(consumer, self._declare_targets)
+
+    def _has_more(self, settler: Settler) -> bool:
+        return settler.trouble is not None or (self._joiner is not None and self._joiner.left() > 0)
 
     def held(self) -> int:
         """How many endings wait for the result store."""
@@ -302,6 +330,9 @@ class Link:
             return max(0.0, self._reopen_at - now)
         assert self._settler is not None
         retry_s = self._settler.retry_in()
+        if self._joiner is not None:
+            join_s = self._joiner.next_in()
+            retry_s = join_s if retry_s is None else retry_s if join_s is None else min(retry_s, join_s)
         poll_s = self.consumer.poll_interval_s if wanting and not self._settler.blocked else None
         if retry_s is None or poll_s is None:
             return poll_s if retry_s is None else retry_s

@@ -34,6 +34,7 @@ from celeriac.spec.pool import Pool, PoolOptions
 from celeriac.spec.transport import Transport
 from celeriac.utils.ids import default_nodename, uuid
 from celeriac.worker.consumer import Loop
+from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
 from celeriac.worker.poller import Sleeper
 from celeriac.worker.revoked import RevocationWatch, Revoked
@@ -226,6 +227,7 @@ class Worker:
             owner=f"{self.hostname}/{uuid()}",
             queues=app.router.select(self._queue_names),
             poller=self._sleeper,
+            joiner=Joiner(app) if app.backend.plugin is not None else None,
             make_spool=lambda: Spool(app.conf["worker_spool_results"], app.conf["worker_spool_bytes"]),
         )
         state_db = self._state_db or app.conf["worker_state_db"]

@@ -1,0 +1,142 @@
+"""What it takes to start a canvas: chords to be opened, then calls to be sent, in that order.
+
+The client performs it at once, in bulk; a slot hands it to the worker as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from celeriac import _state
+from celeriac.exceptions import ChordsUnsupported
+from celeriac.resultstore import NoResultBackend
+from celeriac.spec.data import Chord
+from celeriac.utils.ids import derived_uuid
+from celeriac.utils.times import as_seconds
+
+#: So many messages go to the broker in one exchange.
+SEND_AT_ONCE: Final = 500
+#: What is added to the longest time limit of a chord's parts, before a chord without news has failed (R10).
+PATIENCE_S: Final = 3600.0
+
+Call = tuple[str, Any, Any, str, dict[str, Any]]
+
+
+class Launch:
+    """Gathers chords and calls.
+
+    Attributes:
+        opened: Chords to open before the calls are sent.
+        calls: `(task, args, kwargs, task_id, options)` each.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.opened: list[Chord] = []
+        self.calls: list[Call] = []
+
+    def call(self, task: str, args: Any, kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]) -> None:
+        """A call to send."""
+        self.calls.append((task, args, kwargs, task_id, options))
+
+    def open(self, group: str, size: int, body: Any, patience_s: float, header: Callable[[], Any]) -> None:
+        """A chord to open; called before its parts.
+
+        Args:
+            header: Gives the results of its parts in their tuple form, for backends that cannot count.
+        Raises:
+            NoResultBackend, ChordsUnsupported: Its parts could never be joined.
+        """
+        plugin = self.app.backend.plugin
+        if plugin is None:
+            raise NoResultBackend("a chord was called: its parts' results must be kept until the last has come")
+        if "count" in plugin.abilities:
+            self.opened.append(Chord(group, size, write_body(self.app, body), patience_s))
+        elif "replies" in plugin.abilities:
+            raise ChordsUnsupported(type(plugin).__name__)
+        else:
+            self._poll(group, body, patience_s, header())
+
+    def _poll(self, group: str, body: Any, patience_s: float, header: Any) -> None:
+        """The join of backends that cannot count: a call that comes again until all parts are ready."""
+        conf = self.app.conf
+        pause_s = float(conf["result_chord_retry_interval"])
+        options: dict[str, Any] = {
+            "countdown": pause_s,
+            "ignore_result": True,
+            "headers": {PATIENCE_HEADER: patience_s},
+        }
+        route = body.last()["options"]
+        options.update({key: route[key] for key in ("queue", "exchange", "routing_key") if key in route})
+        kwargs = {"interval": None, "max_retries": None, "result": header, "_chord_unlock_exchange_type": "direct"}
+        self.call("celery.chord_unlock", (group, dict(body)), kwargs, derived_uuid(f"{group} unlock"), options)
+
+
+#: In messages `celery.chord_unlock`: seconds without news after which the chord has failed.
+PATIENCE_HEADER: Final = "x-celeriac-chord-patience"
+
+
+class Sending(Launch):
+    """Sends what it gathers, a part at a time, so that a long group needs little memory."""
+
+    def call(self, task: str, args: Any, kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]) -> None:
+        """See `Launch.call`."""
+        own = self.app.tasks.get(task)
+        if own is not None and own.sends_its_own_way:
+            self.flush()
+            own.apply_async(args, kwargs, task_id=task_id, add_to_parent=False, **options)
+            return
+        super().call(task, args, kwargs, task_id, options)
+        if len(self.calls) >= SEND_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what there is."""
+        opened, self.opened = self.opened, []
+        calls, self.calls = self.calls, []
+        if opened:
+            self.app.backend.plugin.open_chords(opened)
+        self.app.send_calls(calls, add_to_parent=False)
+
+
+def send(app: Any, start: Callable[[Launch], Any], *, add_to_parent: bool = True) -> Any:
+    """Perform a launch here and now; returns the result, which becomes a child of the running task.
+
+    Raises:
+        OperationalError: As `Task.apply_async`; calls sent in exchanges before that one may have been taken.
+    """
+    launch = Sending(app)
+    result = start(launch)
+    launch.flush()
+    running = _state.running()
+    if result is not None and add_to_parent and running is not None and running.task.trail:
+        running.request.children.append(result)
+    return result
+
+
+def patience_of(app: Any, members: Any) -> float:
+    """How long a chord of these parts may be without news."""
+    configured = app.conf["result_chord_patience"]
+    if configured is not None:
+        return as_seconds(configured)
+    longest, delay = float(app.conf["task_time_limit"] or 0), 0.0
+    for member in members:
+        options = member["options"]
+        task = app.tasks.get(member["task"])
+        limit = options.get("time_limit") or (task is not None and task.time_limit) or 0
+        longest, delay = max(longest, float(limit)), max(delay, float(options.get("countdown") or 0))
+    return longest + delay + PATIENCE_S
+
+
+def write_body(app: Any, body: Any) -> bytes:
+    """A body's signature for a backend to keep, which does not read it."""
+    name: str = app.conf["task_serializer"]
+    text: bytes = app.codec.serializer(name).dumps(body)
+    return name.encode() + b"\n" + text
+
+
+def read_body(app: Any, data: bytes) -> Any:
+    """What `write_body` wrote, as a dict."""
+    name, _, text = data.partition(b"\n")
+    return app.codec.serializer(name.decode()).loads(text)

@@ -1,0 +1,248 @@
+"""Opens chords and brings their parts home: the worker's half of a join.
+
+What ends with a chord's part (or begins with a chord to open) goes another way than other endings, with an exchange for
+each step: results → chords opened → messages that follow → parts → the bodies of chords that these completed → ack.
+Each step may be repeated, so whatever fails is tried again from the first (R12). Between the last part and its ack a
+message is always held, so that a worker's death leaves nobody waiting: the part comes again, and with it the claim.
+
+Chords whose parts do not come are looked for every few seconds, and fail with an error that names what is missing
+(R10).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from celeriac.canvas.launch import read_body
+from celeriac.exceptions import BackendError
+from celeriac.execution.followup import Following, after_join
+from celeriac.spec.backend import CLAIM_S
+from celeriac.spec.data import Chord, ChordClaim, ChordPart, ChordWork, Payload, Settlement, StoredResult
+from celeriac.spec.transport import Consumer
+from celeriac.worker.clock import SYSTEM, Clock
+
+_log = logging.getLogger("celeriac.worker")
+
+SWEEP_S: Final = 5.0
+OVERDUE_AT_ONCE: Final = 20
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 4.0
+#: How soon to look again at a chord whose claim another holds: it is usually closed in a moment.
+HELD_PAUSE_S: Final = 1.0
+MAX_WAITING: Final = 1000
+FLUSH_S: Final = 10.0
+
+
+class Join:
+    """An ending that concerns chords."""
+
+    __slots__ = ("chords", "owned", "publish", "settlement", "stored")
+
+    def __init__(
+        self,
+        settlement: Settlement | None,
+        stored: Sequence[StoredResult],
+        publish: Sequence[Payload],
+        chords: ChordWork,
+        owned: bool,
+    ) -> None:
+        self.settlement = settlement
+        self.stored = stored
+        self.publish = publish
+        self.chords = chords
+        self.owned = owned
+
+
+class Joiner:
+    """The chords of one worker.
+
+    Args:
+        app: Makes messages; its result backend joins.
+    """
+
+    def __init__(self, app: Any, clock: Clock = SYSTEM) -> None:
+        self._app = app
+        self._store = app.backend
+        self._backend: Any = app.backend.plugin
+        self.counts = self._backend is not None and "count" in self._backend.abilities
+        self._clock = clock
+        self._waiting: list[Join] = []
+        self._unclosed: list[ChordClaim] = []
+        self._retry_at = 0.0
+        self._pause_s = 0.0
+        self._sweep_at = clock.monotonic() + clock.uniform(0.0, SWEEP_S)
+
+    # -- what waits -----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        settlement: Settlement | None,
+        stored: Sequence[StoredResult],
+        publish: Sequence[Payload],
+        chords: ChordWork,
+        owned: bool,
+    ) -> None:
+        """Put this into the next `perform`."""
+        self._waiting.append(Join(settlement, stored, publish, chords, owned))
+
+    def forget(self, tags: set[Any] | None = None) -> None:
+        """The leases of these deliveries are lost, or all are: nothing that waits here for them is done."""
+        self._waiting = [
+            join
+            for join in self._waiting
+            if join.owned or (tags is not None and (join.settlement is None or join.settlement.tag not in tags))
+        ]
+
+    @property
+    def blocked(self) -> bool:
+        """So much waits that no more work should be taken."""
+        return len(self._waiting) >= MAX_WAITING
+
+    def left(self) -> int:
+        """How many endings wait."""
+        return len(self._waiting)
+
+    def next_in(self) -> float | None:
+        """Seconds until it wants a turn."""
+        now = self._clock.monotonic()
+        if self._waiting or self._unclosed:
+            return max(0.0, self._retry_at - now)
+        return max(0.0, self._sweep_at - now) if self.counts else None
+
+    # -- what is done ---------------------------------------------------------------------------------------
+
+    def perform(self, consumer: Consumer, declare: Any) -> None:
+        """Do what can be done now.
+
+        Args:
+            declare: Called with messages before they are published.
+        Raises:
+            TransportLost: The broker's connection dropped.
+        """
+        now = self._clock.monotonic()
+        if (self._waiting or self._unclosed) and now >= self._retry_at:
+            self._guarded(self._bring_home, consumer, declare)
+        elif self.counts and now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S * self._clock.uniform(0.8, 1.2)
+            self._guarded(self._sweep, consumer, declare)
+
+    def _guarded(self, step: Any, consumer: Consumer, declare: Any) -> None:
+        try:
+            step(consumer, declare)
+        except BackendError as exc:
+            if not self._pause_s:
+                _log.warning("The result store is away: %s. Parts of chords are held here.", exc)
+            self._pause_s = min(max(FIRST_PAUSE_S, self._pause_s * 2), LONGEST_PAUSE_S)
+            self._retry_at = self._clock.monotonic() + self._pause_s * self._clock.uniform(0.5, 1.0)
+        else:
+            self._pause_s = 0.0
+
+    def _bring_home(self, consumer: Consumer, declare: Any) -> None:
+        joins = self._waiting
+        self._close([])
+        held = self._join(
+            consumer,
+            declare,
+            [state for join in joins for state in join.stored],
+            [chord for join in joins for chord in join.chords.opened],
+            [payload for join in joins for payload in join.publish],
+            [part for join in joins for part in join.chords.parts],
+            [join.settlement for join in joins if join.settlement is not None],
+            joins,
+        )
+        self._waiting = [join for join in joins if any(part.group in held for part in join.chords.parts)]
+        for join in self._waiting:  # all but the part itself is done
+            join.stored, join.publish = (), ()
+        if held:
+            self._retry_at = self._clock.monotonic() + min(HELD_PAUSE_S, *held.values())
+
+    def _join(
+        self,
+        consumer: Consumer,
+        declare: Any,
+        stored: Sequence[StoredResult],
+        opened: Sequence[Chord],
+        publish: Sequence[Payload],
+        parts: Sequence[ChordPart],
+        settlements: Sequence[Settlement],
+        joins: Sequence[Join],
+    ) -> dict[str, float]:
+        """All the steps; returns the chords that others are ending, and for how many seconds at most."""
+        backend = self._backend
+        if stored and backend is not None:
+            backend.store(stored)
+        if opened:
+            backend.open_chords(opened)
+        if publish:
+            declare(publish)
+            consumer.settle((), publish=publish)
+        claims = backend.join(parts) if parts and self.counts else []
+        claimed_at = self._clock.monotonic()
+        held = {claim.group: max(claim.retry_s, 0.05) for claim in claims if not claim.token}
+        if held:
+            ours = {id(join.settlement) for join in joins if not any(part.group in held for part in join.chords.parts)}
+            settlements = [settlement for settlement in settlements if id(settlement) in ours]
+        bodies = {part.group: part.body for part in parts}
+        won = [claim for claim in claims if claim.token]
+        if won:
+            self._fire(consumer, declare, [(claim, bodies[claim.group]) for claim in won], settlements, claimed_at)
+        elif settlements:
+            consumer.settle(settlements)
+        return held
+
+    def _fire(
+        self,
+        consumer: Consumer,
+        declare: Any,
+        claims: Sequence[tuple[ChordClaim, bytes]],
+        settlements: Sequence[Settlement],
+        claimed_at: float,
+    ) -> None:
+        """Send the bodies of chords that are ours to end (or say why they cannot run), with these acknowledgements."""
+        publish: list[Payload] = []
+        pending = list(claims)
+        ended: list[ChordClaim] = []
+        while pending:  # the failure of a body may be the last part of a chord around it
+            followings = [self._follow(claim, body) for claim, body in pending]
+            ended += [claim for claim, _ in pending]
+            stored = [state for following in followings for state in following.stored]
+            opened = [chord for following in followings for chord in following.opened]
+            parts = [part for following in followings for part in following.parts]
+            publish += [payload for following in followings for payload in following.publish]
+            if stored:
+                self._backend.store(stored)
+            if opened:
+                self._backend.open_chords(opened)
+            bodies = {part.group: part.body for part in parts}
+            pending = [(claim, bodies[claim.group]) for claim in (self._backend.join(parts) if parts else ())]
+            pending = [(claim, body) for claim, body in pending if claim.token]
+        if self._clock.monotonic() - claimed_at > CLAIM_S / 2:
+            raise BackendError("the chord took so long to end that its claim may be another's by now")
+        if publish:
+            declare(publish)
+        consumer.settle(settlements, publish=publish)
+        if publish:
+            consumer.flush(FLUSH_S)  # a chord is closed when its body is safe, not before
+        self._close(ended)
+
+    def _follow(self, claim: ChordClaim, body: bytes) -> Following:
+        return after_join(self._app, self._store, claim, read_body(self._app, body))
+
+    def _close(self, claims: Sequence[ChordClaim]) -> None:
+        self._unclosed += claims
+        if self._unclosed:
+            self._backend.close_chords(self._unclosed)
+            self._unclosed = []
+
+    def _sweep(self, consumer: Consumer, declare: Any) -> None:
+        """End what is overdue."""
+        claims = self._backend.overdue_chords(OVERDUE_AT_ONCE)
+        if not claims:
+            return
+        claimed_at = self._clock.monotonic()
+        for claim in claims:
+            _log.error("Chord %s is overdue: %d of %d parts came.", claim.group, len(claim.parts), claim.size)
+        known = [(claim, claim.body) for claim in claims if claim.body]
+        self._fire(consumer, declare, known, (), claimed_at)

@@ -1,0 +1,61 @@
+"""A client of `canvas_app` in a process of its own: sends shapes, waits, and prints what came as one JSON object."""
+
+import json
+import os
+import sys
+
+from canvas_app import FAILURES, GROWING, SHAPES, add, boom, chord, const, ident, new_errback, old_errback, stamps
+
+GET_S = 60
+
+
+def shapes():
+    sent = {name: make().apply_async() for name, (make, _) in SHAPES.items()}
+    return {name: result.get(timeout=GET_S) for name, result in sent.items()}
+
+
+def growing():
+    return sorted(GROWING[0]().apply_async().get(timeout=GET_S))
+
+
+def failures():
+    sent = {name: make().apply_async() for name, (make, _) in FAILURES.items() if name in sys.argv[2:]}
+    seen = {}
+    for name, result in sent.items():
+        try:
+            seen[name] = repr(result.get(timeout=GET_S, follow_parents=False))
+        except Exception as exc:
+            seen[name] = type(exc).__name__
+    return seen
+
+
+def callbacks():
+    good = add.s(1, 2)
+    good.link(ident.s("linked"))
+    good.apply_async().get(timeout=GET_S)
+    for errback in (old_errback, new_errback):
+        bad = boom.si()
+        bad.link_error(errback.s())
+        result = bad.apply_async()
+        result.get(timeout=GET_S, propagate=False)
+    linked = chord([const.si(1), const.si(2)], ident.s())
+    linked.link(add.s([3]))
+    children = linked.apply_async()
+    children.get(timeout=GET_S)
+    return "sent"
+
+
+def stamped():
+    call = stamps.si()
+    call.stamp(customer="acme", tags=["x", "y"])
+    chain = stamps.si() | stamps.s()
+    chain.stamp(customer="acme")
+    joined = chord([stamps.si()], ident.s())
+    joined.stamp(part=1)
+    return [canvas.apply_async().get(timeout=GET_S) for canvas in (call, chain, joined)]
+
+
+if __name__ == "__main__":
+    print(json.dumps({"gave": globals()[sys.argv[1]]()}))
+    sys.stdout.flush()
+    os._exit(0)  # a client of Celery's complains of its own end otherwise

@@ -1,0 +1,97 @@
+"""Canvases of every shape on real workers: what they give, how they fail, and that a join neither sticks nor fires
+twice."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.integration.conftest import APPS, House, WorkerProcess, wait_until
+
+GET_S = 30.0
+
+STORES = [
+    pytest.param("sqlite"),
+    pytest.param("redis", marks=pytest.mark.xdist_group("redis")),
+    pytest.param("amqp", marks=pytest.mark.xdist_group("rabbitmq")),
+]
+
+
+class Place:
+    """A broker, a result store and one worker for all tests of this module."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.app = house.app
+
+    def start(self, *options: str, **env: str) -> WorkerProcess:
+        return self.house.worker("-c", "2", *options, app="canvas_app", **env)
+
+    def get(self, canvas: Any, **options: Any) -> Any:
+        return canvas.apply_async(**options).get(timeout=GET_S)
+
+
+@pytest.fixture(scope="module", params=STORES)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("canvas")
+    if request.param == "sqlite":
+        house = House(folder, f"sqlite:///{folder}/suite.db", f"sqlite:///{folder}/suite.db")
+    elif request.param == "redis":
+        url = request.getfixturevalue("redis_service").fresh_url()
+        house = House(folder, url, url)
+    else:
+        broker = request.getfixturevalue("rabbitmq_service").fresh_url()
+        house = House(folder, broker, f"sqlite:///{folder}/results.db")
+    made = Place(house)
+    made.start(SUITE_PATIENCE="600")
+    yield made
+    house.close()
+
+
+@pytest.fixture(scope="module")
+def tasks() -> Any:
+    """The module of the tasks and shapes, bound to no broker; its signatures are called in the test's app."""
+    sys.path.insert(0, str(APPS))
+    try:
+        return importlib.import_module("canvas_app")
+    finally:
+        sys.path.remove(str(APPS))
+
+
+@pytest.fixture(autouse=True)
+def current(place: Place, tasks: Any) -> None:
+    tasks.app.conf.update(broker_url=place.house.broker, result_backend=place.house.backend)
+
+
+def test_every_shape_gives_what_its_parts_say(place: Place, tasks: Any) -> None:
+    sent = {name: make().apply_async() for name, (make, _) in tasks.SHAPES.items()}
+    given = {name: result.get(timeout=GET_S) for name, result in sent.items()}
+    assert given == {name: wanted for name, (_, wanted) in tasks.SHAPES.items()}
+
+
+def test_a_chord_may_grow_while_it_runs(place: Place, tasks: Any) -> None:
+    make, wanted = tasks.GROWING
+    assert sorted(place.get(make())) == sorted(wanted)
+
+
+def test_every_failure_is_told_to_all_who_wait(place: Place, tasks: Any) -> None:
+    sent = {name: make().apply_async() for name, (make, _) in tasks.FAILURES.items()}
+    for name, result in sent.items():
+        with pytest.raises(Exception, match=r"boom") as caught:
+            result.get(timeout=GET_S, **({} if hasattr(result, "results") else {"follow_parents": False}))
+        assert type(caught.value).__name__ == tasks.FAILURES[name][1], name
+        for each in _all_results(result):
+            wait_until(each.ready, GET_S, f"{name}: {each!r} is ready")
+
+
+def _all_results(result: Any) -> Iterator[Any]:
+    while result is not None:
+        if hasattr(result, "results"):
+            for member in result.results:
+                yield from _all_results(member)
+        else:
+            yield result
+        result = result.parent

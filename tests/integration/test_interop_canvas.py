@@ -1,0 +1,135 @@
+"""Canvases in a mixed fleet on one Redis: celeriac and a real Celery, each calling what the other runs, and both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.celery_venv import celery_python
+from tests.integration.conftest import APPS, wait_until
+from tests.integration.test_interop_celery_redis import end_group
+
+from celeriac.testing.services import RedisService
+
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.xdist_group("interop-redis")]
+
+START_S = 60.0
+RUN_S = 180.0
+#: client → queue: of the other's worker, or of both
+WAYS = [("celery", "for-celeriac"), ("celeriac", "for-celery"), ("celery", "both"), ("celeriac", "both")]
+
+
+class Fleet:
+    """A worker of each library on one database; each serves a queue of its own and one that both serve."""
+
+    def __init__(self, place: Path, url: str, stack: ExitStack) -> None:
+        self.place = place
+        self._stack = stack
+        self._env = {
+            **os.environ,
+            "C_FORCE_ROOT": "1",
+            "HOME": str(place),
+            "PYTHONPATH": str(APPS),
+            "SUITE_BACKEND": url,
+            "SUITE_BROKER": url,
+            "SUITE_PATIENCE": "600",
+            "SUITE_PLACE": str(place),
+        }
+
+    def start(self, library: str) -> None:
+        path = self.place / f"{library}.log"
+        log = self._stack.enter_context(path.open("wb"))
+        queue = f"for-{library}"
+        words = ["-A", "canvas_app", "worker", "-c", "2", "-l", "info", "-Q", f"{queue},both"]
+        worker = subprocess.Popen(
+            [python_of(library).with_name(library), *words],
+            cwd=self.place, env={**self._env, "CANVAS_LIB": library, "SUITE_QUEUE": queue},
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        self._stack.callback(end_group, worker)
+        wait_until(lambda: "ready" in path.read_text(errors="replace"), START_S, f"{library}'s worker is ready")
+
+    def ask(self, library: str, queue: str, verb: str, *words: str) -> Any:
+        """What a client of this library gets that sends to this queue."""
+        done = subprocess.run(
+            [python_of(library), "-m", "canvas_client", verb, *words], cwd=self.place, timeout=RUN_S,
+            env={**self._env, "CANVAS_LIB": library, "SUITE_QUEUE": queue}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])["gave"]
+
+    def notes(self) -> str:
+        path = self.place / "ran"
+        return path.read_text() if path.exists() else ""
+
+
+def python_of(library: str) -> Path:
+    return celery_python() if library == "celery" else Path(sys.executable)
+
+
+@pytest.fixture(scope="module")
+def fleet(redis_service: RedisService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        made = Fleet(tmp_path_factory.mktemp("fleet"), redis_service.fresh_url(), stack)
+        for library in ("celery", "celeriac"):
+            made.start(library)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, Any]:
+    code = "import json; from canvas_app import SHAPES; print(json.dumps({name: SHAPES[name][1] for name in SHAPES}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(APPS)}, capture_output=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(("client", "queue"), WAYS)
+def test_every_shape_gives_the_same_whoever_calls_and_whoever_runs(
+    fleet: Fleet, shapes: dict[str, Any], client: str, queue: str
+) -> None:
+    assert fleet.ask(client, queue, "shapes") == shapes
+
+
+@pytest.mark.parametrize(("client", "queue"), WAYS)
+def test_a_chord_grows_in_a_mixed_fleet(fleet: Fleet, client: str, queue: str) -> None:
+    assert fleet.ask(client, queue, "growing") == [2, 9, 100, 101]
+
+
+@pytest.mark.parametrize(("client", "queue"), WAYS)
+def test_failures_are_told_across(fleet: Fleet, client: str, queue: str) -> None:
+    names = ["a chain", "a part", "a chain in a header", "before a chord", "a member"]
+    assert fleet.ask(client, queue, "failures", *names) == {
+        "a chain": "ValueError",
+        "a part": "ChordError",
+        "a chain in a header": "ChordError",
+        "before a chord": "ValueError",
+        "a member": "ValueError",
+    }
+
+
+@pytest.mark.parametrize(("client", "queue"), WAYS)
+def test_callbacks_and_errbacks_of_both_styles_are_called(fleet: Fleet, client: str, queue: str) -> None:
+    before = fleet.notes()
+    fleet.ask(client, queue, "callbacks")
+
+    def told() -> bool:
+        new = fleet.notes()[len(before) :]
+        return "old " in new and "new " in new and "ValueError True" in new
+
+    wait_until(told, 30.0, "both errbacks were called")
+
+
+def test_stamps_are_seen_alike(fleet: Fleet) -> None:
+    seen = [fleet.ask(client, queue, "stamped") for client, queue in WAYS]
+    assert seen == [seen[0]] * len(WAYS)
+    assert seen[0][0]["customer"] in ("acme", ["acme"])
