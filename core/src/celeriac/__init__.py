@@ -9,9 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+VERSION = version_info = (0, 1, 0, "", "")
+SERIES = "celeriac"
+VERSION_BANNER = f"{__version__} ({SERIES})"
 
 if TYPE_CHECKING:
     from celeriac._state import current_app, current_task
+    from celeriac.app import bugreport
     from celeriac.app.base import Celery, shared_task
     from celeriac.app.task import Task
     from celeriac.canvas.chain import chain
@@ -21,11 +25,13 @@ if TYPE_CHECKING:
     from celeriac.canvas.signature import Signature, maybe_signature, signature, subtask
     from celeriac.spec.hooks import hookimpl
     from celeriac.utils.ids import uuid
+    from celeriac.utils.patching import maybe_patch_concurrency
 
 _WHERE = {
     "Celery": "celeriac.app.base",
     "Signature": "celeriac.canvas.signature",
     "Task": "celeriac.app.task",
+    "bugreport": "celeriac.app",
     "chain": "celeriac.canvas.chain",
     "chord": "celeriac.canvas.chord",
     "chunks": "celeriac.canvas.maps",
@@ -36,17 +42,23 @@ _WHERE = {
     "current_task": "celeriac._state",
     "group": "celeriac.canvas.group",
     "hookimpl": "celeriac.spec.hooks",
+    "maybe_patch_concurrency": "celeriac.utils.patching",
     "maybe_signature": "celeriac.canvas.signature",
     "shared_task": "celeriac.app.base",
     "signature": "celeriac.canvas.signature",
+    "subtask": "celeriac.canvas.signature",
     "uuid": "celeriac.utils.ids",
 }
 
 __all__ = [
+    "SERIES",
+    "VERSION",
+    "VERSION_BANNER",
     "Celery",
     "Signature",
     "Task",
     "__version__",
+    "bugreport",
     "chain",
     "chord",
     "chunks",
@@ -54,11 +66,13 @@ __all__ = [
     "current_task",
     "group",
     "hookimpl",
+    "maybe_patch_concurrency",
     "maybe_signature",
     "shared_task",
     "signature",
     "subtask",
     "uuid",
+    "version_info",
     "xmap",
     "xstarmap",
 ]

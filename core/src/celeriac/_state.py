@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _local = threading.local()
 _default_app: Celery | None = None
+_make_default_app: Callable[[], Celery] | None = None
 _apps: weakref.WeakSet[Any] = weakref.WeakSet()
 #: Called with every app when it is finalized, now and in future (`shared_task`).
 _on_finalize: list[Callable[[Any], Any]] = []
@@ -54,16 +55,30 @@ def set_default_app(app: Celery | None) -> None:
     _default_app = app
 
 
+def set_default_app_maker(make: Callable[[], Celery]) -> None:
+    """Say how the app is made that a program gets which made none; `app.base` does."""
+    global _make_default_app
+    _make_default_app = make
+
+
 def get_current_app() -> Celery:
-    """The current app of this thread, else the default app.
+    """The current app of this thread, else the default app; one is made if no app was made yet.
 
     Raises:
-        RuntimeError: No app was ever made.
+        RuntimeError: It cannot be made, because `celeriac.app.base` was never imported.
     """
     app = getattr(_local, "app", None) or _default_app
     if app is None:
-        raise RuntimeError("no celeriac app has been made yet: app = Celery('name', broker=…)")
+        if _make_default_app is None:
+            raise RuntimeError("no celeriac app has been made yet: app = Celery('name', broker=…)")
+        app = _make_default_app()
+        set_default_app(app)
     return app
+
+
+def get_default_app() -> Celery:
+    """The app of threads that have none of their own."""
+    return _default_app or get_current_app()
 
 
 def maybe_current_app() -> Celery | None:

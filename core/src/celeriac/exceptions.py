@@ -35,7 +35,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 
 def mask_url(url: str) -> str:
@@ -452,6 +453,11 @@ class CeleryCommandException(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         self.exit_code = exit_code
         super().__init__(message)
+
+
+def reraise(tp: type[BaseException], value: BaseException, tb: TracebackType | None = None) -> NoReturn:
+    """Raise `value` with this traceback, as if it had been raised there."""
+    raise value.with_traceback(tb) if tb is not None else value
 
 
 def join_words(words: Iterable[str]) -> str:

@@ -59,7 +59,11 @@ def assert_will_not_block() -> None:
         raise RuntimeError(E_WOULDBLOCK)
 
 
-class AsyncResult(Generic[T]):
+class ResultBase:
+    """What is common to all results: nothing but the name, for `isinstance`."""
+
+
+class AsyncResult(ResultBase, Generic[T]):
     """The result of a call, by its task id.
 
     Args:
@@ -521,7 +525,7 @@ class _Failed(Exception):
         super().__init__(result)
 
 
-class ResultSet:
+class ResultSet(ResultBase):
     """Several results, asked and awaited together, in the order given."""
 
     def __init__(self, results: list[Any], app: Any = None, **_: Any) -> None:

@@ -5,18 +5,23 @@ Parts are made at first use, once per process: what speaks to a server is droppe
 
 from __future__ import annotations
 
-import inspect
 import os
+import platform
 import sys
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone, tzinfo
+from functools import cached_property, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from celeriac import _state, signals
 from celeriac.app import builtin  # noqa: F401 # registers itself
+from celeriac.app.annotations import annotate, read_annotations
+from celeriac.app.connections import acquired, connection_pool, make_connection, producer_pool
 from celeriac.app.parts import Parts
 from celeriac.app.periodic import PeriodicTasks
 from celeriac.app.registry import TaskRegistry
@@ -29,6 +34,7 @@ from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, Im
 from celeriac.execution.execute import run_eagerly
 from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
 from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
+from celeriac.utils.names import get_cls_by_name
 
 if TYPE_CHECKING:
     from celeriac.exceptions import PublishUncertain
@@ -61,9 +67,16 @@ class Celery:
         autofinalize: False makes a use before `finalize()` an error.
     """
 
+    #: What a subclass may replace, by a class or a dotted path.
     task_cls: type[Task[Any, Any]] | str = Task
     #: Names (`module:function`) of what fits the app into its surroundings; see `celeriac.fixups`.
     builtin_fixups: ClassVar[frozenset[str]] = frozenset({"celeriac.fixups.django:fixup"})
+    amqp_cls: Any = "celeriac.app.amqp:AMQP"
+    loader_cls: Any = "celeriac.loaders.app:AppLoader"
+    log_cls: Any = "celeriac.app.log:Logging"
+    SYSTEM: ClassVar[str] = platform.system()
+    IS_macOS: ClassVar[bool] = SYSTEM == "Darwin"
+    IS_WINDOWS: ClassVar[bool] = SYSTEM == "Windows"
     registry_cls: type[TaskRegistry] = TaskRegistry
 
     def __init__(
@@ -114,6 +127,11 @@ class Celery:
             on_after_configure=lambda _settings: self._after_configure(),
             on_change=lambda: self._parts.settings_changed(),
         )
+        self._annotations: list[Any] | None = None
+        self._shared: list[tuple[str, Callable[..., Any], dict[str, Any]]] = []
+        self.user_options: dict[str, set[Any]] = defaultdict(set)
+        self.steps: dict[str, set[Any]] = defaultdict(set)
+        self._loader, self._amqp, self._log = loader, amqp, log
         self._registry = self.registry_cls() if tasks is None else tasks
         self._lock = threading.RLock()
         self._oid = ThreadOid()
@@ -270,6 +288,9 @@ class Celery:
             if kind.autoretry_for and not hasattr(kind.run, "__wrapped__"):
                 kind.run = autoretrying(kind.run, {}, kind)
         kind.abstract = False
+        known = self._registry.get(instance.name)
+        if known is not None and known is not instance:
+            self._warn_duplicate(instance.name, known, kind, keeps=False)
         self._add(instance)
         return instance
 
@@ -277,9 +298,10 @@ class Celery:
         if isinstance(fun, Task):
             raise TypeError(f"{fun.name} is a task already; it was decorated twice")
         name = options.pop("name", None) or self.gen_task_name(fun.__name__, fun.__module__)
+        shared = bool(options.pop("shared", True))
+        given = dict(options)
         base = options.pop("base", None) or self.Task
         bind = bool(options.pop("bind", False))
-        shared = options.pop("shared", True)
         options.pop("lazy", None)
         narrow = options.pop("filter", None)
         if name in self._registry:
@@ -292,17 +314,19 @@ class Celery:
         if narrow is not None:
             task = narrow(task)
         self._add(task)
-        if shared is not True and shared:
-            _state.connect_on_finalize(lambda app: app._make_task(fun, {**options, "name": name, "bind": bind}))
+        if shared:
+            self._shared.append((name, fun, given))
         return task
 
-    def _warn_duplicate(self, name: str, known: Any, fun: Any) -> None:
-        first = getattr(known, "__wrapped__", known)
-        if (getattr(first, "__module__", 0), getattr(first, "__qualname__", 0)) == (fun.__module__, fun.__qualname__):
+    @staticmethod
+    def _warn_duplicate(name: str, known: Any, new: Any, *, keeps: bool = True) -> None:
+        first = getattr(known, "__wrapped__", type(known))
+        if (getattr(first, "__module__", 0), getattr(first, "__qualname__", 0)) == (new.__module__, new.__qualname__):
             return  # the same source, imported or reloaded twice
+        then = f"{_where(first)} keeps it, {_where(new)} is not registered"
+        then = then if keeps else f"{_where(new)} takes it over from {_where(first)}"
         warnings.warn(
-            f"two functions claim the task name {name!r}: {_where(first)} keeps it, {_where(fun)} is not registered. "
-            f"Give one of them another: @app.task(name=...)",
+            f"two tasks claim the name {name!r}: {then}. Give one of them another: @app.task(name=...)",
             DuplicateTaskNameWarning,
             stacklevel=4,
         )
@@ -311,7 +335,13 @@ class Celery:
         self._registry[task.name] = task
         task._app = self
         if self.finalized:
-            type(task).bind(self)
+            self.bind_task(task)
+
+    def _take_shared(self, shared: tuple[str, Callable[..., Any], dict[str, Any]]) -> None:
+        """Make another app's task one of this app's, unless it has one of that name."""
+        name, fun, options = shared
+        if name not in self._registry:
+            self._make_task(fun, {**options, "name": name, "shared": False})
 
     def gen_task_name(self, name: str, module: str) -> str:
         """`module.name`; with `main` for the module run as a script."""
@@ -322,11 +352,9 @@ class Celery:
     @property
     def Task(self) -> type[Task[Any, Any]]:
         """The base class of its tasks."""
-        kind = self.task_cls
-        if isinstance(kind, str):
-            module, _, attribute = kind.replace(":", ".").rpartition(".")
-            kind = self.task_cls = getattr(import_module(module), attribute)
-        return kind
+        if isinstance(self.task_cls, str):
+            self.task_cls = get_cls_by_name(self.task_cls)
+        return self.task_cls  # type: ignore[return-value]
 
     @Task.setter
     def Task(self, value: type[Task[Any, Any]]) -> None:
@@ -395,23 +423,25 @@ class Celery:
     def _bind_tasks(self) -> None:
         for callback in _state.finalize_callbacks():
             callback(self)
+        for app in _state.each_app():
+            if app is not self:
+                for shared in list(app._shared):
+                    self._take_shared(shared)
         for task in list(self._registry.values()):
-            type(task).bind(self)
-        self._annotate()
+            self.bind_task(task)
 
-    def _annotate(self) -> None:
-        annotations = self.conf["task_annotations"]
-        for entry in annotations if isinstance(annotations, (list, tuple)) else [annotations]:
-            for task in self._registry.values():
-                if isinstance(entry, Mapping):
-                    found = [entry.get("*"), entry.get(task.name)]
-                elif entry is not None:
-                    found = [entry.annotate_any() if hasattr(entry, "annotate_any") else None, entry.annotate(task)]
-                else:
-                    found = []
-                for attributes in found:
-                    for key, value in (attributes or {}).items():
-                        setattr(type(task), key, staticmethod(value) if inspect.isfunction(value) else value)
+    @property
+    def annotations(self) -> list[Any]:
+        """What `task_annotations` says, read once."""
+        if self._annotations is None:
+            self._annotations = read_annotations(self.conf["task_annotations"])
+        return self._annotations
+
+    def bind_task(self, task: Any) -> None:
+        """Give a task this app's settings and annotations."""
+        type(task).bind(self)
+        if self.annotations:
+            annotate(task, self.annotations)
 
     # -- sending --------------------------------------------------------------------------------------------
 
@@ -613,6 +643,103 @@ class Celery:
         running = _state.running()
         return None if running is None else running.task
 
+    @property
+    def current_worker_task(self) -> Any:
+        """The task that a worker runs here, or None: not one that a task calls directly or eagerly."""
+        running = _state.running()
+        while running is not None:
+            if running.request._effects is not None:
+                return running.task
+            running = running.outer
+        return None
+
+    def uses_utc_timezone(self) -> bool:
+        """Whether naive times are UTC."""
+        return self.timezone is timezone.utc or str(self.timezone) == "UTC"
+
+    # -- in Celery's and kombu's vocabulary -----------------------------------------------------------------
+
+    @cached_property
+    def amqp(self) -> Any:
+        """Queues, routes and messages; see `celeriac.app.amqp.AMQP`."""
+        return get_cls_by_name(self._amqp or self.amqp_cls)(self)
+
+    @cached_property
+    def loader(self) -> Any:
+        """Finds settings and modules; see `celeriac.loaders`."""
+        kind = import_module("celeriac.loaders").get_loader_cls(self._loader or self.loader_cls)
+        return kind(self)
+
+    @cached_property
+    def log(self) -> Any:
+        """Sets logging up; see `celeriac.app.log.Logging`."""
+        return get_cls_by_name(self._log or self.log_cls)(self)
+
+    def connection_for_read(self, url: Any = None, **options: Any) -> Any:
+        """A kombu connection for receiving; `Unsupported` if kombu does not know the broker."""
+        return make_connection(self, url, "broker_read_url", **options)
+
+    def connection_for_write(self, url: Any = None, **options: Any) -> Any:
+        """A kombu connection for sending, likewise."""
+        return make_connection(self, url, "broker_write_url", **options)
+
+    def connection(self, hostname: Any = None, **options: Any) -> Any:
+        """As `connection_for_write`."""
+        return self.connection_for_write(hostname, **options)
+
+    broker_connection = connection
+
+    def connection_or_acquire(self, connection: Any = None, pool: bool = True) -> AbstractContextManager[Any]:
+        """For `with`: this kombu connection, or one of the pool (or a new one)."""
+        if connection is None and not pool:
+            return self.connection_for_write()  # type: ignore[no-any-return]
+        return acquired(lambda: self.pool, connection)
+
+    default_connection = connection_or_acquire
+
+    def producer_or_acquire(self, producer: Any = None) -> AbstractContextManager[Any]:
+        """For `with`: this kombu producer, or one of the pool."""
+        return acquired(lambda: self.producer_pool, producer)
+
+    default_producer = producer_or_acquire
+
+    @property
+    def pool(self) -> Any:
+        """kombu connections to the broker."""
+        return connection_pool(self)
+
+    @property
+    def producer_pool(self) -> Any:
+        """kombu producers for the broker."""
+        return producer_pool(self)
+
+    def select_queues(self, queues: Any = None) -> None:
+        """Let workers of this app consume these queues only."""
+        self.amqp.queues.select(queues)
+
+    def bugreport(self) -> str:
+        """Versions, plugins and settings, for a bug report."""
+        return import_module("celeriac.app.report").bugreport(self)  # type: ignore[no-any-return]
+
+    @property
+    def Worker(self) -> Callable[..., Any]:
+        """Makes a worker of this app."""
+        return partial(import_module("celeriac.worker.worker").Worker, self)
+
+    WorkController = Worker
+
+    def create_task_cls(self) -> type[Any]:
+        """A class of its own for this app's tasks, below `Task`."""
+        return type("Task", (self.Task,), {"_app": self, "abstract": True, "__module__": self.Task.__module__})
+
+    def subclass_with_self(
+        self, Class: Any, name: str | None = None, attribute: str = "app", keep_reduce: bool = False, **members: Any
+    ) -> Any:
+        """A subclass of `Class` (or of what a path leads to) with this app as an attribute."""
+        kind = get_cls_by_name(Class)
+        own = {attribute: self, "__module__": kind.__module__, "__doc__": kind.__doc__, **members}
+        return type(name or kind.__name__, (kind,), own)
+
     # -- life -----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -646,7 +773,19 @@ class Celery:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_app, (type(self), self.main, dict(self.conf.changes), self.namespace)
+        made_by = {
+            "main": self.main,
+            "changes": dict(self.conf.changes),
+            "config_source": self.conf.source,
+            "namespace": self.namespace,
+            "task_cls": self.task_cls,
+            "strict_typing": self.strict_typing,
+            "loader": self._loader,
+            "amqp": self._amqp,
+            "log": self._log,
+            "set_as_current": False,
+        }
+        return _rebuild_app, (type(self), made_by)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.main or '__main__'}:{id(self):#x}>"
@@ -680,12 +819,30 @@ def shared_task(*args: Any, **options: Any) -> Any:
     return lambda fun: share(fun, options)
 
 
+App = Celery
+
+
 def _where(fun: Any) -> str:
     return f"{getattr(fun, '__module__', '?')}.{getattr(fun, '__qualname__', fun)}"
 
 
-def _rebuild_app(kind: type[Celery], main: str | None, changes: dict[str, Any], namespace: str | None) -> Celery:
-    return kind(main, changes=changes, namespace=namespace, set_as_current=False)
+def _rebuild_app(kind: type[Celery], made_by: dict[str, Any]) -> Celery:
+    return kind(**made_by)
+
+
+def _make_default_app() -> Celery:
+    """The app of a program that uses tasks without having made one: settings from `celeriacconfig`, if there is one."""
+    default = import_module("celeriac.loaders.default")
+    return Celery(
+        "default",
+        loader="default",
+        set_as_current=False,
+        config_source=default.config_module(),
+        config_source_silent=True,
+    )
+
+
+_state.set_default_app_maker(_make_default_app)
 
 
 def _after_fork() -> None:

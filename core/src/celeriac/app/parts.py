@@ -16,7 +16,7 @@ from celeriac.messaging.codec import Codec
 from celeriac.messaging.limits import Limits
 from celeriac.messaging.notices import NoticeBox
 from celeriac.messaging.producer import Producer
-from celeriac.messaging.routes import Router
+from celeriac.messaging.routes import QueueChoice, Router
 from celeriac.messaging.seal import make_seal
 from celeriac.resultstore import ResultStore
 
@@ -69,6 +69,7 @@ class Parts:
         self._reply_queue = reply_queue
         self._lock = threading.RLock()
         self._connected_by: dict[str, Any] = {}
+        self._queue_choice = QueueChoice()
 
     @part
     def kernel(self) -> Kernel:
@@ -91,7 +92,7 @@ class Parts:
     @part
     def router(self) -> Router:
         """Finds queues."""
-        return Router(self._conf)
+        return Router(self._conf, self._queue_choice)
 
     @part
     def transport(self) -> Transport:

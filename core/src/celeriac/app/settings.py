@@ -326,6 +326,17 @@ class Settings(MutableMapping[str, Any]):
     # -- questions ----------------------------------------------------------------------------------------
 
     @property
+    def source(self) -> Any:
+        """Where settings are read from: what `config_from_object` was given."""
+        return self._source_spec
+
+    @property
+    def defaults(self) -> list[dict[str, Any]]:
+        """The layers below the explicit changes: config source, added defaults, the table's."""
+        self._all()
+        return [dict(self._source), dict(self._added), dict(self._defaults)]
+
+    @property
     def changes(self) -> dict[str, Any]:
         """What was changed explicitly, by name."""
         return dict(self._changes)

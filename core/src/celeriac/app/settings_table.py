@@ -584,7 +584,7 @@ NOT_YET: Final = frozenset(
         "task_remote_tracebacks", "task_repr_maxlevels", "task_retry_on_worker_lost", "task_send_sent_event",
         "worker_agent", "worker_autoscaler", "worker_cancel_long_running_tasks_on_connection_loss",
         "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",
-        "worker_direct", "worker_disable_prefetch", "worker_enable_prefetch_count_reduction",
+        "worker_disable_prefetch", "worker_enable_prefetch_count_reduction",
         "worker_enable_remote_control", "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
         "worker_executable", "worker_gid", "worker_hijack_root_logger", "worker_log_datefmt",
         "worker_log_format", "worker_logfile", "worker_pidfile", "worker_pool_restarts",

@@ -13,6 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
 from celeriac import _state, states
+from celeriac.app.annotations import add_around, annotate
 from celeriac.app.models import dump_calls_models, validating
 from celeriac.app.sending import TASK_OPTIONS, publish
 from celeriac.canvas.chain import chain
@@ -25,6 +26,7 @@ from celeriac.exceptions import (
     Ignore,
     ImproperlyConfigured,
     MaxRetriesExceededError,
+    OperationalError,
     Reject,
     Retry,
     Unsupported,
@@ -35,24 +37,10 @@ from celeriac.utils.ids import uuid
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
+    from celeriac.resultstore import ResultStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: attribute → the setting that answers when it is None
-FROM_CONFIG = {
-    "serializer": "task_serializer",
-    "rate_limit": "task_default_rate_limit",
-    "priority": "task_default_priority",
-    "track_started": "task_track_started",
-    "acks_late": "task_acks_late",
-    "acks_on_failure_or_timeout": "task_acks_on_failure_or_timeout",
-    "acks_on_failure": "task_acks_on_failure",
-    "acks_on_timeout": "task_acks_on_timeout",
-    "reject_on_worker_lost": "task_reject_on_worker_lost",
-    "ignore_result": "task_ignore_result",
-    "store_errors_even_if_ignored": "task_store_errors_even_if_ignored",
-}
 
 
 class Task(Generic[P, R]):
@@ -72,6 +60,22 @@ class Task(Generic[P, R]):
     """
 
     MaxRetriesExceededError: ClassVar[type[Exception]] = MaxRetriesExceededError
+    OperationalError: ClassVar[type[Exception]] = OperationalError
+    #: (attribute, the setting that answers when it is None); a subclass may add its own.
+    from_config: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("serializer", "task_serializer"),
+        ("rate_limit", "task_default_rate_limit"),
+        ("priority", "task_default_priority"),
+        ("track_started", "task_track_started"),
+        ("acks_late", "task_acks_late"),
+        ("acks_on_failure_or_timeout", "task_acks_on_failure_or_timeout"),
+        ("acks_on_failure", "task_acks_on_failure"),
+        ("acks_on_timeout", "task_acks_on_timeout"),
+        ("reject_on_worker_lost", "task_reject_on_worker_lost"),
+        ("ignore_result", "task_ignore_result"),
+        ("store_eager_result", "task_store_eager_result"),
+        ("store_errors_even_if_ignored", "task_store_errors_even_if_ignored"),
+    )
 
     name: str = None  # type: ignore[assignment]
     typing: bool | None = None
@@ -88,6 +92,7 @@ class Task(Generic[P, R]):
     soft_time_limit: float | None = None
     ignore_result: bool | None = None
     store_errors_even_if_ignored: bool | None = None
+    store_eager_result: bool | None = None
     acks_late: bool | None = None
     acks_on_failure_or_timeout: bool | None = None
     acks_on_failure: bool | None = None
@@ -289,6 +294,8 @@ class Task(Generic[P, R]):
                 task_args=request.args,
                 task_kwargs=request.kwargs,
             )
+        if (args is None) != (kwargs is None):
+            args, kwargs = reconciled(self, request, args, kwargs)
         again = self.signature_from_request(
             request, args, kwargs, countdown=countdown, eta=eta, retries=request.retries + 1, **options
         )
@@ -503,12 +510,26 @@ class Task(Generic[P, R]):
     def bind(cls, app: Celery) -> Celery:
         """Belong to `app`; attributes that are None take its settings."""
         cls._app = app
-        for attribute, setting in FROM_CONFIG.items():
+        for attribute, setting in cls.from_config:
             if getattr(cls, attribute, None) is None:
-                setattr(cls, attribute, app.conf[setting])
+                setattr(cls, attribute, app.conf.get(setting))
         cls._bound = True
         cls.on_bound(app)
         return app
+
+    @property
+    def backend(self) -> ResultStore:
+        """Where its results are."""
+        return self.app.backend
+
+    def annotate(self) -> None:
+        """Take what the app's `task_annotations` say of this task; done when it is bound."""
+        annotate(self, self.app.annotations)
+
+    @classmethod
+    def add_around(cls, attr: str, around: Callable[[Any], Any]) -> None:
+        """Put `around(method)` in a method's place."""
+        add_around(cls, attr, around)
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -549,6 +570,8 @@ class Task(Generic[P, R]):
 
 
 BaseTask = Task
+
+__all__ = ["BaseTask", "Context", "Task"]
 
 
 def make_task_class(
@@ -650,6 +673,28 @@ def autoretrying(fun: Callable[..., Any], options: Mapping[str, Any], base: type
             task.retry(exc=exc, **settings)
 
     return wraps(fun)(run)
+
+
+def reconciled(task: Any, request: Context, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments of the next try, when only one kind was given anew: what it names gives way in the other.
+
+    `retry(kwargs={"x": 2})` of a call `f(1)` of `def f(x)` means `f(x=2)`; without this the next try would be given
+    `x` twice.
+    """
+    old_args, old_kwargs = list(request.args or ()), dict(request.kwargs or {})
+    try:
+        parameters = list(inspect.signature(task.run).parameters.values())
+    except (TypeError, ValueError):
+        return args, kwargs
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if args is not None:
+        taken = set(names[: len(args)])
+        return args, {key: value for key, value in old_kwargs.items() if key not in taken}
+    if not any(name in kwargs for name in names[: len(old_args)]):
+        return old_args, kwargs
+    cut = min(index for index, name in enumerate(names) if name in kwargs)
+    moved = dict(zip(names[cut:], old_args[cut:], strict=False))
+    return old_args[:cut], {**moved, **kwargs}
 
 
 def backoff(factor: float, retries: int, most: float, jitter: bool) -> int:

@@ -137,6 +137,7 @@ class TaskProgram:
         _state.set_current_app(self._app)
         _state.set_default_app(self._app)
         if self._pid != self._parent_pid:
+            self._app.loader.init_worker_process()
             signals.worker_process_init.send(sender=self._node)
 
     def end(self) -> None:
@@ -275,6 +276,8 @@ class TaskProgram:
     def _prepare(self, name: str) -> ReadyTask:
         task = self._app.tasks[name]
         ready = self._ready[name] = ReadyTask(task, plain_task_class(type(task)))
+        if self._app.loader.has_task_hooks:
+            _add_loader_hooks(ready, self._app.loader)
         return ready
 
     def _request(
@@ -492,7 +495,7 @@ def run_eagerly(app: Any, task: Any, request: Context, args: Any, kwargs: Any) -
     if state == states.SUCCESS:
         for callback in request.callbacks or ():
             app.signature(callback).apply((value,))
-    if app.conf["task_store_eager_result"] and app.backend.plugin is not None and not request.ignore_result:
+    if task.store_eager_result and app.backend.plugin is not None and not request.ignore_result:
         app.backend.store_result(request.id, value, state, traceback, request)
     return EagerResult(request.id, value, state, traceback, name=task.name)
 
@@ -535,6 +538,25 @@ def _complete(coroutine: Any) -> Any:
     from celeriac.execution.coroutines import complete  # asyncio costs 30 ms to import, and few need it
 
     return complete(coroutine)
+
+
+def _add_loader_hooks(ready: ReadyTask, loader: Any) -> None:
+    """Let a loader that wants to know of each run hear of it around the task's own hooks."""
+    before, after, task = ready.before_start, ready.after_return, ready.task
+
+    def before_start(task_id: str, args: Any, kwargs: Any) -> None:
+        loader.on_task_init(task_id, task)
+        if before is not None:
+            before(task_id, args, kwargs)
+
+    def after_return(*ending: Any) -> None:
+        try:
+            if after is not None:
+                after(*ending)
+        finally:
+            loader.on_process_cleanup()
+
+    ready.before_start, ready.after_return = before_start, after_return
 
 
 def _guarded(hook: Callable[..., Any], *args: Any) -> None:

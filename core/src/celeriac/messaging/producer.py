@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.messaging.routes import Router
 from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload
 from celeriac.spec.transport import OnceTransport, Transport
+
+if TYPE_CHECKING:
+    from celeriac.spec.transport import FanoutTransport
 
 
 class Producer:
@@ -59,6 +62,10 @@ class Producer:
                     queue = payload.route.queue
                     if queue and queue not in self._declared:
                         self._declare(queue)
+                if self._router.broadcasts:
+                    payloads = broadcast(payloads, self._transport, self._router, self._timeout_s)
+                if not payloads:
+                    return
                 if once is None:
                     self._transport.send(payloads, timeout_s=self._timeout_s)
                 else:
@@ -93,3 +100,17 @@ class Producer:
         count = 100 if tries is None else int(tries)
         start, step, most = rules["interval_start"], rules["interval_step"], rules["interval_max"]
         return [*(min(start + step * index, most) for index in range(count)), None]
+
+
+def broadcast(
+    payloads: Sequence[Payload], transport: Transport, router: Router, timeout_s: float = 10.0
+) -> Sequence[Payload]:
+    """Send those whose route leads to a `Broadcast` queue to all who listen; returns the others, unsent."""
+    others: list[Payload] = []
+    for payload in payloads:
+        if router.is_broadcast(payload.route):
+            exchange = router.broadcast_exchange(payload.route)
+            cast("FanoutTransport", transport).broadcast(exchange, [payload], timeout_s=timeout_s)
+        else:
+            others.append(payload)
+    return others

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from celeriac.exceptions import ImproperlyConfigured, QueueNotFound
-from celeriac.spec.data import QueueSpec, Route
+from celeriac.spec.data import ExchangeSpec, QueueSpec, Route
+from celeriac.utils.names import get_cls_by_name
 
 Rule = Callable[[str, Any, Any, dict[str, Any], Any], "dict[str, Any] | None"]
 
@@ -22,19 +23,46 @@ Rule = Callable[[str, Any, Any, dict[str, Any], Any], "dict[str, Any] | None"]
 ROUTING_OPTIONS = ("queue", "exchange", "routing_key", "exchange_type")
 
 
+class QueueChoice:
+    """What a program chose by `app.amqp.queues`, or a worker by its options.
+
+    Attributes:
+        added: Queues beside those of the settings: a kombu Queue or a name, and options.
+        only: What workers consume; None: all.
+        without: What they do not.
+    """
+
+    def __init__(self) -> None:
+        self.added: list[tuple[Any, Mapping[str, Any]]] = []
+        self.only: list[str] | None = None
+        self.without: set[str] = set()
+
+
 class Router:
     """Finds the route of each call of one app; answers for plain calls are remembered.
 
     Args:
         conf: The app's settings, by item.
+        choice: What the program chose beyond them; outlives the router, which is made anew when settings change.
+
+    Attributes:
+        queues: By name.
+        aliases: Other name → name: `Broadcast('news')` is known as `news`.
+        broadcasts: Names of kombu's `Broadcast` queues: each worker has one of its own, and no sender declares it.
     """
 
-    def __init__(self, conf: Mapping[str, Any]) -> None:
+    def __init__(self, conf: Mapping[str, Any], choice: QueueChoice | None = None) -> None:
         self._conf = conf
-        self.queues: dict[str, QueueSpec] = {spec.name: spec for spec in _declared_queues(conf)}
+        self._choice = choice or QueueChoice()
+        self.queues: dict[str, QueueSpec] = {}
+        self.aliases: dict[str, str] = {}
+        self.broadcasts: set[str] = set()
+        self._broadcast_exchanges: dict[str, QueueSpec] = {}
         self.default_queue: str = conf["task_default_queue"]
-        if not self.queues:
-            self.queues[self.default_queue] = _default_spec(conf)
+        for queue, options in [*_declared_queues(conf), *self._choice.added]:
+            self._know(queue, options)
+        if not self.queues or (self._choice.added and not conf["task_queues"]):
+            self.queues = {self.default_queue: _default_spec(conf), **self.queues}
         self._rules = _make_rules(conf["task_routes"])
         self._direct: dict[str, Route] = {}
         self._by_task: dict[str, tuple[Route, dict[str, Any]]] = {}
@@ -70,24 +98,30 @@ class Router:
         return route, extra
 
     def direct(self, queue: str) -> Route:
-        """The route to a queue by its name."""
+        """The route to a queue by its name or alias."""
         route = self._direct.get(queue)
         if route is None:
             spec = self.spec(queue)
-            if spec.exchange_type == "direct" or not spec.exchange:
+            if spec.name in self.broadcasts:
+                route = Route(spec.routing_key, spec.exchange, "fanout", "")
+            elif spec.exchange_type == "direct" or not spec.exchange:
                 route = Route(spec.name, "", "direct", spec.name)
             else:
                 route = Route(spec.routing_key, spec.exchange, spec.exchange_type, spec.name)
             self._direct[queue] = route
         return route
 
+    def is_broadcast(self, route: Route) -> bool:
+        """Whether this route leads to workers that listen, rather than to queues."""
+        return not route.queue and route.exchange in self._broadcast_exchanges
+
     def spec(self, queue: str) -> QueueSpec:
-        """The declaration of a queue; a missing one is made, if that is allowed.
+        """The declaration of a queue, by name or alias; a missing one is made, if that is allowed.
 
         Raises:
             QueueNotFound: It is not.
         """
-        spec = self.queues.get(queue)
+        spec = self.queues.get(queue) or self.queues.get(self.aliases.get(queue, queue))
         if spec is None:
             if not self._conf["task_create_missing_queues"]:
                 raise QueueNotFound(
@@ -97,6 +131,86 @@ class Router:
             spec = self.queues[queue] = _missing_spec(queue, self._conf)
         return spec
 
+    def broadcast_exchange(self, route: Route) -> ExchangeSpec:
+        """The exchange of a route for which `is_broadcast` holds."""
+        return ExchangeSpec(route.exchange, "fanout", durable=self._broadcast_exchanges[route.exchange].durable)
+
+    def missing(self, name: str) -> QueueSpec:
+        """What is declared for a name that nobody declared."""
+        return _missing_spec(name, self._conf)
+
+    def alias_of(self, queue: str) -> str | None:
+        """The other name of a queue."""
+        return next((alias for alias, name in self.aliases.items() if name == queue), None)
+
+    def add(self, queue: Any, **options: Any) -> str:
+        """Know one more queue: a kombu Queue, or a name with the options of an entry of `task_queues`; its name."""
+        self._choice.added.append((queue, options))
+        self._direct.clear()
+        self._by_task.clear()
+        return self._know(queue, options)
+
+    def forget(self, name: str) -> None:
+        """Know a queue no more.
+
+        Raises:
+            KeyError: It is not known.
+        """
+        del self.queues[name]
+        self._choice.added = [entry for entry in self._choice.added if _name_of(entry[0]) != name]
+        self._direct.clear()
+        self._by_task.clear()
+
+    def select_only(self, names: Iterable[str]) -> None:
+        """Let workers consume these, and no others."""
+        self._choice.only = list(dict.fromkeys(names))
+        self._choice.without.clear()
+
+    def select_also(self, name: str) -> None:
+        """Let workers consume this one, too."""
+        self._choice.without.discard(name)
+        if self._choice.only is not None and name not in self._choice.only:
+            self._choice.only.append(name)
+
+    def deselect(self, names: Iterable[str]) -> None:
+        """Let workers not consume these."""
+        self._choice.without.update(names)
+
+    @contextmanager
+    def choice_for(self, only: Sequence[str], without: Sequence[str]) -> Iterator[None]:
+        """For the while, what workers consume is what one worker's options say; without any, what the program chose."""
+        choice = self._choice
+        before = (choice.only, set(choice.without))
+        if only:
+            self.select_only(only)
+        elif choice.only is not None:
+            choice.only = list(choice.only)
+        self.deselect(without)
+        try:
+            yield
+        finally:
+            choice.only, choice.without = before
+
+    def consumed(self) -> list[str]:
+        """The names of the queues that a worker consumes: the chosen ones, else all that are known."""
+        names = [self.spec(name).name for name in self._choice.only] if self._choice.only else list(self.queues)
+        without = {self.aliases.get(name, name) for name in self._choice.without}
+        return [name for name in names if name not in without]
+
+    def _know(self, queue: Any, options: Mapping[str, Any]) -> str:
+        if isinstance(queue, str):
+            spec = _spec_from_options(queue, options, self._conf) if options else _missing_spec(queue, self._conf)
+        else:
+            spec = spec_from_queue(queue, self._conf)
+            alias = getattr(queue, "alias", None)
+            if alias:
+                self.aliases[alias] = spec.name
+            if type(queue).__name__ == "Broadcast":
+                self.broadcasts.add(spec.name)
+                self._broadcast_exchanges[spec.exchange] = spec
+        self.queues[spec.name] = spec
+        return spec.name
+
     def select(self, names: Iterable[str]) -> list[QueueSpec]:
         """The declarations of the named queues, in that order (the worker's `-Q`)."""
         return [self.spec(name) for name in names]
@@ -104,9 +218,7 @@ class Router:
     def _resolve(self, options: dict[str, Any]) -> Route:
         queue = options.get("queue")
         if queue is not None and not isinstance(queue, str):  # a kombu Queue, given as such
-            spec = spec_from_queue(queue, self._conf)
-            self.queues.setdefault(spec.name, spec)
-            queue = spec.name
+            queue = queue.name if queue.name in self.queues else self._know(queue, {})
         exchange, key = options.get("exchange"), options.get("routing_key")
         if exchange is not None and not isinstance(exchange, str):
             options = {**options, "exchange_type": exchange.type}
@@ -115,7 +227,7 @@ class Router:
             return self.direct(self.default_queue)
         if queue is not None:
             spec = self.spec(queue)
-            if spec.exchange_type == "direct" or not spec.exchange:
+            if spec.exchange_type == "direct" or not spec.exchange or spec.name in self.broadcasts:
                 return self.direct(queue)
             return Route(key or spec.routing_key, exchange or spec.exchange, spec.exchange_type, queue)
         default = self.spec(self.default_queue)
@@ -158,13 +270,17 @@ def spec_from_queue(queue: Any, conf: Mapping[str, Any]) -> QueueSpec:
     )
 
 
-def _declared_queues(conf: Mapping[str, Any]) -> list[QueueSpec]:
+def _declared_queues(conf: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
     declared = conf["task_queues"]
     if not declared:
         return []
     if isinstance(declared, Mapping):
-        return [_spec_from_options(name, options or {}, conf) for name, options in declared.items()]
-    return [_missing_spec(item, conf) if isinstance(item, str) else spec_from_queue(item, conf) for item in declared]
+        return [(name, options or {"routing_key": None}) for name, options in declared.items()]
+    return [(item, {}) for item in declared]
+
+
+def _name_of(queue: Any) -> str:
+    return queue if isinstance(queue, str) else str(queue.name)
 
 
 def _spec_from_options(name: str, options: Mapping[str, Any], conf: Mapping[str, Any]) -> QueueSpec:
@@ -275,8 +391,7 @@ def _as_options(answer: Any) -> dict[str, Any] | None:
 
 
 def _import(path: str) -> Any:
-    module, _, attribute = path.replace(":", ".").rpartition(".")
     try:
-        return getattr(import_module(module), attribute)
+        return get_cls_by_name(path)
     except (ImportError, AttributeError, ValueError) as exc:
         raise ImproperlyConfigured(f"task_routes: cannot import {path!r}: {exc}") from exc

@@ -372,7 +372,7 @@ class Loop:
             error = NotRegistered(head.task)
             self.endings.set_aside(delivery, verdict.reason, self.endings.failure(delivery, error))
             return
-        self._tell_unknown(head)
+        self._tell_unknown(delivery, head)
         again = None
         if self._can_delay and story.unknown_since is None:
             again = story.found_unknown(self._clock.unix(), verdict.when)
@@ -382,7 +382,10 @@ class Loop:
             self.endings.replace(delivery, again)
         self._courtesy.plan(verdict.when)
 
-    def _tell_unknown(self, head: Head) -> None:
+    def _tell_unknown(self, delivery: Delivery, head: Head) -> None:
+        if signals.task_unknown.receivers:
+            told = {"message": delivery, "exc": NotRegistered(head.task), "name": head.task, "id": head.id}
+            signals.task_unknown.send(sender=self, **told)
         if head.task in self._told_unknown:
             return
         self._told_unknown.add(head.task)

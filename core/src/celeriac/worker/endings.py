@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celeriac import signals, states
 from celeriac.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError, mask_url
+from celeriac.execution.execute import ExceptionInfo
 from celeriac.execution.followup import Following, after_failure
 from celeriac.execution.request import Context
 from celeriac.messaging.protocol import read_call
@@ -147,7 +148,10 @@ class Endings:
             self._rejected(flight, report)
         elif outcome == "timed_out":
             self._log.line(logging.ERROR, "task.timed_out", **named, limit_s=report.detail)
-            following = self.failure(flight.delivery, TimeLimitExceeded(_number(report.detail)))
+            error = TimeLimitExceeded(_number(report.detail))
+            following = self.failure(flight.delivery, error)
+            if signals.task_failure.receivers:
+                self._announce_failure(flight, error)
             verb: Verb = "ack" if plan.ack_on_timeout else "dead"
             self._finish(flight, verb, following, reason="time limit", error=report.detail)
         elif outcome == "cancelled":
@@ -215,9 +219,28 @@ class Endings:
             self._finish(flight, "requeue", started=True)
             return
         self._crashes.pop(task_id, None)
-        following = self.failure(flight.delivery, WorkerLostError(f"Worker exited prematurely: {cause}."))
+        error = WorkerLostError(f"Worker exited prematurely: {cause}.")
+        following = self.failure(flight.delivery, error)
+        if signals.task_failure.receivers:
+            self._announce_failure(flight, error)
         verb: Verb = "dead" if flight.plan.requeue_lost else "ack"
         self._finish(flight, verb, following, reason=f"crash: its slot died {crashes} times", error=cause)
+
+    def _announce_failure(self, flight: Flight, exc: Exception) -> None:
+        """`task_failure` for a run that cannot say so itself, because its process is gone."""
+        request = self.request(flight.delivery)
+        with contextlib.suppress(Exception):  # a slot has read it before, but it may read what this process must not
+            payload = self._transport.unpack(flight.delivery.raw)
+            request.args, request.kwargs = read_call(payload, flight.plan.task.app.codec)[:2]
+        signals.task_failure.send(
+            sender=flight.plan.task,
+            task_id=request.id,
+            exception=exc,
+            args=request.args,
+            kwargs=request.kwargs,
+            traceback=None,
+            einfo=ExceptionInfo(exc, ""),
+        )
 
     def _finish(
         self,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celeriac.exceptions import ImproperlyConfigured, OperationalError, QueueNotFound
 from celeriac.messaging.notices import NOTICE
+from celeriac.messaging.producer import broadcast
 from celeriac.messaging.routes import Router
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.data import ChordWork, Delivery, Payload, QueueSpec, Settlement, StoredResult, reply_queue_spec
@@ -298,6 +299,10 @@ class Link:
         elif self._settler is None or flight.epoch != self.epoch:
             return
         if publish:
+            if self._router.broadcasts:
+                publish = self._broadcast(publish)
+                if self.consumer is None:
+                    return
             self._declare_targets(publish)
         self._settler.add(settlement, stored, publish, flight.acked)
 
@@ -337,6 +342,14 @@ class Link:
         if retry_s is None or poll_s is None:
             return poll_s if retry_s is None else retry_s
         return min(retry_s, poll_s)
+
+    def _broadcast(self, payloads: Sequence[Payload]) -> Sequence[Payload]:
+        """Send what goes to all who listen, ahead of the acknowledgement; returns the rest."""
+        try:
+            return broadcast(payloads, self._transport, self._router)
+        except OperationalError as exc:
+            self.lose(exc)
+            return []
 
     def _declare_targets(self, payloads: Sequence[Payload]) -> None:
         for payload in payloads:

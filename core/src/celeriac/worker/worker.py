@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 from celeriac import signals
 from celeriac.beat import EmbeddedService
+from celeriac.bootsteps import Blueprint
 from celeriac.exceptions import (
     CeleriacError,
     ImproperlyConfigured,
@@ -30,9 +31,12 @@ from celeriac.exceptions import (
 from celeriac.execution.execute import TaskProgram
 from celeriac.kernel.discovery import PluginInfo
 from celeriac.log import TaskLog, open_stream
+from celeriac.spec.data import QueueSpec
 from celeriac.spec.pool import Pool, PoolOptions
 from celeriac.spec.transport import Transport
 from celeriac.utils.ids import default_nodename, uuid
+from celeriac.utils.nodenames import worker_direct
+from celeriac.worker.broadcasts import Broadcasts
 from celeriac.worker.consumer import Loop
 from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
@@ -98,11 +102,18 @@ class Worker:
         no_color: bool = False,
         on_ready: Callable[[Worker], Any] | None = None,
         ends_process: bool = False,
-        **_: Any,
+        **extra: Any,
     ) -> None:
         self.app = app
         conf = app.conf
         self.hostname = default_nodename(hostname)
+        # The options as given, for receivers and for steps of the program's own.
+        self.options: dict[str, Any] = {
+            "hostname": hostname, "queues": queues, "exclude_queues": exclude_queues, "concurrency": concurrency,
+            "pool": pool, "loglevel": loglevel, "logfile": logfile, **extra,
+        }  # fmt: skip
+        # Before any setting is read: receivers configure this very worker.
+        signals.celeryd_init.send(sender=self.hostname, instance=self, conf=conf, options=self.options)
         self._queue_names = _choose_queues(app, queues, exclude_queues)
         self._include = include
         self.concurrency = concurrency or _slots(conf["worker_concurrency"])
@@ -139,6 +150,8 @@ class Worker:
         self.broker_info = ""
         self._extensions: list[PluginInfo] = []
         self._surprises: list[float] = []
+        self._broadcasts: Broadcasts | None = None
+        self._steps = self._consumer_steps = Blueprint((), self, {})
 
     # -- running --------------------------------------------------------------------------------------------
 
@@ -168,7 +181,6 @@ class Worker:
     def _prepare(self) -> None:
         app = self.app
         app.set_current()
-        signals.celeryd_init.send(sender=self.hostname, instance=self, conf=app.conf, options={})
         app.finalize()
         for name in self._include:
             __import__(name)
@@ -182,8 +194,19 @@ class Worker:
         self.broker_info = self._reach_broker()
         if app.backend.plugin is not None:
             app.backend.plugin.ping(float(app.conf["broker_connection_timeout"] or 4))
-        signals.celeryd_after_setup.send(sender=self.hostname, instance=self, conf=app.conf)
         signals.worker_init.send(sender=self)
+        app.loader.on_worker_init()
+        self._settle_queues()
+        self._steps = Blueprint(app.steps["worker"], self, self.options)
+
+    def _settle_queues(self) -> None:
+        """What is consumed: as chosen by the options, then as receivers of `celeryd_after_setup` add and drop."""
+        app, options = self.app, self.options
+        with app.router.choice_for(options["queues"], options["exclude_queues"]):
+            if app.conf["worker_direct"]:
+                app.amqp.queues.select_add(worker_direct(self.hostname))
+            signals.celeryd_after_setup.send(sender=self.hostname, instance=self, conf=app.conf)
+            self._queue_names = app.router.consumed()
 
     def _reach_broker(self) -> str:
         """Its name and version. At start an unreachable broker is an error, unless the app asks for patience."""
@@ -220,12 +243,13 @@ class Worker:
         app.close()
         signals.worker_before_create_process.send(sender=self)
         self.pool.start()
+        self._steps.start()
         self.link = Link(
             self.transport,
             app.router,
             app.backend.plugin,
             owner=f"{self.hostname}/{uuid()}",
-            queues=app.router.select(self._queue_names),
+            queues=self._open_queues(),
             poller=self._sleeper,
             joiner=Joiner(app) if app.backend.plugin is not None else None,
             make_spool=lambda: Spool(app.conf["worker_spool_results"], app.conf["worker_spool_bytes"]),
@@ -247,7 +271,8 @@ class Worker:
         self._watch_revocations()
         if self._purge:
             for name in self._queue_names:
-                self.transport.purge(name)
+                if name not in app.router.broadcasts:
+                    self.transport.purge(name)
         try:
             self.loop.open()
         except BaseException:
@@ -265,6 +290,20 @@ class Worker:
         except CeleriacError as exc:
             _log.warning("Cannot look for revoked tasks yet: %s", exc)
         self._watch.start()
+
+    def _open_queues(self) -> list[QueueSpec]:
+        """The queues to consume; for those that are broadcast to, this worker's own."""
+        app = self.app
+        heard = [name for name in self._queue_names if name in app.router.broadcasts]
+        queues: list[QueueSpec] = app.router.select(name for name in self._queue_names if name not in heard)
+        if heard:
+            transport = app.make_transport(app.conf["broker_read_url"])
+            app.kernel.require(transport, ["fanout"], because=f"the queue {heard[0]} is a Broadcast")
+            self._broadcasts = Broadcasts(transport, app.router.select(heard))
+            self._broadcasts.open()
+            self._broadcasts.start()
+            queues += self._broadcasts.queues
+        return queues
 
     def _check_limits(self) -> None:
         """Say at the start what this pool cannot do."""
@@ -293,6 +332,9 @@ class Worker:
         if self._beat_words is not None:  # when the first processes are forked
             self._beat = EmbeddedService(self.app, **self._beat_words)
             self._beat.start()
+        parent = ConsumerParent(self)
+        self._consumer_steps = Blueprint(self.app.steps["consumer"], parent, self.options)
+        self._consumer_steps.start()
         signals.worker_ready.send(sender=self)
         self._tell_extensions("celeriac_worker_ready")
         try:
@@ -304,6 +346,7 @@ class Worker:
             self._asked += 2
         how = "cold" if self._asked > 1 else "warm"
         signals.worker_shutting_down.send(sender=self.hostname, sig=self._signal_name, how=how, exitcode=EXIT_OK)
+        self._consumer_steps.stop(by_force=how == "cold")
         _log.info("Stopping: running tasks finish, what no slot has begun is given back.")
         if self._beat is not None:
             self._beat.stop()
@@ -317,7 +360,11 @@ class Worker:
             grace_s=self.app.conf["worker_shutdown_grace"],
             soft_s=self.app.conf["worker_soft_shutdown_timeout"] or 0.0,
         )
+        if self._broadcasts is not None:
+            self._broadcasts.stop()
         self.transport.close()
+        self._steps.stop(by_force=bool(ended.forced))
+        self.app.loader.shutdown_worker()
         if "processes" not in pool.abilities:
             with contextlib.suppress(OperationalError):  # it is ending anyway
                 self.app.close()
@@ -414,6 +461,21 @@ def _is_terminal() -> bool:
         return False  # there is none, or it is closed
 
 
+class ConsumerParent:
+    """What steps of `app.steps["consumer"]` are given as their parent."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.app = worker.app
+        self.controller = worker
+        self.hostname = worker.hostname
+        self.pool = worker.pool
+
+    @property
+    def connection(self) -> Any:
+        """A kombu connection to the broker, for the step alone."""
+        return self.app.connection_for_read()
+
+
 def _restore(handlers: dict[int, Any]) -> None:
     if handlers:
         signal.set_wakeup_fd(-1)
@@ -422,9 +484,10 @@ def _restore(handlers: dict[int, Any]) -> None:
 
 
 def _choose_queues(app: Any, queues: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    names = list(dict.fromkeys(queues)) or list(app.router.queues)
-    chosen = [name for name in names if name not in set(exclude)]
+    with app.router.choice_for(queues, exclude):
+        chosen: list[str] = app.router.consumed()
     if not chosen:
+        names = list(dict.fromkeys(queues)) or list(app.router.queues)
         raise ImproperlyConfigured(f"nothing to consume: of the queues {', '.join(names)} all are excluded")
     return chosen
 

@@ -1,0 +1,70 @@
+"""kombu's connections and producers for an app's broker, for programs that publish by themselves.
+
+celeriac's own messages go through the broker plugin and need none of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from celeriac.exceptions import Unsupported, mask_url
+
+if TYPE_CHECKING:
+    from celeriac.app.base import Celery
+
+
+def make_connection(app: Celery, url: str | list[str] | None, setting: str, **options: Any) -> Any:
+    """A `kombu.Connection`, not yet connected.
+
+    Args:
+        setting: The URL's setting, when `url` is None.
+        options: For `kombu.Connection`, instead of what the settings say.
+    Raises:
+        Unsupported: kombu has no transport for this broker, or another one of the same name.
+    """
+    kombu: Any = import_module("kombu")
+    conf = app.conf
+    wanted = url or conf[setting]
+    first = (wanted if isinstance(wanted, str) else wanted[0]).partition(";")[0]
+    scheme = first.partition("://")[0]
+    # A broker inside this process is ours alone: kombu's of the same name would be another one.
+    if scheme not in kombu.transport.TRANSPORT_ALIASES or "shared" not in app.transport.abilities:
+        raise Unsupported(
+            f"kombu cannot speak to the broker {mask_url(first)!r}, so there is no kombu connection to it. "
+            f"Use app.send_task and celeriac's own verbs, or a broker that kombu knows too (redis://, amqp://)."
+        )
+    known: dict[str, Any] = {
+        "connect_timeout": conf["broker_connection_timeout"],
+        "transport_options": dict(conf["broker_transport_options"] or {}),
+        "ssl": conf["broker_use_ssl"],
+        "login_method": conf["broker_login_method"],
+        "heartbeat": conf["broker_heartbeat"],
+    }
+    return kombu.Connection(wanted, **{**known, **options})
+
+
+def connection_pool(app: Celery) -> Any:
+    """The pool of kombu connections for sending; kombu keeps one for each broker."""
+    pools: Any = import_module("kombu.pools")
+    if app.conf["broker_pool_limit"]:
+        pools.set_limit(int(app.conf["broker_pool_limit"]))
+    return pools.connections[make_connection(app, None, "broker_write_url")]
+
+
+def producer_pool(app: Celery) -> Any:
+    """The pool of kombu producers."""
+    pools: Any = import_module("kombu.pools")
+    return pools.producers[make_connection(app, None, "broker_write_url")]
+
+
+@contextmanager
+def acquired(pool: Any, given: Any) -> Iterator[Any]:
+    """What the caller has already, or one of the pool for the while."""
+    if given is not None:
+        yield given
+        return
+    with pool().acquire(block=True) as found:
+        yield found

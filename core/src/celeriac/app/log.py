@@ -1,0 +1,145 @@
+"""`app.log`: setting logging up from a program, as Celery's users do. The worker's command line does it by itself."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from celeriac import signals
+from celeriac.log import configure, has_colors, open_stream, route_structlog
+from celeriac.utils.log import get_logger, task_logger
+
+if TYPE_CHECKING:
+    from celeriac.app.base import Celery
+
+__all__ = ["Logging"]
+
+
+class Logging:
+    """See the module."""
+
+    already_setup = False
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+
+    def setup(
+        self,
+        loglevel: int | str | None = None,
+        logfile: str | None = None,
+        redirect_stdouts: bool = False,
+        redirect_level: str = "WARNING",
+        colorize: bool | None = None,
+        hostname: str | None = None,
+    ) -> bool:
+        """Set logging up, once; True if a receiver of `setup_logging` did it instead."""
+        handled = self.setup_logging_subsystem(loglevel, logfile, colorize=colorize, hostname=hostname)
+        if redirect_stdouts and not handled:
+            self.redirect_stdouts(redirect_level)
+        return handled
+
+    def setup_logging_subsystem(
+        self,
+        loglevel: int | str | None = None,
+        logfile: str | None = None,
+        format: str | None = None,
+        colorize: bool | None = None,
+        hostname: str | None = None,
+        **_: Any,
+    ) -> bool:
+        """Give the root logger one handler, unless a receiver of `setup_logging` takes the matter over.
+
+        Args:
+            format: `console` or `json`; default: the setting `worker_log_style`.
+        """
+        if Logging.already_setup:
+            return False
+        Logging.already_setup = True
+        conf = self.app.conf
+        level = loglevel if loglevel is not None else logging.WARNING
+        style: Any = format if format in ("console", "json") else conf["worker_log_style"]
+        facts = {"loglevel": level, "logfile": logfile, "format": style, "colorize": colorize}
+        if signals.setup_logging.send(None, **facts):
+            route_structlog()
+            return True
+        stream = open_stream(logfile) if logfile else sys.stderr
+        configure(style, level, stream, conf["worker_log_color"] if colorize is None else colorize)
+        signals.after_setup_logger.send(None, logger=logging.getLogger(), **facts)
+        signals.after_setup_task_logger.send(None, logger=task_logger, **facts)
+        return False
+
+    def setup_task_loggers(self, loglevel: int | str | None = None, **_: Any) -> logging.Logger:
+        """Set the level of all task loggers; returns their parent."""
+        if loglevel is not None:
+            task_logger.setLevel(loglevel.upper() if isinstance(loglevel, str) else loglevel)
+        return task_logger
+
+    def redirect_stdouts(self, loglevel: str | int = "WARNING", name: str = "celeriac.redirected") -> None:
+        """Let what is printed become lines of the log."""
+        self.redirect_stdouts_to_logger(get_logger(name), loglevel)
+
+    @staticmethod
+    def redirect_stdouts_to_logger(
+        logger: logging.Logger, loglevel: str | int | None = None, stdout: bool = True, stderr: bool = True
+    ) -> LoggedStream:
+        """The same, to a logger of the caller's; returns the stream that stands in for both."""
+        level = logging.getLevelName(loglevel.upper()) if isinstance(loglevel, str) else loglevel or logging.WARNING
+        stream = LoggedStream(logger, level)
+        if stdout:
+            sys.stdout = stream
+        if stderr:
+            sys.stderr = stream
+        return stream
+
+    @staticmethod
+    def get_default_logger(name: str = "celeriac", **_: Any) -> logging.Logger:
+        """A logger by its name."""
+        return logging.getLogger(name)
+
+    @staticmethod
+    def supports_color(colorize: bool | None = None, logfile: Any = None) -> bool:
+        """Whether lines should be coloured: on a terminal, unless told."""
+        if colorize is not None:
+            return colorize
+        return not logfile and has_colors(sys.stderr)
+
+
+class LoggedStream:
+    """Stands in for standard output: whole lines go to a logger."""
+
+    encoding = "utf-8"
+    closed = False
+
+    def __init__(self, logger: logging.Logger, level: int) -> None:
+        self._logger = logger
+        self._level = level
+        self._rest = ""
+        self._writing = False
+
+    def write(self, text: str | bytes) -> int:
+        """Log the lines that are complete."""
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        if self._writing:  # a handler that prints would come here again, for ever
+            return len(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        self._writing = True
+        try:
+            for line in lines:
+                if line.strip():
+                    self._logger.log(self._level, "%s", line.rstrip())
+        finally:
+            self._writing = False
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Nothing is held back but an incomplete line."""
+
+    def isatty(self) -> bool:
+        """It is no terminal."""
+        return False

@@ -1,0 +1,33 @@
+"""The loader of the app that is made when a program uses tasks without having made one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celeriac.loaders.base import BaseLoader
+
+__all__ = ["DEFAULT_CONFIG_MODULE", "Loader"]
+
+DEFAULT_CONFIG_MODULE = "celeriacconfig"
+
+
+def config_module() -> str:
+    """The module that the environment names (`CELERIAC_CONFIG_MODULE`, `CELERY_CONFIG_MODULE`), or `celeriacconfig`."""
+    names = ("CELERIAC_CONFIG_MODULE", "CELERY_CONFIG_MODULE")
+    return next((value for name in names if (value := os.environ.get(name))), DEFAULT_CONFIG_MODULE)
+
+
+class Loader(BaseLoader):
+    """Settings come from `config_module()`, if there is such a module."""
+
+    def read_configuration(self, env: str = "CELERIAC_CONFIG_MODULE") -> dict[str, Any]:
+        """That module's settings by their lower-case names; none if there is no such module."""
+        name = os.environ.get(env) or config_module()
+        try:
+            module = self.import_from_cwd(name)
+        except ModuleNotFoundError as exc:
+            if exc.name == name:
+                return {}
+            raise
+        return {key: value for key, value in vars(module).items() if not key.startswith("_")}
