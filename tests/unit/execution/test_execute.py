@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celeriac import Celery, Task
+from celeriac import Celery, Task, signals
 from celeriac.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celeriac.execution.execute import TaskProgram
 from celeriac.spec import JobReport, envelope
@@ -284,3 +284,33 @@ def test_what_follows_has_the_same_ids_after_every_attempt(app: Celery) -> None:
     ids = [[payload.headers["id"] for payload in run(app, "two", link=links).publish] for _ in range(3)]
     assert ids[0] == ids[1] == ids[2]
     assert len(set(ids[0])) == 2
+
+
+def test_what_follows_from_a_run_is_announced_like_what_a_program_sends(app: Celery) -> None:
+    @app.task(name="again", bind=True)
+    def again(self: Any) -> None:
+        self.retry(countdown=0)
+
+    @app.task(name="first")
+    def first() -> int:
+        return 1
+
+    seen: list[tuple[str, str]] = []
+
+    def before(sender: str, headers: dict[str, Any], properties: dict[str, Any], **_: Any) -> None:
+        headers["trace"] = properties["correlation_id"]
+        seen.append(("before", sender))
+
+    def after(sender: str, headers: dict[str, Any], routing_key: str, **_: Any) -> None:
+        seen.append(("after", sender))
+
+    signals.before_task_publish.connect(before)
+    signals.after_task_publish.connect(after)
+    try:
+        retried = run(app, "again")
+        called = run(app, "first", link={"task": "back", "args": [], "kwargs": {}, "options": {"task_id": "id-2"}})
+    finally:
+        signals.before_task_publish.disconnect(before)
+        signals.after_task_publish.disconnect(after)
+    assert seen == [("before", "again"), ("after", "again"), ("before", "back"), ("after", "back")]
+    assert [payload.headers["trace"] for payload in (*retried.publish, *called.publish)] == ["id-1", "id-2"]

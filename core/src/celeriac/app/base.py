@@ -791,6 +791,14 @@ class Celery:
         return f"<{type(self).__name__} {self.main or '__main__'}:{id(self):#x}>"
 
 
+@overload
+def shared_task(fun: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def shared_task(*, bind: Literal[True], **options: Any) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+@overload
+def shared_task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+@overload
+def shared_task(*args: Any, **options: Any) -> Any: ...
 def shared_task(*args: Any, **options: Any) -> Any:
     """A task of every app: registered in all present and future ones, found in the current one when used."""
 

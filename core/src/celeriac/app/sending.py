@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from celeriac import _state, signals
 from celeriac.app.models import dump_calls_models
+from celeriac.messaging.announce import announce_after, announce_before
 from celeriac.messaging.notices import RESULTS_HEADER
 from celeriac.messaging.protocol import Message, make_payload
 from celeriac.spec.data import Payload
@@ -129,33 +130,12 @@ def build_payload(
 def publish(app: Celery, payloads: Sequence[Payload], options: Mapping[str, Any]) -> None:
     """Send payloads, with the signals around each."""
     if signals.before_task_publish.receivers:
-        announce(app, payloads, options.get("retry_policy"))
+        announce_before(payloads, app.codec.seal, options.get("retry_policy"))
     app.producer.send(
         payloads, retry=options.get("retry"), policy=options.get("retry_policy"), once=options.get("once")
     )
     if signals.after_task_publish.receivers:
-        for payload in payloads:
-            _announce(signals.after_task_publish, payload)
-
-
-def announce(app: Celery, payloads: Sequence[Payload], retry_policy: Any = None) -> None:
-    """Send `before_task_publish` for each of them; receivers may change headers and properties."""
-    for payload in payloads:
-        properties = payload.properties
-        _announce(signals.before_task_publish, payload, properties=properties, declare=[], retry_policy=retry_policy)
-        if app.codec.seal is not None:
-            app.codec.seal.put_on(payload)
-
-
-def _announce(signal: signals.Signal, payload: Payload, **more: Any) -> None:
-    signal.send(
-        sender=payload.headers["task"],
-        body=payload.body,
-        exchange=payload.route.exchange,
-        routing_key=payload.route.routing_key,
-        headers=payload.headers,
-        **more,
-    )
+        announce_after(payloads)
 
 
 def _embed(link: Any, link_error: Any, chain: Any, chord: Any) -> dict[str, Any] | None:

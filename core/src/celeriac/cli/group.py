@@ -34,6 +34,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 
 
+#: Commands that may have options of the app's own.
+WITH_USER_OPTIONS = ("worker", "beat", "events")
+
+
 class Common(NamedTuple):
     """The options that all commands share, as given; see `common_options`."""
 
@@ -92,6 +96,11 @@ class State:
             self._app.conf.override({name: value for name, value in changes.items() if value})
             self._is_ready = True
         return self._app
+
+    @property
+    def knows_app(self) -> bool:
+        """Whether the app was found already."""
+        return self._is_ready
 
     def _enter(self, folder: str) -> None:
         try:
@@ -177,6 +186,15 @@ class Command(click.Command):
             if not taken & set(extra.opts):
                 self.params.append(extra)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; what the app wants to know of its own options it is told first."""
+        state = ctx.find_object(State)
+        if state is not None and state.knows_app:
+            from celeriac.cli.user_options import tell_preload_options  # not needed by commands without an app
+
+            tell_preload_options(ctx, state.app())
+        return super().invoke(ctx)
+
 
 class Group(click.Group):
     """The top group: commands are imported when they are used, and those of extensions are found."""
@@ -203,7 +221,13 @@ class Group(click.Group):
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(self.list_commands(ctx))}."
             ctx.fail(f"No such command {name!r}.{hint}")
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        state = ctx.find_object(State)
+        if found[1] is not None and name in WITH_USER_OPTIONS and state is not None and state.given.app:
+            from celeriac.cli.user_options import add_user_options  # imports signals, which help does not need
+
+            add_user_options(found[1], name, state.app())
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing ours."""

@@ -24,6 +24,7 @@ from celeriac.exceptions import (
 )
 from celeriac.execution import followup
 from celeriac.execution.request import Context
+from celeriac.messaging.announce import announce_after, announce_before
 from celeriac.messaging.failures import format_traceback
 from celeriac.messaging.notices import RESULTS_HEADER, make_notice
 from celeriac.messaging.protocol import EncodeError, read_call
@@ -151,7 +152,8 @@ class TaskProgram:
         begun: Begun | JobReport | None = None
         try:
             begun = self._read(job, emit)
-            return begun if type(begun) is JobReport else self._carry_out(job, emit, begun)  # type: ignore[arg-type]
+            done = begun if isinstance(begun, JobReport) else self._carry_out(job, emit, begun)
+            return self._announced(done) if done.publish else done
         except BaseException as exc:  # after the task: a hook, a limit that struck late, a bug of ours
             return self._failed_internally(job, begun, exc)
 
@@ -162,7 +164,8 @@ class TaskProgram:
         begun: Begun | JobReport | None = None
         try:
             begun = self._read(job, emit)
-            return begun if isinstance(begun, JobReport) else await self._carry_out_awaiting(job, emit, begun)
+            done = begun if isinstance(begun, JobReport) else await self._carry_out_awaiting(job, emit, begun)
+            return self._announced(done) if done.publish else done
         except CancelledError:
             raise  # by the pool, which answers for the job
         except BaseException as exc:  # as in `run`
@@ -253,6 +256,14 @@ class TaskProgram:
             )
         if ready.before_start is not None:
             ready.before_start(request.id, request.args, request.kwargs)
+
+    def _announced(self, report: JobReport) -> JobReport:
+        """A report whose messages have been announced, as those are that a program sends by itself."""
+        if signals.before_task_publish.receivers:
+            announce_before(report.publish, self._seal)
+        if signals.after_task_publish.receivers:
+            announce_after(report.publish)
+        return report
 
     def _send_notice(self, request: Context, wanted: str) -> None:
         """Let the client know that its result will not be where it looks; a few times, not for every call."""
