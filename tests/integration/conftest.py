@@ -44,7 +44,7 @@ class WorkerProcess:
         self._log_path = house.place / f"worker-{time.monotonic_ns()}.log"
         self._log = self._log_path.open("wb")
         self.process = subprocess.Popen(
-            [CELERIAC, "-A", app, "worker", "-l", "info", *options],
+            [CELERIAC, "-A", env.get("SUITE_APP", app), "worker", "-l", "info", *options],
             cwd=house.place,
             env={**os.environ, **house.env, **env},
             stdout=self._log,

@@ -31,7 +31,7 @@ def own_house(sqlite_house: House) -> House:
 
 def test_signals_steps_and_loader_hooks_come_at_their_moments(own_house: House) -> None:
     house = own_house
-    worker = house.worker("-A", "calling_app", "-n", "w1@here", "-c", "1", "-Q", "celery")
+    worker = house.worker("-n", "w1@here", "-c", "1", "-Q", "celery", SUITE_APP="calling_app")
     app = house.app
     assert app.send_task("calling_app.add", [2, 3]).get(timeout=30) == 5
     assert app.send_task("calling_app.again").get(timeout=30) == "twice"
@@ -82,7 +82,7 @@ def test_signals_steps_and_loader_hooks_come_at_their_moments(own_house: House) 
 
 
 def test_a_task_that_looks_can_be_asked_to_stop(own_house: House) -> None:
-    own_house.worker("-A", "calling_app", "-c", "1")
+    own_house.worker("-c", "1", SUITE_APP="calling_app")
     sent = own_house.app.send_task("calling_app.patient")
     wait_until(lambda: "patient runs" in own_house.ran())
     result = AbortableAsyncResult(sent.id, app=own_house.app, backend=own_house.app.backend)
@@ -102,7 +102,8 @@ def sealed_house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hou
 def test_a_broadcast_reaches_every_worker_once_and_seals_hold_on_the_way(sealed_house: House) -> None:
     house, key = sealed_house, "k" * 32
     workers = [
-        house.worker("-A", "calling_app", "-n", f"w{n}@here", "-c", "1", SUITE_SEAL=key, ready=False) for n in (1, 2)
+        house.worker("-n", f"w{n}@here", "-c", "1", ready=False, SUITE_APP="calling_app", SUITE_SEAL=key)
+        for n in (1, 2)
     ]
     for worker in workers:
         worker.wait_for("ready")
