@@ -10,4 +10,3 @@ from celeriac import _state
 @pytest.fixture(autouse=True)
 def alone() -> None:
     _state._apps.clear()
-    _state._on_finalize.clear()
