@@ -37,7 +37,6 @@ _WHERE = {
     "chunks": "celeriac.canvas.maps",
     "xmap": "celeriac.canvas.maps",
     "xstarmap": "celeriac.canvas.maps",
-    "subtask": "celeriac.canvas.signature",
     "current_app": "celeriac._state",
     "current_task": "celeriac._state",
     "group": "celeriac.canvas.group",

@@ -116,7 +116,7 @@ class Retry(TaskPredicate):
         return f"Retry {self.humanize()}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.__class__, (self.message, self.exc, self.when)
+        return self.__class__, (self.message, self.exc or self.excs, self.when)
 
 
 RetryTaskError = Retry
@@ -451,8 +451,12 @@ class CeleryCommandException(Exception):
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
+        self.message = message
         self.exit_code = exit_code
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.__class__, (self.message, self.exit_code)
 
 
 def reraise(tp: type[BaseException], value: BaseException, tb: TracebackType | None = None) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import sys
 import warnings
@@ -308,3 +309,28 @@ def test_annotations_that_are_none_are_refused(app: Celery) -> None:
     app.task(lambda: None, name="t")  # type: ignore[call-overload]
     with pytest.raises(ImproperlyConfigured, match="task_annotations: 5 is neither"):
         app.finalize()
+
+
+def test_an_app_that_names_no_settings_takes_those_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "named_config.py").write_text("task_default_queue = 'from-the-environment'\ntask_repr_maxlevels = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CELERY_CONFIG_MODULE", "named_config")
+    app = Celery("t", broker="memory://named", set_as_current=False)
+    assert app.conf.task_default_queue == "from-the-environment"
+    assert app.make_payload("t", [{"a": [[1]]}], {}, "i", {}).headers["argsrepr"] == "[{...}]"
+    own = Celery("t", broker="memory://named", set_as_current=False, config_source={"task_default_queue": "own"})
+    assert own.conf.task_default_queue == "own"
+
+
+def test_a_forked_child_does_not_take_its_parents_kombu_connections() -> None:
+    import kombu.pools
+
+    app = Celery("t", broker="amqp://there:1//", set_as_current=False)
+    assert app.pool is app.pool
+    assert len(kombu.pools.connections) > 0
+    child = os.fork()
+    if child == 0:
+        os._exit(len(kombu.pools.connections))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

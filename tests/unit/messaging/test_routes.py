@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from kombu import Exchange, Queue
+from kombu.common import Broadcast
 
 from celeriac import Celery
 from celeriac.exceptions import ImproperlyConfigured, QueueNotFound
 from celeriac.messaging.routes import Router
-from celeriac.spec.data import Route
+from celeriac.spec.data import ExchangeSpec, Route
 
 
 def router(**settings: Any) -> Router:
@@ -105,3 +106,69 @@ def test_a_route_that_is_nothing_of_the_kind_is_refused() -> None:
         router(task_routes=[object()])
     with pytest.raises(ImproperlyConfigured, match=r"no\.such\.thing"):
         router(task_routes=["no.such.thing"])
+
+
+class RouterClass:
+    def route_for_task(self, task: str, args: Any = None, kwargs: Any = None) -> Any:
+        return {"queue": "by-class", "priority": 4} if task == "t" else None
+
+
+@pytest.mark.parametrize(
+    ("routes", "name", "queue"),
+    [
+        ({"mail.*": "mails", "mail.urgent": "now"}, "mail.urgent", "now"),
+        ({"mail.*": {"queue": "mails"}}, "mail.send", "mails"),
+        ([("mail.*", "mails"), (re.compile(r"(video|image)\..*"), {"queue": "media"})], "image.scale", "media"),
+        ((RouterClass(), {"*": "rest"}), "t", "by-class"),
+        ((RouterClass(), {"*": "rest"}), "u", "rest"),
+        ([lambda name, args, kwargs, options, task=None, **kw: {"queue": f"n{len(args)}"}], "t", "n1"),
+        ([lambda name, args, kwargs, options, task=None, **kw: None, {"t": Queue("as-a-queue")}], "t", "as-a-queue"),
+        ("tests.unit.messaging.test_routes:RouterClass", "t", "by-class"),
+    ],
+)
+def test_each_form_of_route_finds_its_queue(routes: Any, name: str, queue: str) -> None:
+    assert router(task_routes=routes).route(name, (1,), {}, {})[0].queue == queue
+
+
+def test_a_broadcast_is_sent_to_its_exchange_by_name_alias_or_route() -> None:
+    table = router(
+        task_queues=[Broadcast("news"), "celery"], task_default_queue="celery", task_routes={"tell": {"queue": "news"}}
+    )
+    (name,) = table.broadcasts
+    for route in (
+        table.route("t", (), {}, {"queue": "news"})[0],
+        table.route("tell", (), {}, {})[0],
+        table.direct(name),
+    ):
+        assert route == Route("celery", "news", "fanout", "")
+        assert table.is_broadcast(route)
+        assert table.broadcast_exchange(route) == ExchangeSpec("news", "fanout", durable=True)
+    assert not table.is_broadcast(table.direct("celery"))
+
+
+def test_an_alias_is_as_good_as_the_name() -> None:
+    table = router(task_queues=[Queue("q.v2", alias="q"), Queue("celery")])
+    assert table.direct("q") == table.direct("q.v2") == Route("q.v2", "", "direct", "q.v2")
+    table.select_only(["q"])
+    assert table.consumed() == ["q.v2"]
+
+
+def test_one_workers_choice_is_not_the_next_ones() -> None:
+    table = router(task_queues=["a", "b", "c"], task_default_queue="a")
+    with table.choice_for(["a", "b"], ["b"]):
+        table.select_also("c")
+        assert table.consumed() == ["a", "c"]
+    assert table.consumed() == ["a", "b", "c"]
+    with table.choice_for([], ["a"]):
+        assert table.consumed() == ["b", "c"]
+
+
+def test_types_and_arguments_of_queues() -> None:
+    missing = router(task_create_missing_queue_type="quorum", task_create_missing_queue_exchange_type="topic")
+    assert missing.spec("new").arguments == {"x-queue-type": "quorum"}
+    assert missing.direct("new") == Route("new", "new", "topic", "new")
+    limited = router(task_queue_max_priority=10, task_queues=[Queue("a", max_priority=3), Queue("b"), Queue("celery")])
+    assert [limited.spec(name).arguments["x-max-priority"] for name in ("a", "b")] == [3, 10]
+    own = router(task_default_queue="q", task_default_exchange="ex", task_default_exchange_type="topic",
+                 task_default_routing_key="k")  # fmt: skip
+    assert own.route("t", (), {}, {})[0] == Route("k", "ex", "topic", "q")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec
 from celeriac import _state, signals
 from celeriac.app import builtin  # noqa: F401 # registers itself
 from celeriac.app.annotations import annotate, read_annotations
-from celeriac.app.connections import acquired, connection_pool, make_connection, producer_pool
+from celeriac.app.connections import acquired, connection_pool, forget_pools, make_connection, producer_pool
 from celeriac.app.parts import Parts
 from celeriac.app.periodic import PeriodicTasks
 from celeriac.app.registry import TaskRegistry
@@ -750,6 +750,7 @@ class Celery:
         """In a forked child: drop what speaks to servers, without speaking (B28)."""
         self._lock = threading.RLock()
         self._parts.after_fork()
+        forget_pools()
         self.on_after_fork.send(sender=self)
 
     def start(self, argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ celeriac's own messages go through the broker plugin and need none of these.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -58,6 +59,14 @@ def producer_pool(app: Celery) -> Any:
     """The pool of kombu producers."""
     pools: Any = import_module("kombu.pools")
     return pools.producers[make_connection(app, None, "broker_write_url")]
+
+
+def forget_pools() -> None:
+    """In a forked child: let go of kombu's pools without speaking on their sockets, which are the parent's."""
+    pools: Any = sys.modules.get("kombu.pools")
+    if pools is not None:
+        pools.producers.clear()
+        pools.connections.clear()
 
 
 @contextmanager

@@ -87,6 +87,7 @@ class Parts:
             bool(conf["allow_unsafe_serializers"]),
             seal,
             Limits(int(conf["message_max_bytes"]), float(conf["message_max_ratio"])),
+            conf["task_repr_maxlevels"],
         )
 
     @part

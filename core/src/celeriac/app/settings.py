@@ -5,7 +5,8 @@ Settings come in layers; the upper one wins::
     command line        override()
     environment         CELERIAC_BROKER_URL, CELERY_BROKER_URL, … (`settings_source.ENVIRONMENT`)
     explicit changes    app.conf.x = y, app.conf.update(), Celery('tasks', x=y)
-    config source       config_from_object(), config_from_envvar()
+    config source       config_from_object(), config_from_envvar(); without one: the module that CELERIAC_CONFIG_MODULE
+                        or CELERY_CONFIG_MODULE names (`celeriac --config`)
     added defaults      add_defaults(): plugins, integrations
     defaults            `settings_table.TABLE`; `fill_in` says which of them follow from others
 
@@ -28,6 +29,7 @@ from urllib.parse import quote
 
 from celeriac.app.settings_source import (
     check_unknown,
+    config_module_of_environment,
     declare_setting,
     declared,
     near_name,
@@ -444,8 +446,9 @@ class Settings(MutableMapping[str, Any]):
             if self._on_configure is not None:
                 self._on_configure()
             self._environment = self._read(read_environment(), "in the environment")
-            if self._source_spec is not None:
-                found = read_source(self._source_spec, self._namespace, self._silent)
+            source = self._source_spec if self._source_spec is not None else config_module_of_environment()
+            if source is not None:
+                found = read_source(source, self._namespace, self._silent)
                 self._source = _read_values(found)
             self._configured = True
         finally:

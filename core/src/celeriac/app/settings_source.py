@@ -21,6 +21,7 @@ from celeriac.app.settings_table import NOT_YET, TABLE, Setting
 from celeriac.exceptions import CeleriacError, CeleriacWarning, ImproperlyConfigured, SettingError, join_words
 
 #: Setting → the environment variables that beat everything else, the better one first.
+CONFIG_VARIABLES: Final = ("CELERIAC_CONFIG_MODULE", "CELERY_CONFIG_MODULE")
 ENVIRONMENT: Final = {
     name: (f"CELERIAC_{name.upper()}", f"CELERY_{name.upper()}")
     for name in ("broker_url", "broker_read_url", "broker_write_url", "result_backend")
@@ -149,6 +150,11 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 # -- objects ----------------------------------------------------------------------------------------------
+
+
+def config_module_of_environment() -> str | None:
+    """The module of settings that the environment names, for apps that name none."""
+    return next((value for name in CONFIG_VARIABLES if (value := os.environ.get(name))), None)
 
 
 def read_source(source: Any, namespace: str | None, silent: bool) -> dict[str, Any]:

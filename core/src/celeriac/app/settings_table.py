@@ -579,9 +579,8 @@ NOT_YET: Final = frozenset(
         "redis_socket_keepalive", "redis_username", "result_backend_always_retry",
         "result_backend_base_sleep_between_retries_ms", "result_backend_max_retries",
         "result_backend_max_sleep_between_retries_ms", "result_backend_thread_safe", "result_cache_max",
-
         "task_protocol",
-        "task_remote_tracebacks", "task_repr_maxlevels", "task_retry_on_worker_lost", "task_send_sent_event",
+        "task_remote_tracebacks", "task_retry_on_worker_lost", "task_send_sent_event",
         "worker_agent", "worker_autoscaler", "worker_cancel_long_running_tasks_on_connection_loss",
         "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",
         "worker_disable_prefetch", "worker_enable_prefetch_count_reduction",

@@ -46,6 +46,7 @@ class Common(NamedTuple):
     result_backend: str | None = None
     broker_plugin: str | None = None
     backend_plugin: str | None = None
+    config: str | None = None
     workdir: str | None = None
     no_color: bool = False
     quiet: bool = False
@@ -72,6 +73,8 @@ class State:
             os.environ["CELERIAC_TRACEBACK"] = "1"
         if self.given.skip_checks:
             os.environ["CELERIAC_SKIP_CHECKS"] = "1"
+        if options.get("config"):
+            os.environ["CELERIAC_CONFIG_MODULE"] = options["config"]  # for apps that name no source of their own
         if self.given.workdir and options.get("workdir"):
             self._enter(self.given.workdir)
 
@@ -155,6 +158,10 @@ def common_options(*, hidden: bool) -> list[click.Option]:
         Option(
             ["--backend-plugin"], metavar="NAME", envvar=envvar("CELERIAC_BACKEND_PLUGIN"), **shared,
             help="The result backend plugin, likewise.",
+        ),
+        Option(
+            ["--config"], metavar="MODULE", envvar=envvar("CELERIAC_CONFIG", "CELERY_CONFIG"), **shared,
+            help="The module of settings, for an app that names none.",
         ),
         Option(
             ["--workdir"], metavar="FOLDER", envvar=envvar("CELERIAC_WORKDIR", "CELERY_WORKDIR"), **shared,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from celeriac.app.settings_source import config_module_of_environment
 from celeriac.loaders.base import BaseLoader
 
 __all__ = ["DEFAULT_CONFIG_MODULE", "Loader"]
@@ -14,8 +15,7 @@ DEFAULT_CONFIG_MODULE = "celeriacconfig"
 
 def config_module() -> str:
     """The module that the environment names (`CELERIAC_CONFIG_MODULE`, `CELERY_CONFIG_MODULE`), or `celeriacconfig`."""
-    names = ("CELERIAC_CONFIG_MODULE", "CELERY_CONFIG_MODULE")
-    return next((value for name in names if (value := os.environ.get(name))), DEFAULT_CONFIG_MODULE)
+    return config_module_of_environment() or DEFAULT_CONFIG_MODULE
 
 
 class Loader(BaseLoader):

@@ -163,6 +163,7 @@ class Codec:
         source: Makes serializers by name and by content type.
         accept: Names or content types that may be decoded.
         allow_unsafe: Serializers whose loading can run code may be in `accept`.
+        repr_depth: How deep arguments are shown in headers, for logs and monitors.
         seal: Put on every call and asked of every one, if the app has a key.
         limits: What bodies may cost.
     """
@@ -174,6 +175,7 @@ class Codec:
         allow_unsafe: bool,
         seal: Seal | None = None,
         limits: Limits = USUAL,
+        repr_depth: int = 3,
     ) -> None:
         self._source = source
         self._accept = frozenset(accept)
@@ -181,6 +183,7 @@ class Codec:
         self.seal = seal
         self._limits = limits
         self._max_bytes = limits.max_bytes
+        self.repr_depth = repr_depth
         self._by_name: dict[str, Serializer] = {}
         self._loaders: dict[str, Callable[[bytes], Any]] = {}
 

@@ -72,7 +72,7 @@ def make_payload(message: Message, codec: Codec, route: Route) -> Payload:
         raise EncodeError(
             f"arguments of {message.task} cannot be serialized as {serializer.name}: {type(exc).__name__}: {exc}"
         ) from exc
-    headers = make_headers(message)
+    headers = make_headers(message, codec.repr_depth)
     if message.compression:
         body, headers["compression"] = compress(body, message.compression)
     properties: dict[str, Any] = {
@@ -92,7 +92,7 @@ def make_payload(message: Message, codec: Codec, route: Route) -> Payload:
     return Payload(body, serializer.content_type, serializer.content_encoding, headers, properties, route, due)
 
 
-def make_headers(message: Message) -> dict[str, Any]:
+def make_headers(message: Message, repr_depth: int = 3) -> dict[str, Any]:
     """Protocol 2 headers, all of them, in Celery's order; the user's own merged in at the top level."""
     headers: dict[str, Any] = {
         "lang": "py",
@@ -107,8 +107,12 @@ def make_headers(message: Message) -> dict[str, Any]:
         "timelimit": list(message.timelimit),
         "root_id": message.root_id or message.id,
         "parent_id": message.parent_id,
-        "argsrepr": bounded_repr(message.args, REPR_CHARS) if message.argsrepr is None else message.argsrepr,
-        "kwargsrepr": bounded_repr(message.kwargs, REPR_CHARS) if message.kwargsrepr is None else message.kwargsrepr,
+        "argsrepr": (
+            bounded_repr(message.args, REPR_CHARS, repr_depth) if message.argsrepr is None else message.argsrepr
+        ),
+        "kwargsrepr": (
+            bounded_repr(message.kwargs, REPR_CHARS, repr_depth) if message.kwargsrepr is None else message.kwargsrepr
+        ),
         "origin": message.origin or anon_nodename(),
         "ignore_result": message.ignore_result,
         "replaced_task_nesting": message.replaced_task_nesting,
