@@ -200,6 +200,11 @@ class Waiting:
         """Seconds until the first is due."""
         return max(0.0, self._heap[0][0] - now) if self._heap else None
 
+    def drop(self, tags: set[Any]) -> None:
+        """Forget these deliveries."""
+        self._heap = [entry for entry in self._heap if entry[2].tag not in tags]
+        heapq.heapify(self._heap)
+
     def clear(self) -> list[Delivery]:
         """All of them, held no more."""
         found = [entry[2] for entry in self._heap]

@@ -85,6 +85,7 @@ class Loop:
         self._told_unknown: set[str] = set()
         self._stopping = False
         self._epoch = 0
+        self._is_linked = True
         self.flights = Flights()
         self._max_crashes = int(app.conf["task_max_crashes"])
         self._max_returns = int(app.conf["task_max_returns"])
@@ -161,6 +162,9 @@ class Loop:
             obey(self.revoked.take_over(self._snapshots.popleft()), self.flights, self._pool)
         if link.lost_tags:
             self._ground_lost()
+        if link.consumer is None and self._is_linked:
+            self._is_linked = False
+            self._drop_unstarted()
         reports = self._pool.collect()
         if reports:
             self.endings.digest(reports)
@@ -202,6 +206,11 @@ class Loop:
     def _begin_epoch(self) -> None:
         """The link was opened anew: what the old one had delivered comes again, so none of it is begun any more."""
         self._epoch = self._link.epoch
+        self._is_linked = True
+        self._drop_unstarted()
+
+    def _drop_unstarted(self) -> None:
+        """What the lost link had delivered comes again, here or elsewhere: of that, nothing begins any more (B10)."""
         self._waiting.clear()
         self._trial = None
         self._admission.forget_promises()
@@ -211,6 +220,7 @@ class Loop:
         """Flights whose lease is lost may neither settle nor begin: somebody else has their messages (B8, B10)."""
         tags = set(self._link.lost_tags)
         self._link.lost_tags.clear()
+        self._waiting.drop(tags)
         for token, flight in self.flights.items():
             if flight.epoch == self._epoch and flight.delivery.tag in tags:
                 _log.warning("Lost the lease of %s[%s]: another may run it too.", flight.plan.name, flight.head.id)
