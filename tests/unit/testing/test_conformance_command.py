@@ -1,0 +1,58 @@
+"""`python -m celeriac.testing.conformance`: an installed plugin, tried clause by clause."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from celeriac.testing.broker_suite import BrokerConformance
+from celeriac.testing.conformance import clauses_of, report, table
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "celeriac.testing.conformance", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, cwd="/tmp")
+
+
+def test_a_test_s_name_says_its_clauses() -> None:
+    assert clauses_of("test_B11_B13_a_killed_worker_s_message_comes_back") == ["B11", "B13"]
+    assert clauses_of("test_B01_what_send_returned_for") == ["B1"]
+    assert clauses_of("test_ping_names_the_broker") == ["verbs"]
+
+
+def test_a_broken_clause_and_a_missing_ability_stand_in_the_table() -> None:
+    class Poor(BrokerConformance):
+        plugin = "poor"
+        abilities = frozenset({"attempts"})
+
+    outcomes = {"test_B18_an_acknowledged_message_never_comes_back": "failed", "test_S3_whole": "passed"}
+    rows = report(Poor, outcomes)
+    assert rows["B18"].verdict == "BROKEN"
+    assert rows["S3"].verdict == "kept"
+    assert rows["B23"].verdict == "not declared"
+    assert "delay" in rows["B23"].left_out.values()
+    assert "broken: test_B18_an_acknowledged_message_never_comes_back" in table(rows)
+
+
+def test_the_command_tries_an_installed_plugin_and_prints_the_contract() -> None:
+    done = run("--serializer", "json")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "clause by clause" in done.stdout
+    assert "B26     kept" in done.stdout
+
+
+def test_it_runs_a_broker_s_suite_on_the_url_that_it_was_given(tmp_path: Path) -> None:
+    done = run("--broker", f"sqlite:///{tmp_path}/kit.db", "--", "-k", "B18 or B24")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "B18     kept" in done.stdout
+
+
+@pytest.mark.parametrize("words", [("--broker", "nothing://host"), ("--pool", "nopool")])
+def test_what_is_not_installed_is_one_sentence(words: tuple[str, str]) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert "cannot try" in done.stderr
+    assert "Traceback" not in done.stderr
