@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.chaos.fleet import Fleet
 from benchmarks.chaos.places import Place
 from celeriac.testing.faults import DOWN, UP, FaultProxy
-from celeriac.testing.services import ask
+from celeriac.testing.services import ServiceFailed, ask
 from celeriac_support_sqlite.wake import folder_of
 
 Fault = Callable[["Scene"], Generator[float, None, str]]
@@ -271,10 +271,18 @@ def scripts_flushed(scene: Scene) -> Generator[float, None, str]:
 def loading(scene: Scene) -> Generator[float, None, str]:
     """The server is killed and takes a while to load its data."""
     server = scene.place.server
+    keys = scene.place.redis("DBSIZE")
     server.kill()
     commands = sum(path.read_bytes().count(b"\r\n*") for path in server.folder.glob("appendonlydir/*.incr.aof"))
-    calm, server.options = server.options, ("--key-load-delay", str(1 + 2_000_000 // max(1, commands)))
+    loads = max(1, keys + commands)
+    # Microseconds to sleep at each of them; a negative number sleeps once in so many.
+    delay = 1_500_000 // loads if loads < 10_000 else -(loads // 10_000)
+    calm, server.options = server.options, ("--key-load-delay", str(delay))
     try:
+        server.start()
+    except ServiceFailed:
+        server.kill()
+        server.options = calm
         server.start()
     finally:
         server.options = calm

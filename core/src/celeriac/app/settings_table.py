@@ -251,6 +251,16 @@ WORKER: Final[tuple[Row, ...]] = (
     ("worker_enable_prefetch_count_reduction", "bool", True, "After a lost connection, hold fewer until tasks end."),
     ("worker_max_tasks_per_child", "int", None, "Replace a process of the pool after so many tasks."),
     ("worker_max_memory_per_child", "kibibytes", None, "Replace one that has grown beyond this after its task."),
+    (
+        "worker_watchdog",
+        "seconds",
+        10.0,
+        "When messages are ready, slots are free, and nothing has come for so long, the link to the broker is made "
+        "anew; when three new links bring nothing either, the worker ends with code 3. 0: never.",
+    ),
+    ("worker_ready_file", "text", None, "A file that is there, and touched every second, while the worker consumes."),
+    ("worker_health_port", "int", None, "Answer `GET /ready` and `GET /live` on this port. None: do not. 0: any port."),
+    ("worker_health_host", "text", "127.0.0.1", "The address to answer them on; `0.0.0.0` is all of this machine's."),
     ("worker_pool_putlocks", "bool", True, "Accepted for Celery's sake; a pool here never gets more than its slots."),
     ("worker_pool_restarts", "bool", False, "Allow the remote command `pool_restart`."),
     ("worker_pool_start_method", "choice:fork|spawn", "fork", "How the processes of the pool are made."),
@@ -556,8 +566,12 @@ OWN: Final = frozenset(
         "task_max_crashes",
         "task_max_returns",
         "task_unknown_patience",
-        "worker_shutdown_grace",
+        "worker_health_host",
+        "worker_health_port",
         "worker_log_style",
+        "worker_ready_file",
+        "worker_shutdown_grace",
+        "worker_watchdog",
     }
 )
 

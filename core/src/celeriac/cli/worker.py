@@ -55,6 +55,8 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option("-B", "--beat", is_flag=True, help="Send periodic tasks too. Any number of workers may be told so.")
 @option("-s", "--schedule-filename", metavar="FILE", help="With -B: as --schedule of celeriac beat.")
 @option("--scheduler", metavar="NAME", help="With -B: as --scheduler of celeriac beat.")
+@option("--ready-file", metavar="FILE", help="Keep this file, touched every second, while the worker consumes.")
+@option("--health-port", type=click.IntRange(0, 65535), metavar="PORT", help="Answer GET /ready and /live there.")
 @option("--purge", "--discard", is_flag=True, help="First remove all messages from its queues. No way back!")
 @option("-S", "--statedb", metavar="FILE", help="Keep revocations in this file, where no broker or backend can.")
 @_without_effect("-E", "--task-events", "--events", is_flag=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import signals
-from celeriac.exceptions import NotRegistered
+from celeriac.exceptions import NotRegistered, TransportLost
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
 from celeriac.worker.admission import RUN, Admission, Courtesy, Verdict, Waiting
@@ -107,6 +107,9 @@ class Loop:
         )
         self.revoked = self._admission.revoked
         self._snapshots: deque[Snapshot] = deque(maxlen=1)  # of revocations; only the last one counts
+        self._complaint = ""
+        #: How often the loop has turned: for the watchdog.
+        self.turns = 0
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -122,6 +125,23 @@ class Loop:
         for delivery in self._waiting.clear():
             self.endings.give_back(delivery)
         self._pool.withdraw()
+
+    @property
+    def is_stopping(self) -> bool:
+        """It takes no more."""
+        return self._stopping
+
+    @property
+    def room(self) -> int:
+        """How many more deliveries it would take now."""
+        if self._stopping or self._courtesy.left_s(self._clock.unix()) > 0:
+            return 0
+        return max(0, self._window.size - len(self.flights))
+
+    def rebuild(self, why: str) -> None:
+        """From any thread: make the link anew at the next turn, which is now."""
+        self._complaint = why
+        self._sleeper.wake()
 
     def close(self, last_reports: Sequence[JobReport], timeout_s: float = 5.0) -> int:
         """Settle these last reports, give back what is left, and let go.
@@ -157,6 +177,10 @@ class Loop:
         gets the acks and the question for more in one exchange.
         """
         link = self._link
+        self.turns += 1
+        if self._complaint:
+            complaint, self._complaint = self._complaint, ""
+            link.lose(TransportLost(complaint))
         link.prove()
         if self._snapshots:
             obey(self.revoked.take_over(self._snapshots.popleft()), self.flights, self._pool)
@@ -175,9 +199,7 @@ class Loop:
         link.perform()
         if link.held():
             link.resize(self._wanted_window())  # what waits for its result's storing is unsettled, but takes no slot
-        holding_back = self._stopping or self._courtesy.left_s(self._clock.unix()) > 0
-        room = 0 if holding_back else max(0, self._window.size - len(self.flights))
-        deliveries = link.receive(room)
+        deliveries = link.receive(self.room)
         if len(self._waiting) and not self._stopping:
             deliveries = [*deliveries, *self._waiting.due(self._clock.unix())]
         if deliveries:

@@ -95,6 +95,7 @@ class Link:
         consumer: None while the broker is away.
         epoch: Of the current or last opening.
         lost_tags: Tags whose lease the renewer found lost.
+        received: How many deliveries came, over all openings.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Link:
         self._declared: set[str] = set()
         self.consumer: Consumer | None = None
         self.epoch = 0
+        self.received = 0
         self.lost_tags: deque[Any] = deque()
 
     # -- opening and losing ---------------------------------------------------------------------------------
@@ -235,6 +237,17 @@ class Link:
         self.consumer = None
         return left
 
+    @property
+    def queues(self) -> Sequence[QueueSpec]:
+        """What is consumed."""
+        return self._queues
+
+    @property
+    def is_blocked(self) -> bool:
+        """Nothing is taken, since results can be neither stored nor kept."""
+        settler, joiner = self._settler, self._joiner
+        return (settler is not None and settler.blocked) or (joiner is not None and joiner.blocked)
+
     # -- receiving ------------------------------------------------------------------------------------------
 
     def receive(self, limit: int) -> list[Delivery]:
@@ -243,11 +256,12 @@ class Link:
         if self.consumer is None or self._settler is None:
             return []
         try:
-            blocked = self._settler.blocked or (self._joiner is not None and self._joiner.blocked)
-            return self.consumer.receive(0 if blocked else limit)
+            deliveries = self.consumer.receive(0 if self.is_blocked else limit)
         except OperationalError as exc:
             self.lose(exc)
             return []
+        self.received += len(deliveries)
+        return deliveries
 
     def resize(self, window: int) -> None:
         """Tell the consumer, if it is news: more at once, less only when it is much less."""

@@ -38,16 +38,20 @@ from celeriac.utils.ids import default_nodename, uuid
 from celeriac.utils.nodenames import worker_direct
 from celeriac.worker.broadcasts import Broadcasts
 from celeriac.worker.consumer import Loop
+from celeriac.worker.health import Door, Health, ReadyFile
 from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
 from celeriac.worker.poller import Sleeper
 from celeriac.worker.revoked import RevocationWatch, Revoked
 from celeriac.worker.shutdown import wind_down
 from celeriac.worker.spool import Spool
+from celeriac.worker.watchdog import Watchdog
 from celeriac.worker.window import Window
 
 EXIT_OK: Final = 0
 EXIT_FORCED: Final = 1
+#: Messages were ready and none came, over several new links (see `watchdog`).
+EXIT_DEAF: Final = 3
 #: More unexpected errors than this within this time end the worker: something is wrong that a new link does not mend.
 MAX_SURPRISES: Final = 5
 SURPRISE_PERIOD_S: Final = 60.0
@@ -68,6 +72,7 @@ class Worker:
         statedb: File in which revocations outlive the worker, where the app has no shared state.
         beat: Send periodic tasks too, from a thread; with `scheduler` and `schedule_filename` as for `beat.Service`.
         loglevel, logformat, logfile: For the lines about tasks; without a level there are none.
+        ready_file, health_port: See `health`; instead of `worker_ready_file` and `worker_health_port`.
         on_ready: Called with the worker when it consumes.
         ends_process: The process ends with the worker: then HUP restarts it, USR1 shows where it is, and signals that
             come after its end are ignored.
@@ -100,6 +105,8 @@ class Worker:
         logformat: str | None = None,
         logfile: str | None = None,
         no_color: bool = False,
+        ready_file: str | None = None,
+        health_port: int | None = None,
         on_ready: Callable[[Worker], Any] | None = None,
         ends_process: bool = False,
         **extra: Any,
@@ -137,6 +144,8 @@ class Worker:
             open_stream(logfile) if logfile else sys.stderr,
             False if no_color else conf["worker_log_color"],
         )
+        self._ready_file = ready_file or conf["worker_ready_file"]
+        self._health_port = conf["worker_health_port"] if health_port is None else health_port
         self._on_ready = on_ready
         self._ends_process = ends_process
         self._signal_name = ""
@@ -147,6 +156,9 @@ class Worker:
         self.pool: Pool
         self.link: Link
         self.loop: Loop
+        self._watchdog: Watchdog | None = None
+        self._door: Door | None = None
+        self._deaf = False
         self.broker_info = ""
         self._extensions: list[PluginInfo] = []
         self._surprises: list[float] = []
@@ -167,6 +179,9 @@ class Worker:
             self._start()
             return self._work()
         finally:
+            self._end_watch()
+            if self._door is not None:
+                self._door.close()
             if self._ends_process:
                 _ignore(handlers)
             else:
@@ -274,10 +289,41 @@ class Worker:
                 if name not in app.router.broadcasts:
                     self.transport.purge(name)
         try:
+            self._make_watchdog()
             self.loop.open()
         except BaseException:
             self.pool.stop(grace_s=0)
             raise
+        assert self._watchdog is not None
+        self._watchdog.start()
+        if self._door is not None:
+            self._door.start()
+
+    def _make_watchdog(self) -> None:
+        """Make what says whether this worker consumes, and what sees to it that it does."""
+        conf = self.app.conf
+        # A pool without any ability, solo, runs its task in our own thread.
+        health = Health(self.loop, self.link, runs_elsewhere=bool(self.pool.abilities))
+        self._watchdog = Watchdog(
+            self.loop,
+            self.link,
+            self.transport,
+            health,
+            patience_s=float(conf["worker_watchdog"] or 0),
+            give_up=self._give_up,
+            ready_file=ReadyFile(self._ready_file) if self._ready_file else None,
+        )
+        if self._health_port is not None:
+            self._door = Door(health, conf["worker_health_host"], int(self._health_port), self.hostname)
+            _log.info("Health probe: http://%s:%d/ready", conf["worker_health_host"], self._door.port)
+
+    def _end_watch(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.stop()
+
+    def _give_up(self) -> None:
+        self._deaf = True
+        self.stop()
 
     def _watch_revocations(self) -> None:
         """Know what is revoked before the first message comes, and look on."""
@@ -352,6 +398,7 @@ class Worker:
             self._beat.stop()
         if self._watch is not None:
             self._watch.stop()
+        self._end_watch()  # at once, for it is not ready any longer
         ended = wind_down(
             loop,
             pool,
@@ -371,6 +418,8 @@ class Worker:
         signals.worker_shutdown.send(sender=self)
         self._tell_extensions("celeriac_worker_stopped")
         _log.info("Stopped: %d finished, %d given back, %d given up while they ran.", *ended)
+        if self._deaf:
+            return EXIT_DEAF
         return EXIT_FORCED if ended.forced else EXIT_OK
 
     def _turn(self) -> None:
