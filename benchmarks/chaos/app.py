@@ -32,6 +32,19 @@ def work(self: Any, seconds: float) -> str:
     return str(self.request.id)
 
 
+_counts: dict[int, int] = {}
+
+
+@app.task(name="chaos.count", ignore_result=True)
+def count() -> None:
+    """A no-op that counts: one byte more in this process's own file."""
+    fd = _counts.get(os.getpid())
+    if fd is None:
+        path = f"{os.environ['CHAOS_COUNTS']}/{os.getpid()}"
+        fd = _counts[os.getpid()] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(fd, b".")
+
+
 @app.task(bind=True, name="chaos.follow")
 def follow(self: Any, before: str) -> str:
     """What follows a task."""

@@ -129,11 +129,13 @@ def run(
     workers: int = 2,
     concurrency: int = 2,
     kinds: Sequence[str] = (),
+    server: Any = None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """A whole campaign on a place of its own.
 
     Args:
+        server: See `Place`.
         kinds: Names of faults; all the broker has, by default. Each comes as often as the others, in random order.
     """
     rng = random.Random(seed)
@@ -143,7 +145,7 @@ def run(
     rng.shuffle(order)
     outcome = Outcome(broker, pool)
     begun = time.monotonic()
-    with Place(broker) as place:
+    with Place(broker, server=server) as place:
         ledger = Ledger(place.folder / "ledger")
         environment = {
             "CHAOS_BROKER": place.broker, "CHAOS_BACKEND": place.backend, "CHAOS_LEDGER": str(ledger.path),

@@ -575,7 +575,7 @@ def _garbage_amqp(place: Place) -> None:
             "payload": data.decode("latin-1"),
             "payload_encoding": "string",
         }
-        place.server.api("POST", "exchanges/%2F/amq.default/publish", body)
+        place.server.api("POST", f"exchanges/{place.vhost}/amq.default/publish", body)
 
 
 def _garbage_sqlite(place: Place) -> None:

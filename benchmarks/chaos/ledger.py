@@ -54,5 +54,5 @@ class Ledger:
         return [
             runs[-1]
             for id, runs in self.starts.items()
-            if runs[-1].pid in pids and len(self.ends.get(id, ())) < len(runs)
+            if runs[-1].pid in pids and max(self.ends.get(id, (0.0,))) < runs[-1].at
         ]

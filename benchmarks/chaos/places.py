@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 from celeriac.testing.faults import FaultProxy
 from celeriac.testing.services import RabbitMQService, RedisService
@@ -21,6 +22,10 @@ ROOM_MB = 512
 class Place:
     """One broker and result store.
 
+    Args:
+        durable: Redis writes everything to its disk before it answers.
+        server: A RabbitMQ that runs already, whose life is not ours to end; the place is a virtual host on it.
+
     Attributes:
         broker, backend: URLs for workers and clients, through the wire if there is one.
         wire, server: None on sqlite.
@@ -28,11 +33,14 @@ class Place:
         can_mount: The file has a file system of its own, which may be filled and made read-only.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, durable: bool = True, server: Any = None) -> None:
         self.kind = kind
+        self._durable = durable
+        self._is_guest = server is not None
+        self.vhost = "/"
         self.folder = Path(tempfile.mkdtemp(prefix="celeriac-chaos-", dir="/tmp"))
         self.wire: FaultProxy | None = None
-        self.server: Any = None
+        self.server: Any = server
         self.file: Path | None = None
         self.can_mount = False
         try:
@@ -42,15 +50,18 @@ class Place:
             raise
 
     def _make_redis(self) -> None:
-        self.server = RedisService(durable=True)
+        self.server = RedisService(durable=self._durable)
         self.server.start()
         self.wire = FaultProxy(self.server.url)
         self.broker = self.backend = self.wire.url
 
     def _make_amqp(self) -> None:
-        self.server = RabbitMQService()
-        self.server.start()
-        self.wire = FaultProxy(self.server.url)
+        if not self._is_guest:
+            self.server = RabbitMQService()
+            self.server.start()
+        url = self.server.fresh_url()
+        self.vhost = urlsplit(url).path[1:]
+        self.wire = FaultProxy(url)
         self.broker, self.backend = self.wire.url, f"sqlite:///{self.folder}/results.db"
 
     def _make_sqlite(self) -> None:
@@ -90,7 +101,9 @@ class Place:
         """Leave nothing behind."""
         if self.wire is not None:
             self.wire.close()
-        if self.server is not None:
+        if self._is_guest:
+            self.server.delete_vhost(self.vhost)
+        elif self.server is not None:
             self.server.close()
         if self.can_mount and self.file is not None:
             subprocess.run(["umount", "-l", str(self.file.parent)], check=False, capture_output=True)

@@ -135,6 +135,17 @@ def sleep(seconds: float, name: str = "") -> str:
 
 
 @app.task
+def spin(seconds: float, name: str = "") -> str:
+    """As `sleep`, but with a processor to itself."""
+    note(f"start {name} {os.getpid()}")
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        pass
+    note(f"end {name} {os.getpid()}")
+    return name
+
+
+@app.task
 def swallow_soft_limit(seconds: float) -> str:
     try:
         time.sleep(seconds)

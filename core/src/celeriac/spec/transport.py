@@ -91,6 +91,9 @@ class Consumer(Protocol):
         """Prove that this worker lives; return the tags it no longer owns. Called every few seconds
         from a thread of its own, concurrently with the other verbs (B9). Brokers that see death by the
         connection return [].
+
+        It is called every 5 s; a consumer whose leases are shorter than three times that says how often, by an
+        attribute `renew_interval_s`, which it may have or not.
         """
 
     def resize(self, window: int) -> None:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from celeriac.worker.joins import Joiner
 
 RENEW_S: Final = 5.0
-#: Without a renewal for so long (this process was frozen, its machine too busy) the leases are no longer relied on.
-DOUBTFUL_S: Final = 2 * RENEW_S
 #: Between two tries to open: with the try itself, less than the five seconds after which we must be back (B27).
 LONGEST_PAUSE_S: Final = 2.0
 
@@ -49,18 +47,21 @@ class Renewer(threading.Thread):
         self._end = threading.Event()
         self._turn = threading.Lock()
         self._proved_at = clock.monotonic()
+        self._every_s: float = min(RENEW_S, getattr(consumer, "renew_interval_s", RENEW_S))
+        #: Without a renewal for so long (this process was frozen, its machine too busy) leases are not relied on.
+        self.doubtful_s = 2 * self._every_s
 
     def run(self) -> None:
         """Until `stop`."""
-        pause_s = RENEW_S
+        pause_s = self._every_s
         while not self._end.wait(pause_s):
             try:
                 self.prove()
             except OperationalError as exc:  # the loop meets the same trouble and reopens; until then try sooner
                 _log.warning("lease not renewed: %s", exc)
-                pause_s = 1.0
+                pause_s = min(1.0, self._every_s)
                 continue
-            pause_s = RENEW_S
+            pause_s = self._every_s
 
     def prove(self) -> None:
         """Renew now, and report what is lost.
@@ -77,7 +78,7 @@ class Renewer(threading.Thread):
 
     def is_doubtful(self) -> bool:
         """It is so long since the last renewal that others may have taken the messages."""
-        return self._clock.monotonic() - self._proved_at > DOUBTFUL_S
+        return self._clock.monotonic() - self._proved_at > self.doubtful_s
 
     def stop(self) -> None:
         """End; a renewal under way finishes by itself."""
@@ -199,7 +200,7 @@ class Link:
         """
         if self._renewer is None or self.consumer is None or not self._renewer.is_doubtful():
             return
-        _log.warning("No lease was renewed for %g s; looking what is still held.", DOUBTFUL_S)
+        _log.warning("No lease was renewed for %g s; looking what is still held.", self._renewer.doubtful_s)
         try:
             self._renewer.prove()
             self.consumer.receive(0)  # where death is seen by the connection, this sees it

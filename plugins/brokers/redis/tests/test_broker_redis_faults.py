@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.spec import Settlement
@@ -282,10 +283,30 @@ def test_a_server_without_its_data_is_no_reason_to_stop(desk: Any, server: Any) 
     desk.send("gone")
     (gone,) = desk.receive(consumer, 1)
     server.call("FLUSHDB")
-    assert consumer.renew() == [gone.tag]
+    with capture_logs() as logs:
+        assert [consumer.renew(), consumer.renew()] == [[gone.tag]] * 2
+    assert [(line["event"], line["held"]) for line in logs] == [("store.reset", 1)]
     consumer.settle([Settlement(gone.tag)])
     desk.send("new")
     assert desk.take(consumer, 1) == ["new"]
+
+
+def test_a_server_that_came_back_empty_is_told_of_once(private_service: Any, desks: Any) -> None:
+    redis = private_service(RedisService())
+    desk = desks(redis.url)
+    with capture_logs() as logs:
+        desk.consumer()
+        desk.consumer(owner="w2")
+        redis.kill()
+        redis.start()
+        desk.consumer(owner="w3").renew()
+    assert [line["log_level"] for line in logs if line["event"] == "store.reset"] == ["error"]
+
+
+def test_a_lease_is_renewed_three_times_before_it_ends_here_or_at_celerys(redis_url: str, desks: Any) -> None:
+    assert desks(redis_url).consumer().renew_interval_s == 5.0
+    assert desks(redis_url, lease=6).consumer().renew_interval_s == 2.0
+    assert desks(redis_url, visibility_timeout=9).consumer().renew_interval_s == 3.0
 
 
 def test_a_server_that_became_a_replica_costs_the_consumer_at_once_and_nobody_a_message(

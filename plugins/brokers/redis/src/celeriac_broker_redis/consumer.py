@@ -347,6 +347,11 @@ class RedisConsumer:
 
     # living and ending
 
+    @property
+    def renew_interval_s(self) -> float:
+        """A third of our lease, or of the time after which Celery's workers give back what they see."""
+        return min(5.0, self._conf.options.lease_s / 3, self._conf.options.visibility_timeout_s / 3)
+
     def renew(self) -> list[Any]:
         """See `Consumer.renew`. Also looks after consumers that are gone. Called from a thread of its own."""
         try:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+import structlog
+
 from celeriac.exceptions import PublishRejected
 from celeriac.spec.data import Route
 from celeriac_broker_redis.attempts import mark_lost, priority_of
@@ -31,6 +33,10 @@ SECOND_LOOK_S: Final = 0.2
 SILENCE_S: Final = 2.0
 #: For so long after the end of a lease a blocked move may still put a message into an inbox.
 FADING_S: Final = 30.0
+
+
+#: The stores in which this process has put its sentinel.
+_in_use: set[str] = set()
 
 
 class Leases:
@@ -81,7 +87,23 @@ class Leases:
             self._keys.alive,
             *(self._keys.serves(queue) for queue in list(queues)),
         ]
-        return list(self._run(RENEW, keys, words))
+        is_new: int
+        lost: list[int]
+        is_new, *lost = self._run(RENEW, keys, words)
+        self._look_for_reset(bool(is_new), len(lost))
+        return lost
+
+    def _look_for_reset(self, is_new: bool, lost: int) -> None:
+        """Say so when the store is empty that was in use (B30): nobody removes the sentinel but who removes all."""
+        store = self._conf.address.store
+        if is_new and store in _in_use:
+            structlog.get_logger(__name__).error(
+                "store.reset",
+                store=str(self._conf.address),
+                held=lost,
+                hint="Its data are gone: flushed, evicted, or restarted without them. Messages that waited are lost.",
+            )
+        _in_use.add(store)
 
     def sizes(self, lists: Sequence[str]) -> list[int]:
         """How many messages lie in these lists."""

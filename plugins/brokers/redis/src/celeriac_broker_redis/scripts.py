@@ -221,16 +221,15 @@ return redis.call('LLEN', KEYS[1])
 #: and says which queues are served.
 #:
 #: KEYS: index, owners, alive, keys that say so. ARGV: token, lease in seconds, sentinel, numbers of connections, tags.
-#: Returns: the positions (from 0) of tags that are held no longer.
+#: Returns: 1 if the sentinel was not there, else 0; then the positions (from 0) of tags that are held no longer.
 RENEW: Final = Script(
     """
 local stamp = redis.call('TIME')[1]
 redis.call('ZREM', KEYS[2], '')
 redis.call('ZADD', KEYS[2], 'GT', stamp + ARGV[2], ARGV[1])
-redis.call('ZADD', KEYS[1], '+inf', ARGV[3])
+local lost = {redis.call('ZADD', KEYS[1], '+inf', ARGV[3])}
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
 for i = 4, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', 3600) end
-local lost = {}
 for from = 5, #ARGV, 1000 do
   local to = math.min(from + 999, #ARGV)
   local scores = redis.call('ZMSCORE', KEYS[1], unpack(ARGV, from, to))

@@ -74,6 +74,9 @@ def main(program: SlotProgram, ends: Ends) -> None:
         _leave_standard_input()
         gc.freeze()  # what came from the parent is not garbage; looking at it would only copy its pages
         code = _Slot(program, ends).serve()
+    except BrokenPipeError:
+        if os.getppid() == ends.parent_pid:
+            traceback.print_exc()  # else the parent was killed under our report: nobody is there to be told
     except BaseException:
         traceback.print_exc()
     finally:

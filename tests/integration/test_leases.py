@@ -1,0 +1,106 @@
+"""Tasks and waits much longer than a lease run once, whatever they do to the processor, and beside Celery's workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.celery_venv import celery_python
+from tests.integration.conftest import House, wait_until
+
+from celeriac_support_redis.wire import Wire, connect, parse_url
+
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("redis")]
+
+LEASE_S = 2.0
+LONG_S = 10 * LEASE_S
+
+PEER = """
+from celery import Celery
+app = Celery("peer", broker={url!r})
+app.conf.update(broker_transport_options={{"visibility_timeout": {timeout}}}, worker_hijack_root_logger=False)
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path, redis_url: str) -> Iterator[House]:
+    made = House(tmp_path, f"{redis_url}?lease={LEASE_S:g}", redis_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(redis_url: str) -> Iterator[Wire]:
+    wire = connect(parse_url(redis_url)[0])
+    yield wire
+    wire.close()
+
+
+def starts(house: House) -> list[str]:
+    return sorted(line.split()[1] for line in house.ran() if line.startswith("start"))
+
+
+def test_tasks_and_waits_ten_times_longer_than_a_lease_run_once(house: House) -> None:
+    house.worker("-c", "2")
+    house.worker("-P", "threads", "-c", "2")
+    later = house.send("sleep", 0.0, "later", countdown=LONG_S)
+    running = [house.send("sleep", LONG_S, f"long{n}") for n in range(4)]
+    wait_until(lambda: len(starts(house)) == 4, what="all running")
+    assert [result.get(timeout=60) for result in running] == [f"long{n}" for n in range(4)]
+    assert later.get(timeout=30) == "later"
+    assert starts(house) == ["later", "long0", "long1", "long2", "long3"]
+
+
+def test_a_task_that_keeps_the_processor_in_the_very_process_that_renews_runs_once(
+    tmp_path: Path, redis_url: str
+) -> None:
+    house = House(tmp_path, f"{redis_url}?lease=4", redis_url)
+    try:
+        for _ in range(2):
+            house.worker("-P", "threads", "-c", "1")
+        assert house.send("spin", 9.0, "spin").get(timeout=60) == "spin"
+        assert starts(house) == ["spin"]
+    finally:
+        house.close()
+
+
+@pytest.mark.slow
+def test_celerys_workers_leave_alone_what_is_held_here_for_longer_than_their_visibility_timeout(
+    house: House, redis_url: str, server: Wire
+) -> None:
+    """All workers of one Redis share the record of what is held, and any Celery worker gives back what looks old."""
+    house.env["SUITE_BROKER"] = f"{redis_url}?visibility_timeout=2"
+    house.worker("-c", "2")
+    (house.place / "peer.py").write_text(PEER.format(url=redis_url, timeout=2))
+    log = (house.place / "peer.log").open("wb")
+    words = ["-m", "celery", "-A", "peer", "worker", "-c", "1", "-P", "solo", "-Q", "peers", "-l", "info"]
+    peer = subprocess.Popen(
+        [str(celery_python()), *words],
+        cwd=house.place,
+        env={**os.environ, "C_FORCE_ROOT": "1"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        result = house.send("sleep", 25.0, "held")
+        wait_until(lambda: starts(house), what="the task")
+        abandoned = {
+            "headers": {},
+            "properties": {"delivery_info": {"exchange": "", "routing_key": "probe"}},
+            "body": "",
+        }
+        server.call("HSET", "unacked", "probe", json.dumps([abandoned, "", "probe"]))
+        server.call("ZADD", "unacked_index", time.time() - 100, "probe")
+        wait_until(lambda: server.call("LLEN", "probe"), 24.0, what="Celery's search for abandoned messages")
+        assert server.call("HLEN", "unacked") == 1, "ours is still recorded"
+        assert result.get(timeout=60) == "held"
+        assert starts(house) == ["held"]
+    finally:
+        peer.kill()
+        peer.wait()
+        log.close()
