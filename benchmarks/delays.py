@@ -57,8 +57,7 @@ def measure(broker: str, far: int, near: int, soon_s: float, span_s: float) -> d
             "CHAOS_BROKER": place.broker, "CHAOS_BACKEND": place.backend, "CHAOS_LEDGER": str(ledger.path),
         }  # fmt: skip
         fleet = Fleet(place.folder, 1, ("-c", "2"), environment)
-        url = place.broker if place.server is None else place.server.url
-        client = Celery("client", broker=url, backend=place.backend)
+        client = Celery("client", broker=place.direct, backend=place.backend)
         rng = random.Random(1)
         try:
             fleet.fill()

@@ -58,7 +58,7 @@ def repeat(broker: str, pool: str, kinds: Sequence[str], times: int, seed: int) 
             "CHAOS_BROKER": place.broker, "CHAOS_BACKEND": place.backend, "CHAOS_LEDGER": str(ledger.path),
         }  # fmt: skip
         fleet = Fleet(place.folder, 1, ("-P", pool, "-c", "2"), environment)
-        client = Celery("client", broker=place.server.url, backend=place.backend)
+        client = Celery("client", broker=place.direct, backend=place.backend)
         scene = Scene(place, fleet, rng)
         sent: set[str] = set()
 

@@ -53,8 +53,7 @@ def soak(broker: str, pool: str, tasks: int, cuts: int) -> dict[str, Any]:
             "CHAOS_COUNTS": str(counts),
         }  # fmt: skip
         fleet = Fleet(place.folder, 1, ("-P", pool, "-c", "2", "-l", "warning"), environment)
-        url = place.broker if place.server is None else place.server.url
-        client = Celery("client", broker=url, backend=place.backend)
+        client = Celery("client", broker=place.direct, backend=place.backend)
         sent = uncertain = 0
         end = threading.Event()
 

@@ -28,6 +28,7 @@ class Place:
 
     Attributes:
         broker, backend: URLs for workers and clients, through the wire if there is one.
+        direct: The broker's, past the wire.
         wire, server: None on sqlite.
         file: sqlite's; None elsewhere.
         can_mount: The file has a file system of its own, which may be filled and made read-only.
@@ -38,6 +39,7 @@ class Place:
         self._durable = durable
         self._is_guest = server is not None
         self.vhost = "/"
+        self.direct = ""
         self.folder = Path(tempfile.mkdtemp(prefix="celeriac-chaos-", dir="/tmp"))
         self.wire: FaultProxy | None = None
         self.server: Any = server
@@ -52,16 +54,17 @@ class Place:
     def _make_redis(self) -> None:
         self.server = RedisService(durable=self._durable)
         self.server.start()
-        self.wire = FaultProxy(self.server.url)
+        self.direct = self.server.url
+        self.wire = FaultProxy(self.direct)
         self.broker = self.backend = self.wire.url
 
     def _make_amqp(self) -> None:
         if not self._is_guest:
             self.server = RabbitMQService()
             self.server.start()
-        url = self.server.fresh_url()
-        self.vhost = urlsplit(url).path[1:]
-        self.wire = FaultProxy(url)
+        self.direct = self.server.fresh_url()
+        self.vhost = urlsplit(self.direct).path[1:]
+        self.wire = FaultProxy(self.direct)
         self.broker, self.backend = self.wire.url, f"sqlite:///{self.folder}/results.db"
 
     def _make_sqlite(self) -> None:
@@ -71,7 +74,7 @@ class Place:
             command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_MB}m", "celeriac-chaos", str(room)]
             self.can_mount = subprocess.run(command, check=False, capture_output=True).returncode == 0
         self.file = room / "chaos.db"
-        self.broker = self.backend = f"sqlite:///{self.file}"
+        self.direct = self.broker = self.backend = f"sqlite:///{self.file}"
 
     def redis(self, *words: Any) -> Any:
         """Ask Redis something, past the wire."""

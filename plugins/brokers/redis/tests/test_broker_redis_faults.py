@@ -304,9 +304,9 @@ def test_a_server_that_came_back_empty_is_told_of_once(private_service: Any, des
 
 
 def test_a_lease_is_renewed_three_times_before_it_ends_here_or_at_celerys(redis_url: str, desks: Any) -> None:
-    assert desks(redis_url).consumer().renew_interval_s == 5.0
-    assert desks(redis_url, lease=6).consumer().renew_interval_s == 2.0
-    assert desks(redis_url, visibility_timeout=9).consumer().renew_interval_s == 3.0
+    assert desks(redis_url).consumer().renew_interval_s == 2.0
+    assert desks(redis_url, lease=3).consumer().renew_interval_s == 1.0
+    assert desks(redis_url, visibility_timeout=4.5).consumer().renew_interval_s == 1.5
 
 
 def test_a_server_that_became_a_replica_costs_the_consumer_at_once_and_nobody_a_message(
@@ -453,6 +453,15 @@ def test_a_living_consumer_that_lost_its_connections_loses_nothing_else(
         assert other.receive(rival, 1, within_s=0.1) == []
     desk.settle(consumer, [held])
     assert server.call("HLEN", "unacked") == 0
+
+
+def test_a_renewal_over_a_new_connection_says_at_once_how_it_is_known(desk: Any, server: Any) -> None:
+    """Else the death of the consumer would be seen only when its lease ends."""
+    consumer = desk.consumer()
+    assert kill_connections(desk) >= 2
+    consumer.renew()
+    said = server.call("HGET", "celeriac.alive", consumer.token).split()
+    assert int(said[2]) == consumer._leases._wire.client_id
 
 
 def test_two_sweepers_return_a_message_once(redis_url: str, desks: Any, server: Any) -> None:

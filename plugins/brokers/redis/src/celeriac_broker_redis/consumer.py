@@ -41,6 +41,8 @@ MAX_ERROR_BYTES: Final = 8 * 1024
 #: the latest.
 IDLE_S: Final = (0.1, 1.0)
 CLOSE_S: Final = 5.0
+#: How often to look for dead consumers.
+LOOK_S: Final = 2.0
 #: A second loss within so long is the worker's to deal with: it backs off, we do not.
 MEND_INTERVAL_S: Final = 1.0
 #: Errors with which a server refuses to write for the time being: the settlement is offered again after a pause.
@@ -349,8 +351,9 @@ class RedisConsumer:
 
     @property
     def renew_interval_s(self) -> float:
-        """A third of our lease, or of the time after which Celery's workers give back what they see."""
-        return min(5.0, self._conf.options.lease_s / 3, self._conf.options.visibility_timeout_s / 3)
+        """A third of our lease, or of the time after which Celery's workers give back what they see; and often enough
+        that a dead consumer is found within five seconds, for that is looked for after each renewal."""
+        return min(LOOK_S, self._conf.options.lease_s / 3, self._conf.options.visibility_timeout_s / 3)
 
     def renew(self) -> list[Any]:
         """See `Consumer.renew`. Also looks after consumers that are gone. Called from a thread of its own."""

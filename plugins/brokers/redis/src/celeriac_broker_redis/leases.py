@@ -78,9 +78,6 @@ class Leases:
 
     def renew(self, tags: Sequence[bytes], queues: Sequence[str]) -> list[int]:
         """Prove that the consumer lives and serves these queues; the positions of tags that are no longer its own."""
-        wire = self._wire
-        numbers = f"{self._run_id} {self.client_id} {0 if wire is None else wire.client_id}"
-        words = [self._token, self._conf.options.lease_s, SENTINEL, numbers, *tags]
         keys = [
             self._keys.index,
             self._keys.owners,
@@ -89,9 +86,18 @@ class Leases:
         ]
         is_new: int
         lost: list[int]
-        is_new, *lost = self._run(RENEW, keys, words)
-        self._look_for_reset(bool(is_new), len(lost))
+        numbers = ""
+        while numbers != self._numbers():  # once, or once more: the connection may be made anew under way
+            numbers = self._numbers()
+            words = [self._token, self._conf.options.lease_s, SENTINEL, numbers, *tags]
+            is_new, *lost = self._run(RENEW, keys, words)
+            self._look_for_reset(bool(is_new), len(lost))
         return lost
+
+    def _numbers(self) -> str:
+        """By which others see whether this consumer is connected: to which run of the server, and how it numbers us."""
+        wire = self._wire
+        return f"{self._run_id} {self.client_id} {0 if wire is None else wire.client_id}"
 
     def _look_for_reset(self, is_new: bool, lost: int) -> None:
         """Say so when the store is empty that was in use (B30): nobody removes the sentinel but who removes all."""
