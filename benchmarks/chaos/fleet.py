@@ -60,7 +60,7 @@ class Worker:
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + READY_S
-        while " ready" not in self.log and "ready." not in self.log:
+        while "[queues]" not in self.log:  # the page is written when it consumes
             if not self.is_running or time.monotonic() > deadline:
                 raise RuntimeError(f"a worker did not come up:\n{self.log[-3000:]}")
             time.sleep(0.05)

@@ -334,6 +334,7 @@ def test_a_flood_of_large_messages_does_not_fill_the_memory(
 def test_heartbeats_keep_an_idle_worker_and_silence_is_noticed(
     open_transport: Callable[..., AmqpTransport], listen: Any, tools: Any, rabbitmq_service: RabbitMQService
 ) -> None:
+    assert listen(open_transport(), tools.spec("other")).consumer.renew_interval_s == 2.0
     transport = open_transport(broker_heartbeat=1)
     listener = listen(transport, tools.spec("q"))
     busy_until = time.monotonic() + 4.0

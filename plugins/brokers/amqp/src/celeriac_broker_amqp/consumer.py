@@ -443,6 +443,12 @@ class AmqpConsumer:
 
     # -- life -------------------------------------------------------------------------------------------------
 
+    @property
+    def renew_interval_s(self) -> float:
+        """A third of the heartbeat: one is sent even while the worker's own thread runs a task."""
+        heartbeat_s = self._link.heartbeat_s
+        return min(5.0, heartbeat_s / 3) if heartbeat_s else 5.0
+
     def renew(self) -> list[Any]:
         self._link.beat()
         return []

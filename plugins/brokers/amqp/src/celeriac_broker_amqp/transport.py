@@ -30,7 +30,7 @@ from celeriac_broker_amqp.listener import AmqpListener, declare_exchange
 from celeriac_broker_amqp.publisher import Publisher, make_item
 
 #: A worker that vanished with its host is noticed after two of these.
-CONSUMER_HEARTBEAT_S: Final = 10.0
+CONSUMER_HEARTBEAT_S: Final = 6.0
 #: Making the delay queues, which is done once in the life of a broker, may take so long.
 DELAYS_TIMEOUT_S: Final = 30.0
 SEND_TIMEOUT_S: Final = 10.0
