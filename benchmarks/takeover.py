@@ -33,7 +33,10 @@ SIGNALS = {"killed": signal.SIGKILL, "silent": signal.SIGSTOP}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the times; 1 if a task was not begun again."""
     options = _parse(arguments)
-    times = sorted(measure(options.broker, options.how, options.times))
+    if options.how == "silent":  # each in a place of its own: a task that was taken over runs on, and takes a slot
+        times = sorted(second for _ in range(options.times) for second in measure(options.broker, "silent", 1))
+    else:
+        times = sorted(measure(options.broker, options.how, options.times))
     shares = ", ".join(
         f"{name} {quantile(times, share)} s" for name, share in (("median", 0.5), ("p95", 0.95), ("max", 1))
     )
