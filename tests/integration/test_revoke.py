@@ -78,6 +78,12 @@ def test_where_nothing_keeps_revocations_revoke_says_so(request: pytest.FixtureR
     house = make_house("amqp", request, tmp_path)
     try:
         with pytest.raises(Unsupported, match="ability 'state'"):
-            house.app.AsyncResult("x").revoke()
+            house.app.revocations.revoke_ids(["x"])
+        house.worker("-c", "1")
+        running = house.send("sleep", 60, "heard")
+        wait_until(lambda: house.ran(), what="one that runs")
+        running.revoke(terminate=True, wait=True, timeout=10)  # those that are there hear of it all the same
+        with pytest.raises(TaskRevokedError, match="terminated"):
+            running.get(timeout=20)
     finally:
         house.close()

@@ -365,14 +365,18 @@ class AsyncResult(ResultBase, Generic[T]):
     ) -> None:
         """Have the task not run. When this returns, every worker will obey within seconds, also after a restart.
 
+        Where neither broker nor result backend can keep it (ability `state`), only workers that run now hear of it,
+        and a warning is logged.
+
         Args:
             terminate: End it by a signal if it runs already (pool prefork).
             signal: Which one, by name or number; None: TERM.
+            wait, timeout: Wait for the workers to have heard of it, at most so many seconds (1).
         Raises:
-            Unsupported: Neither broker nor result backend can keep it.
+            Unsupported: It can neither be kept nor be told.
             OperationalError, BackendError: It is not known whether it is kept.
         """
-        self.app.revocations.revoke_ids([self.id], terminate=terminate, signal=signal)
+        _revoke(self.app.control.revoke, self.id, terminate, signal, wait, timeout)
 
     def revoke_by_stamped_headers(
         self,
@@ -384,7 +388,7 @@ class AsyncResult(ResultBase, Generic[T]):
         timeout: float | None = None,
     ) -> None:
         """As `revoke`, for all tasks that carry one of these stamps: `{"customer": ["a", "b"]}`."""
-        self.app.revocations.revoke_stamps(headers, terminate=terminate, signal=signal)
+        _revoke(self.app.control.revoke_by_stamped_headers, headers, terminate, signal, wait, timeout)
 
     def forget(self) -> None:
         """Remove the result from the store, and those before it in the chain."""
@@ -639,7 +643,7 @@ class ResultSet(ResultBase):
     ) -> None:
         """Revoke all of them; see `AsyncResult.revoke`."""
         ids = [result.id for result in self.leaves()]
-        self.app.revocations.revoke_ids(ids, terminate=terminate, signal=signal)
+        _revoke(self.app.control.revoke, ids, terminate, signal, wait, timeout)
 
     def forget(self) -> None:
         """Forget all."""
@@ -870,6 +874,13 @@ class GroupResult(ResultSet):
 
     def __repr__(self) -> str:
         return f"<GroupResult: {self.id} [{', '.join(str(result.id) for result in self.results)}]>"
+
+
+def _revoke(
+    command: Callable[..., Any], what: Any, terminate: bool, signal: Any, wait: bool, timeout: float | None
+) -> None:
+    options = {} if timeout is None else {"timeout": timeout}
+    command(what, terminate=terminate, signal="SIGTERM" if signal is None else signal, reply=wait, **options)
 
 
 def result_from_tuple(data: Any, app: Any = None) -> Any:

@@ -109,7 +109,9 @@ def test_an_old_key_is_accepted_while_it_is_listed() -> None:
 def test_headers_that_a_signal_handler_adds_are_sealed() -> None:
     app = make_app()
     sent: list[Payload] = []
-    app._parts.__dict__["producer"] = type("P", (), {"send": lambda self, batch, **_: sent.extend(batch)})()
+    app._parts.__dict__["producer"] = type(
+        "P", (), {"tells_sent": False, "send": lambda self, batch, **_: sent.extend(batch)}
+    )()
 
     def add(headers: dict[str, Any], **_: Any) -> None:
         headers["trace"] = "t1"

@@ -22,6 +22,7 @@ from celeriac import _state, signals
 from celeriac.app import builtin  # noqa: F401 # registers itself
 from celeriac.app.annotations import annotate, read_annotations
 from celeriac.app.connections import acquired, connection_pool, forget_pools, make_connection, producer_pool
+from celeriac.app.control import Control
 from celeriac.app.parts import Parts
 from celeriac.app.periodic import PeriodicTasks
 from celeriac.app.registry import TaskRegistry
@@ -30,9 +31,11 @@ from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
 from celeriac.canvas.signature import Signature, signature
+from celeriac.events import Events
 from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, ImproperlyConfigured
 from celeriac.execution.execute import run_eagerly
 from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
+from celeriac.utils.clock import LamportClock
 from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
 from celeriac.utils.names import get_cls_by_name
 
@@ -137,6 +140,9 @@ class Celery:
         self._oid = ThreadOid()
         self._autodiscover: list[tuple[Any, str | None]] = []
         self._parts = Parts(self.conf, self._oid.get)
+        self.clock = LamportClock()
+        self.control = Control(self)
+        self.events = Events(self)
         if set_as_current:
             self.set_current()
         _state.register_app(self)

@@ -5,12 +5,14 @@ Celery's words for options are translated here, once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celeriac import _state, signals
 from celeriac.app.models import dump_calls_models
+from celeriac.exceptions import CeleriacError
 from celeriac.messaging.announce import announce_after, announce_before
 from celeriac.messaging.notices import RESULTS_HEADER
 from celeriac.messaging.protocol import Message, make_payload
@@ -20,6 +22,8 @@ from celeriac.utils.times import UTC, after, as_moment, as_seconds
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
     from celeriac.app.task import Task
+
+_log = logging.getLogger("celeriac.app")
 
 #: Options that steer the sending itself and never travel.
 _NOT_SENT = frozenset(
@@ -136,6 +140,35 @@ def publish(app: Celery, payloads: Sequence[Payload], options: Mapping[str, Any]
     )
     if signals.after_task_publish.receivers:
         announce_after(payloads)
+    if app.producer.tells_sent:
+        _tell_sent(app, payloads)
+
+
+def _tell_sent(app: Celery, payloads: Sequence[Payload]) -> None:
+    """Tell monitors what was sent (`task_send_sent_event`). Trouble with that is no reason not to have sent it."""
+    dispatcher = app.events.dispatcher
+    events = []
+    for payload in payloads:
+        headers, route = payload.headers, payload.route
+        fields = {
+            "uuid": headers["id"],
+            "root_id": headers["root_id"],
+            "parent_id": headers["parent_id"],
+            "name": headers["task"],
+            "args": headers["argsrepr"],
+            "kwargs": headers["kwargsrepr"],
+            "retries": headers["retries"],
+            "eta": headers["eta"],
+            "expires": headers["expires"],
+            "queue": route.queue,
+            "exchange": route.exchange,
+            "routing_key": route.routing_key,
+        }
+        events.append(dispatcher.complete("task-sent", fields))
+    try:
+        dispatcher.send_all(events)
+    except CeleriacError as exc:
+        _log.warning("task-sent was not told: %s", exc)
 
 
 def _embed(link: Any, link_error: Any, chain: Any, chord: Any) -> dict[str, Any] | None:

@@ -356,6 +356,10 @@ class Task(Generic[P, R]):
 
     subtask = signature
 
+    def send_event(self, type_: str, retry: bool = True, retry_policy: Any = None, **fields: Any) -> None:
+        """Tell monitors something about the running call: `self.send_event("task-progress", percent=50)`."""
+        self.app.events.dispatcher.send(type_, **{"uuid": self.request.id, **fields})
+
     def s(self, *args: Any, **kwargs: Any) -> Signature:
         """`.s(2, 2)`: a signature with these arguments."""
         return self.signature(args, kwargs)

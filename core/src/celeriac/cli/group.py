@@ -29,6 +29,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "dead": ("celeriac.cli.dead", "List, show, give back or drop messages that were set aside."),
     "beat": ("celeriac.cli.beat", "Send periodic tasks when they are due."),
     "schedule": ("celeriac.cli.schedule", "List, add, pause and trigger periodic tasks of running beats."),
+    "status": ("celeriac.cli.remote", "Show which workers are online."),
+    "inspect": ("celeriac.cli.remote", "Ask running workers about themselves."),
+    "control": ("celeriac.cli.remote", "Tell running workers what to do."),
+    "events": ("celeriac.cli.events", "Watch workers and tasks."),
     "plugins": ("celeriac.cli.plugins", "List, show and check the installed plugins."),
     "report": ("celeriac.cli.report", "Print versions and settings, for bug reports."),
 }

@@ -59,12 +59,12 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option("--health-port", type=click.IntRange(0, 65535), metavar="PORT", help="Answer GET /ready and /live there.")
 @option("--purge", "--discard", is_flag=True, help="First remove all messages from its queues. No way back!")
 @option("-S", "--statedb", metavar="FILE", help="Keep revocations in this file, where no broker or backend can.")
-@_without_effect("-E", "--task-events", "--events", is_flag=True)
+@option("-E", "--task-events", "--events", is_flag=True, default=None, help="Tell monitors about every task.")
+@option("--without-heartbeat", is_flag=True, help="Do not tell monitors that the worker lives.")
+@option("--heartbeat-interval", type=float, metavar="SECONDS", help="How often to tell them. Default: 2.")
 @_without_effect("-O", "--optimization")
 @_without_effect("--without-gossip", is_flag=True)
 @_without_effect("--without-mingle", is_flag=True)
-@_without_effect("--without-heartbeat", is_flag=True)
-@_without_effect("--heartbeat-interval", type=int)
 @_without_effect("--pool-putlocks/--no-pool-putlocks")
 @click.pass_context
 def worker(ctx: click.Context, /, **options: Any) -> None:

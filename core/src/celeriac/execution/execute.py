@@ -358,7 +358,7 @@ class TaskProgram:
             signals.task_success.send(sender=ready.task, result=value, runtime=runtime_s)
         if ready.after_return is not None or signals.task_postrun.receivers:
             self._finish(ready, request, states.SUCCESS, value, None)
-        detail = bounded_repr(value, ready.repr_chars) if self._detail else ""
+        detail = bounded_repr(value, ready.repr_chars) if self._detail or job.announce else ""
         return JobReport(job.token, "succeeded", runtime_s, stored, publish, detail, chords=chords)
 
     def _ended_badly(

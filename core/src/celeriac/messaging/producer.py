@@ -39,6 +39,8 @@ class Producer:
         }
         self._retry = bool(conf["task_publish_retry"])
         self._declared: set[str] = set()
+        #: Monitors are told of what is sent.
+        self.tells_sent = bool(conf["task_send_sent_event"])
         self._usual_pauses = self._pauses(None, None)
 
     def send(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from celeriac.spec.data import Delivery, Head
+from celeriac.utils.rates import parse_rate
 from celeriac.utils.times import to_unix
 from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.plans import TaskPlan
@@ -137,21 +139,6 @@ class Bucket:
         return when
 
 
-def parse_rate(limit: Any) -> float:
-    """Starts per second of `'10/s'`, `'10/m'`, `'10/h'` or a number.
-
-    Raises:
-        ValueError: Not such a limit.
-    """
-    if isinstance(limit, (int, float)):
-        return float(limit)
-    number, _, unit = str(limit).partition("/")
-    try:
-        return float(number) / {"": 1, "s": 1, "m": 60, "h": 3600}[unit.strip().lower()[:1]]
-    except (KeyError, ValueError):
-        raise ValueError(f"rate limit {limit!r} is not like '10/s', '10/m', '10/h' or a number") from None
-
-
 class Courtesy:
     """Moments at which this worker holds back, so that others are first at a message that it does not know.
 
@@ -185,9 +172,17 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._heap)
 
+    def __iter__(self) -> Iterator[tuple[float, Delivery]]:
+        return ((when, delivery) for when, _, delivery in sorted(self._heap, key=lambda entry: entry[:2]))
+
     def add(self, when: float, delivery: Delivery) -> None:
         """Hold one until unix time `when`."""
         heapq.heappush(self._heap, (when, next(self._order), delivery))
+
+    def hasten(self, is_meant: Callable[[Delivery], bool]) -> None:
+        """Those of them are due now."""
+        self._heap = [(0.0 if is_meant(delivery) else when, order, delivery) for when, order, delivery in self._heap]
+        heapq.heapify(self._heap)
 
     def due(self, now: float) -> list[Delivery]:
         """Those whose time has come."""

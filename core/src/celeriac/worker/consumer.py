@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from celeriac.spec.pool import Pool
     from celeriac.spec.state import Snapshot
     from celeriac.spec.transport import Transport
+    from celeriac.worker.feed import Feed
     from celeriac.worker.poller import Sleeper
+    from celeriac.worker.remote import Errands
 
 IDLE_S: Final = 1.0  # the longest sleep
 #: Before a message on its last attempt runs, the others like it are back in the queue.
@@ -87,6 +89,7 @@ class Loop:
         self._epoch = 0
         self._is_linked = True
         self.flights = Flights()
+        self.errands: Errands | None = None
         self._max_crashes = int(app.conf["task_max_crashes"])
         self._max_returns = int(app.conf["task_max_returns"])
         self._counts_losses = "attempts" in transport.abilities
@@ -167,6 +170,9 @@ class Loop:
         """A command was heard that revokes these keys (`app.revocations.id_key`, `stamp_key`)."""
         self.revoked.hear(revocations)
         obey(revocations, self.flights, self._pool)
+        self._waiting.hasten(
+            lambda delivery: isinstance(delivery.head, Head) and bool(self.revoked.match(delivery.head))
+        )
 
     # -- one turn -------------------------------------------------------------------------------------------
 
@@ -206,7 +212,11 @@ class Loop:
             self._take(deliveries)
             link.perform()
         self._log.flush()
-        self._sleeper.sleep(self._how_long())
+        pause_s = self._how_long()
+        if self.errands:
+            left_s = self.errands.run()
+            pause_s = 0.0 if left_s is None else min(pause_s, left_s)
+        self._sleeper.sleep(pause_s)
 
     def _how_long(self) -> float:
         if self._stopping and not len(self.flights):
@@ -292,7 +302,7 @@ class Loop:
                     delivery.queue,
                     delivery.attempt,
                     delivery.redelivered,
-                    plan.announce,
+                    plan.announce or not brief,
                     soft_s,
                     hard_s,
                     plan.cost_s,
@@ -304,6 +314,8 @@ class Loop:
             if signals.task_received.receivers:
                 signals.task_received.send(sender=self, request=self.endings.request(delivery))
         if jobs:
+            if self.endings.feed is not None:
+                self.endings.feed.submitted(jobs, flights)
             self._pool.submit(jobs)
         self._link.resize(self._wanted_window())
 
@@ -365,7 +377,7 @@ class Loop:
         task = self._app.tasks.get(name)
         if task is None:
             return None
-        plan = self._plans[name] = TaskPlan(task, *self._limits, announce=False)
+        plan = self._plans[name] = TaskPlan(task, *self._limits, announce=self.endings.feed is not None)
         return plan
 
     def _read_protocol_1(self, delivery: Delivery, head: Head) -> bool:
@@ -429,3 +441,41 @@ class Loop:
             self._app.conf["task_unknown_patience"],
             ", ".join(sorted(self._app.tasks.regular())) or "none",
         )
+
+    # -- for remote control ---------------------------------------------------------------------------------
+
+    def running(self) -> list[Flight]:
+        """What slots run now, as far as they have said so."""
+        return [flight for flight in self.flights if flight.pid]
+
+    def reserved(self) -> list[Flight]:
+        """What the pool has and no slot has said to have begun."""
+        return [flight for flight in self.flights if not flight.pid]
+
+    def scheduled(self) -> list[tuple[float, Delivery]]:
+        """What waits here for its time: (unix time, delivery), earliest first."""
+        return list(self._waiting)
+
+    def totals(self) -> dict[str, int]:
+        """How many runs of each task have ended here."""
+        return {name: plan.runs for name, plan in self._plans.items() if plan.runs}
+
+    def window_size(self) -> int:
+        """How many messages it may hold now."""
+        return self._window.size
+
+    def tell(self, feed: Feed | None) -> None:
+        """Tell monitors about tasks from now on, or no more."""
+        self.endings.feed = feed
+        for plan in self._plans.values():
+            plan.announce = feed is not None or plan.early
+
+    def renew_limits(self, name: str) -> None:
+        """A task has other time limits now."""
+        if name in self._plans:
+            self._plans[name].renew_limits(*self._limits)
+
+    def resize(self, slots: int) -> None:
+        """The pool gets so many slots."""
+        self._pool.resize(slots)
+        self._window.resize(slots)

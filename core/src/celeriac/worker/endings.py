@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -17,7 +18,7 @@ from celeriac.execution.execute import ExceptionInfo
 from celeriac.execution.followup import Following, after_failure
 from celeriac.execution.request import Context
 from celeriac.messaging.protocol import read_call
-from celeriac.spec.data import FINAL_OUTCOMES, Delivery, JobReport, Payload, Settlement
+from celeriac.spec.data import FINAL_OUTCOMES, Delivery, Head, JobReport, Payload, Settlement
 from celeriac.utils.ids import uuid
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from celeriac.log import TaskLog
     from celeriac.resultstore import ResultStore
     from celeriac.spec.transport import Transport
+    from celeriac.worker.feed import Feed
 
 ERROR_CHARS: Final = 8192  # B21
 CRASHES_REMEMBERED: Final = 10_000
@@ -43,6 +45,7 @@ class Endings:
 
     Attributes:
         finished, given_back: How many deliveries ended so, for the last line.
+        feed: Tells monitors what happens to tasks; None while task events are off.
     """
 
     def __init__(
@@ -70,12 +73,15 @@ class Endings:
         # Deaths of slots by task id: what counts for brokers that do not count attempts.
         self._crashes: OrderedDict[str, int] = OrderedDict()
         self.finished = self.given_back = 0
+        self.feed: Feed | None = None
 
     # -- reports --------------------------------------------------------------------------------------------
 
     def digest(self, reports: Sequence[JobReport]) -> None:
         """End what has ended, and note what has begun."""
         flights, log, settle = self._flights, self._log, self._link.settle_flight
+        if self.feed is not None:
+            self.feed.reported(reports, flights)
         spent_s, count = 0.0, 0
         for report in reports:
             flight = flights.get(report.token)
@@ -123,7 +129,7 @@ class Endings:
         return len(tokens)
 
     def _accept(self, flight: Flight, report: JobReport) -> None:
-        flight.pid = report.pid
+        flight.pid, flight.started = report.pid, time.time()
         if flight.plan.early and not flight.acked:
             self._link.settle_flight(flight, Settlement(flight.delivery.tag))
             flight.acked = True
@@ -219,6 +225,8 @@ class Endings:
             self._finish(flight, "requeue", started=True)
             return
         self._crashes.pop(task_id, None)
+        if self.feed is not None:
+            self.feed.note("task-failed", task_id, exception=f"WorkerLostError({cause!r})", traceback="")
         error = WorkerLostError(f"Worker exited prematurely: {cause}.")
         following = self.failure(flight.delivery, error)
         if signals.task_failure.receivers:
@@ -285,10 +293,17 @@ class Endings:
         self._link.settle(Settlement(delivery.tag, "dead", None, reason, reason), following)
         if signals.task_rejected.receivers:
             signals.task_rejected.send(sender=self, message=delivery, exc=reason)
+        task_id = getattr(delivery.head, "id", "")
+        if self.feed is not None and task_id:
+            self.feed.note("task-failed", task_id, exception=reason, traceback="")
 
     def revoke(self, delivery: Delivery, task: Any, reason: str) -> None:
         """Acknowledged without a run, with REVOKED stored."""
         request = self.request(delivery)
+        if self.feed is not None:
+            if isinstance(delivery.head, Head):
+                self.feed.received(delivery, delivery.head)
+            self.feed.note("task-revoked", request.id, terminated=False, signum=None, expired=reason == "expired")
         self.finished += 1
         following = self.failure(delivery, TaskRevokedError(reason), states.REVOKED)
         self._link.settle(Settlement(delivery.tag), following)

@@ -17,9 +17,11 @@ class Flight:
         acked: It was acknowledged before it ran.
         pid: The process that runs it, once that is known.
         signum: It is revoked, to be ended by this signal; 0: not, or not by one.
+        started: Unix time at which that was known.
+        told: Monitors know that it was received.
     """
 
-    __slots__ = ("acked", "brief", "delivery", "epoch", "head", "pid", "plan", "signum")
+    __slots__ = ("acked", "brief", "delivery", "epoch", "head", "pid", "plan", "signum", "started", "told")
 
     def __init__(self, delivery: Delivery, head: Head, plan: TaskPlan, epoch: int, brief: bool) -> None:
         self.delivery = delivery
@@ -30,6 +32,8 @@ class Flight:
         self.acked = False
         self.pid = 0
         self.signum = 0
+        self.started = 0.0
+        self.told = False
 
 
 class Flights:

@@ -270,6 +270,24 @@ class Link:
             self._window = window
             self._try(self.consumer.resize, window)
 
+    @property
+    def queues(self) -> list[QueueSpec]:
+        """What it consumes from."""
+        return list(self._queues)
+
+    def subscribe(self, queue: QueueSpec) -> None:
+        """Consume from this queue too, from now on and after each opening."""
+        if all(known.name != queue.name for known in self._queues):
+            self._queues.append(queue)
+            if self.consumer is not None:
+                self._try(self.consumer.subscribe, queue)
+
+    def unsubscribe(self, queue: str) -> None:
+        """The opposite; unknown ones are no error."""
+        self._queues = [known for known in self._queues if known.name != queue]
+        if self.consumer is not None:
+            self._try(self.consumer.unsubscribe, queue)
+
     def stop(self) -> None:
         """Acquire nothing more."""
         if self.consumer is not None:

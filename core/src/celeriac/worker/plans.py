@@ -21,6 +21,7 @@ class TaskPlan:
         early: Acknowledged when a slot takes it, before it runs (`acks_late=False`): at most once.
         coroutine: It is a coroutine function.
         announce: The slot says when it takes a call.
+        runs: How many have ended here.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class TaskPlan:
         "hard_s",
         "name",
         "requeue_lost",
+        "runs",
         "soft_s",
         "task",
     )
@@ -42,8 +44,7 @@ class TaskPlan:
         self.task = task
         self.name: str = task.name
         self.coroutine = inspect.iscoroutinefunction(task.run)
-        self.hard_s = task.time_limit if task.time_limit is not None else hard_s
-        self.soft_s = task.soft_time_limit if task.soft_time_limit is not None else soft_s
+        self.renew_limits(hard_s, soft_s)
         self.early = not task.acks_late
         self.announce = announce or self.early
         base = task.acks_on_failure_or_timeout
@@ -51,7 +52,14 @@ class TaskPlan:
         self.ack_on_timeout = _first(task.acks_on_timeout, base)
         self.requeue_lost = not self.early and task.reject_on_worker_lost is not False
         self.cost_s = UNKNOWN_COST_S
+        self.runs = 0
         self._trial_s: list[float] = []
+
+    def renew_limits(self, hard_s: float | None, soft_s: float | None) -> None:
+        """The task's own time limits, or these of the worker."""
+        task = self.task
+        self.hard_s = task.time_limit if task.time_limit is not None else hard_s
+        self.soft_s = task.soft_time_limit if task.soft_time_limit is not None else soft_s
 
     def learn(self, runtime_s: float) -> None:
         """A run took so long.
@@ -60,6 +68,7 @@ class TaskPlan:
         processor away for some milliseconds) does not.
         """
         spent_s = runtime_s + OVERHEAD_S
+        self.runs += 1
         if self.cost_s == UNKNOWN_COST_S:
             self._trial_s.append(spent_s)
             if len(self._trial_s) == TRIAL_RUNS:

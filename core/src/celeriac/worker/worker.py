@@ -31,6 +31,7 @@ from celeriac.exceptions import (
 from celeriac.execution.execute import TaskProgram
 from celeriac.kernel.discovery import PluginInfo
 from celeriac.log import TaskLog, open_stream
+from celeriac.messaging.broadcasts import require_fanout
 from celeriac.spec.data import QueueSpec
 from celeriac.spec.pool import Pool, PoolOptions
 from celeriac.spec.transport import Transport
@@ -38,10 +39,13 @@ from celeriac.utils.ids import default_nodename, uuid
 from celeriac.utils.nodenames import worker_direct
 from celeriac.worker.broadcasts import Broadcasts
 from celeriac.worker.consumer import Loop
+from celeriac.worker.control import WorkerState
+from celeriac.worker.feed import Feed
 from celeriac.worker.health import Door, Health, ReadyFile
 from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
 from celeriac.worker.poller import Sleeper
+from celeriac.worker.remote import Errands, Remote
 from celeriac.worker.revoked import RevocationWatch, Revoked
 from celeriac.worker.shutdown import wind_down
 from celeriac.worker.spool import Spool
@@ -52,6 +56,8 @@ EXIT_OK: Final = 0
 EXIT_FORCED: Final = 1
 #: Messages were ready and none came, over several new links (see `watchdog`).
 EXIT_DEAF: Final = 3
+#: So often a worker tells monitors that it lives.
+HEARTBEAT_S: Final = 2.0
 #: More unexpected errors than this within this time end the worker: something is wrong that a new link does not mend.
 MAX_SURPRISES: Final = 5
 SURPRISE_PERIOD_S: Final = 60.0
@@ -107,6 +113,9 @@ class Worker:
         no_color: bool = False,
         ready_file: str | None = None,
         health_port: int | None = None,
+        task_events: bool | None = None,
+        without_heartbeat: bool = False,
+        heartbeat_interval: float | None = None,
         on_ready: Callable[[Worker], Any] | None = None,
         ends_process: bool = False,
         **extra: Any,
@@ -146,6 +155,8 @@ class Worker:
         )
         self._ready_file = ready_file or conf["worker_ready_file"]
         self._health_port = conf["worker_health_port"] if health_port is None else health_port
+        self._task_events = bool(conf["worker_send_task_events"] if task_events is None else task_events)
+        self._heartbeat_s = None if without_heartbeat else float(heartbeat_interval or HEARTBEAT_S)
         self._on_ready = on_ready
         self._ends_process = ends_process
         self._signal_name = ""
@@ -159,6 +170,8 @@ class Worker:
         self._watchdog: Watchdog | None = None
         self._door: Door | None = None
         self._deaf = False
+        self.remote: Remote | None = None
+        self.autoscaler: Any = None
         self.broker_info = ""
         self._extensions: list[PluginInfo] = []
         self._surprises: list[float] = []
@@ -284,6 +297,7 @@ class Worker:
             revoked=Revoked(float(app.conf["task_revoke_expires"]), state_db),
         )
         self._watch_revocations()
+        self._make_remote()
         if self._purge:
             for name in self._queue_names:
                 if name not in app.router.broadcasts:
@@ -351,6 +365,33 @@ class Worker:
             queues += self._broadcasts.queues
         return queues
 
+    def _make_remote(self) -> None:
+        """Remote control and events, where the broker can broadcast."""
+        listens = bool(self.app.conf["worker_enable_remote_control"])
+        if "fanout" not in self.transport.abilities:
+            if self._task_events:
+                require_fanout(self.transport, "sending task events (-E)")
+            if listens:
+                _log.info("This broker cannot broadcast: no remote control and no events.")
+            return
+        if not listens and self._heartbeat_s is None and not self._task_events:
+            return
+        state = WorkerState(self)
+        self.loop.errands = errands = Errands(
+            lambda request: remote.answer(request, state.perform(request)), self._sleeper.wake
+        )
+        flights, endings = self.loop.flights, self.loop.endings
+        self.remote = remote = Remote(
+            self.app,
+            self.transport,
+            self.hostname,
+            errands=errands,
+            counts=lambda: (len(flights), endings.finished),
+            heartbeat_s=self._heartbeat_s,
+            listens=listens,
+        )
+        self.tell_events(self._task_events)
+
     def _check_limits(self) -> None:
         """Say at the start what this pool cannot do."""
         tasks = list(self.app.tasks.regular().values())
@@ -373,6 +414,8 @@ class Worker:
 
     def _work(self) -> int:
         loop, pool = self.loop, self.pool
+        if self.remote is not None:
+            self.remote.begin()
         if self._on_ready is not None:
             self._on_ready(self)
         if self._beat_words is not None:  # when the first processes are forked
@@ -407,6 +450,8 @@ class Worker:
             grace_s=self.app.conf["worker_shutdown_grace"],
             soft_s=self.app.conf["worker_soft_shutdown_timeout"] or 0.0,
         )
+        if self.remote is not None:
+            self.remote.stop()
         if self._broadcasts is not None:
             self._broadcasts.stop()
         self.transport.close()
@@ -483,12 +528,61 @@ class Worker:
         with contextlib.suppress(OSError):  # a closed terminal is no reason to fail
             os.write(2, f"\nworker: {signal.Signals(signum).name}: {how}\n".encode())
 
+    # -- for remote control ---------------------------------------------------------------------------------
+
+    def tell_events(self, wanted: bool) -> bool:
+        """Tell monitors about tasks, or no more; False if it is so already."""
+        remote = self.remote
+        if remote is None or wanted == (remote.feed is not None):
+            return False
+        remote.feed = Feed(self.app.clock, self.hostname, self.transport.unpack) if wanted else None
+        self.loop.tell(remote.feed)
+        return True
+
+    def resize_pool(self, by: int) -> dict[str, str] | None:
+        """Give the pool more slots, or fewer; an error as a reply, if that cannot be."""
+        if self.autoscaler is not None:
+            return {"error": "pool_grow and pool_shrink are not for a worker that scales itself: use autoscale"}
+        if "resize" not in self.pool.abilities:
+            return {"error": f"the pool {self.pool_name!r} cannot grow or shrink while it runs"}
+        self.loop.resize(max(1, self.pool.slots + by))
+        return None
+
+    def restart_pool(self) -> dict[str, str] | None:
+        """Replace the pool's processes when they have finished what they run; an error as a reply, likewise."""
+        if not {"resize", "processes"} <= self.pool.abilities:
+            return {"error": f"the pool {self.pool_name!r} has no processes that could be replaced"}
+        slots = self.pool.slots
+        self.pool.resize(0)
+        self.loop.resize(slots)
+        return None
+
+    def extra_stats(self) -> dict[str, Any]:
+        """What `inspect stats` shows besides."""
+        remote = self.remote
+        extra: dict[str, Any] = {} if self.autoscaler is None else {"autoscaler": self.autoscaler.info()}
+        if remote is not None:
+            feed = remote.feed
+            extra["events"] = {"enabled": feed is not None, "dropped": 0 if feed is None else feed.dropped}
+            extra["remote_control"] = {"malformed": remote.malformed, "dropped": remote.errands.dropped}
+        return extra
+
+    @property
+    def max_tasks_per_child(self) -> int | None:
+        """After so many tasks a pool process is replaced."""
+        return self._max_tasks
+
+    @property
+    def time_limits(self) -> tuple[float, float]:
+        """Soft and hard, in seconds; 0 for none."""
+        return self._soft_s or 0.0, self._hard_s or 0.0
+
     # -- for the start-up page ------------------------------------------------------------------------------
 
     @property
     def queue_names(self) -> list[str]:
         """What it consumes."""
-        return list(self._queue_names)
+        return [spec.name for spec in self.link.queues] if hasattr(self, "link") else list(self._queue_names)
 
     def plugins(self) -> list[PluginInfo]:
         """The plugins in use."""
