@@ -288,3 +288,24 @@ def test_a_worker_is_shut_down_from_afar(fleet: Fleet) -> None:
         wait_until(lambda: receiver.drain(0.1) or seen)
     assert seen[0]["hostname"] == "w2@here"
     assert fleet.app.control.ping([NODE], timeout=WAIT_S)
+
+
+@pytest.mark.parametrize("fleet", ["sqlite"], indirect=True)
+def test_a_worker_scales_itself(fleet: Fleet) -> None:
+    fleet.worker("scaling", "--autoscale", "3,1", CONTROL_QUEUE="scaled", AUTOSCALE_KEEPALIVE="0.5")
+    node = "scaling@here"
+
+    def stats() -> Any:
+        return fleet.app.control.inspect([node], timeout=WAIT_S).stats()[node]
+
+    assert stats()["autoscaler"] == {"max": 3, "min": 1, "current": 1, "qty": 0}
+    naps = [send(fleet, "nap", 3, queue="scaled") for _ in range(3)]
+    wait_until(lambda: stats()["autoscaler"]["current"] == 3)
+    assert [nap.get(timeout=20) for nap in naps] == [3, 3, 3]
+    wait_until(lambda: stats()["autoscaler"]["current"] == 1)
+    (refused,) = fleet.app.control.pool_grow(1, [node], reply=True, timeout=WAIT_S)
+    assert "error" in refused[node]
+    (changed,) = fleet.app.control.autoscale(5, 2, [node], reply=True, timeout=WAIT_S)
+    assert changed[node] == {"ok": "autoscale now max=5 min=2"}
+    wait_until(lambda: stats()["autoscaler"]["current"] == 2)
+    fleet.app.control.shutdown([node])

@@ -595,7 +595,7 @@ NOT_YET: Final = frozenset(
         "result_backend_max_sleep_between_retries_ms", "result_backend_thread_safe", "result_cache_max",
         "task_protocol",
         "task_remote_tracebacks", "task_retry_on_worker_lost",
-        "worker_agent", "worker_autoscaler", "worker_cancel_long_running_tasks_on_connection_loss",
+        "worker_agent", "worker_cancel_long_running_tasks_on_connection_loss",
         "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",
         "worker_disable_prefetch", "worker_enable_prefetch_count_reduction",
         "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",

@@ -31,6 +31,7 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option("-n", "--hostname", metavar="NAME", help="Node name: w1@%h. %h is the host, %n its name, %d its domain.")
 @option("-P", "--pool", metavar="NAME", help="Pool plugin: prefork, threads, solo … Default: the setting worker_pool.")
 @option("-c", "--concurrency", type=Slots(), help="How many tasks run at once. Default: one per processor.")
+@option("--autoscale", metavar="MAX,MIN", help="Grow the pool when it is busy and shrink it when idle: 10,2.")
 @option("-Q", "--queues", type=Words(), default="", help="Consume from these queues. Default: all the app declares.")
 @option("-X", "--exclude-queues", type=Words(), default="", help="Do not consume from these.")
 @option("-I", "--include", type=Words(), default="", help="Import these modules, too.")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from celeriac.spec.pool import Pool
     from celeriac.spec.state import Snapshot
     from celeriac.spec.transport import Transport
+    from celeriac.worker.autoscale import Autoscaler
     from celeriac.worker.feed import Feed
     from celeriac.worker.poller import Sleeper
     from celeriac.worker.remote import Errands
@@ -90,6 +91,7 @@ class Loop:
         self._is_linked = True
         self.flights = Flights()
         self.errands: Errands | None = None
+        self.scaler: Autoscaler | None = None
         self._max_crashes = int(app.conf["task_max_crashes"])
         self._max_returns = int(app.conf["task_max_returns"])
         self._counts_losses = "attempts" in transport.abilities
@@ -212,6 +214,8 @@ class Loop:
             self._take(deliveries)
             link.perform()
         self._log.flush()
+        if self.scaler is not None:
+            self.scaler.look()
         pause_s = self._how_long()
         if self.errands:
             left_s = self.errands.run()

@@ -600,6 +600,7 @@ def describe_broker(app: Any) -> dict[str, Any]:
         "transport": parts.scheme,
         "connect_timeout": app.conf["broker_connection_timeout"],
         "transport_options": {},
+        "credential_provider": None,
         "login_method": app.conf["broker_login_method"],
         "uri_prefix": None,
         "heartbeat": app.conf["broker_heartbeat"],

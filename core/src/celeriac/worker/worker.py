@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, Final, Literal
 
 from celeriac import signals
@@ -72,6 +73,7 @@ class Worker:
         hostname: Node name, in Celery's forms (`w1@%h`).
         queues, exclude_queues: Names; default: all declared queues.
         include: Modules to import before starting.
+        autoscale: `"10,2"`: between 2 and 10 slots, as many as are needed; `"10"`: from none but one.
         concurrency: Slots; default: the processors this process may use.
         pool: Name of a pool plugin.
         purge: Drop all waiting messages first.
@@ -96,6 +98,7 @@ class Worker:
         exclude_queues: Sequence[str] = (),
         include: Sequence[str] = (),
         concurrency: int | None = None,
+        autoscale: str | Sequence[int] | None = None,
         pool: str | None = None,
         max_tasks_per_child: int | None = None,
         max_memory_per_child: int | None = None,
@@ -132,7 +135,8 @@ class Worker:
         signals.celeryd_init.send(sender=self.hostname, instance=self, conf=conf, options=self.options)
         self._queue_names = _choose_queues(app, queues, exclude_queues)
         self._include = include
-        self.concurrency = concurrency or _slots(conf["worker_concurrency"])
+        self._bounds = parse_autoscale(autoscale)
+        self.concurrency = self._bounds[1] if self._bounds else concurrency or _slots(conf["worker_concurrency"])
         self.pool_name = pool or conf["worker_pool"]
         self._max_tasks = max_tasks_per_child or conf["worker_max_tasks_per_child"]
         self._max_memory = max_memory_per_child or conf["worker_max_memory_per_child"]
@@ -297,6 +301,7 @@ class Worker:
             revoked=Revoked(float(app.conf["task_revoke_expires"]), state_db),
         )
         self._watch_revocations()
+        self._make_autoscaler()
         self._make_remote()
         if self._purge:
             for name in self._queue_names:
@@ -364,6 +369,16 @@ class Worker:
             self._broadcasts.start()
             queues += self._broadcasts.queues
         return queues
+
+    def _make_autoscaler(self) -> None:
+        if self._bounds is None:
+            return
+        if "resize" not in self.pool.abilities:
+            raise ImproperlyConfigured(
+                f"--autoscale: the pool {self.pool_name!r} cannot grow or shrink while it runs; prefork and threads can"
+            )
+        module, _, name = str(self.app.conf["worker_autoscaler"]).replace(":", ".").rpartition(".")
+        self.autoscaler = self.loop.scaler = getattr(import_module(module), name)(self, *self._bounds)
 
     def _make_remote(self) -> None:
         """Remote control and events, where the broker can broadcast."""
@@ -633,6 +648,24 @@ def _choose_queues(app: Any, queues: Sequence[str], exclude: Sequence[str]) -> l
         names = list(dict.fromkeys(queues)) or list(app.router.queues)
         raise ImproperlyConfigured(f"nothing to consume: of the queues {', '.join(names)} all are excluded")
     return chosen
+
+
+def parse_autoscale(text: str | Sequence[int] | None) -> tuple[int, int] | None:
+    """Most and least slots of `"10,2"`, `"10"` (least 1) or a pair; None for none.
+
+    Raises:
+        ImproperlyConfigured: They make no sense.
+    """
+    if text is None or text == "":
+        return None
+    words = text.split(",") if isinstance(text, str) else text
+    try:
+        most, least = [int(word) for word in words] if len(words) == 2 else (int(words[0]), 1)
+    except ValueError:
+        most, least = 0, 0
+    if not 1 <= least <= most:
+        raise ImproperlyConfigured(f"--autoscale: {text!r} is not like 10,2 (at most 10 slots, at least 2)")
+    return most, least
 
 
 def _slots(setting: Any) -> int:
