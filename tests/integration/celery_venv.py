@@ -1,6 +1,6 @@
-"""A real Celery from PyPI in a venv of its own, for the tests that exchange messages with it.
+"""Strangers from PyPI, a real Celery and a real Flower, each in a venv of its own, for the tests that meet them.
 
-Made once, inside `.venv` (so that `make clean` removes it), and again when the requirements change.
+Made once, inside `.venv` (so that `make clean` removes them), and again when the requirements change.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HOME = ROOT / ".venv" / "peers" / "celery"
-REQUIREMENTS = (
+PEERS = ROOT / ".venv" / "peers"
+CELERY = (
     "celery[redis,msgpack,yaml]==5.7.*",
     "cryptography>=42",
     "hiredis>=3",
@@ -25,6 +25,7 @@ REQUIREMENTS = (
     "pymysql>=1.1",
     "sqlalchemy>=2",
 )
+FLOWER = ("celery[redis]==5.7.*", "hiredis>=3", "flower==2.2.*")
 
 
 def celery_python() -> Path:
@@ -33,26 +34,36 @@ def celery_python() -> Path:
     Raises:
         subprocess.CalledProcessError: It could not be installed; the output says why.
     """
-    HOME.parent.mkdir(parents=True, exist_ok=True)
-    with (HOME.parent / "celery.lock").open("w") as lock:
+    return _python("celery", CELERY)
+
+
+def flower_python() -> Path:
+    """The Python that has Flower; likewise."""
+    return _python("flower", FLOWER)
+
+
+def _python(name: str, requirements: tuple[str, ...]) -> Path:
+    home = PEERS / name
+    PEERS.mkdir(parents=True, exist_ok=True)
+    with (PEERS / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        python, stamp = HOME / "bin" / "python", HOME / "requirements.txt"
-        wanted = "\n".join((*REQUIREMENTS, sys.version))
+        python, stamp = home / "bin" / "python", home / "requirements.txt"
+        wanted = "\n".join((*requirements, sys.version))
         if not stamp.exists() or stamp.read_text() != wanted:
-            shutil.rmtree(HOME, ignore_errors=True)
-            _make(python)
+            shutil.rmtree(home, ignore_errors=True)
+            _make(home, python, requirements)
             stamp.write_text(wanted)
         return python
 
 
-def _make(python: Path) -> None:
+def _make(home: Path, python: Path, requirements: tuple[str, ...]) -> None:
     uv = Path(sys.executable).with_name("uv")
     if uv.exists():
         environment = {**os.environ, "UV_SYSTEM_CERTS": "1", "UV_PYTHON_DOWNLOADS": "never", "UV_LINK_MODE": "copy"}
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, HOME], check=True, env=environment)
-        command = [uv, "pip", "install", "--quiet", "--python", python, *REQUIREMENTS]
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, home], check=True, env=environment)
+        command = [uv, "pip", "install", "--quiet", "--python", python, *requirements]
         if subprocess.run(command, env=environment).returncode == 0:
             return
-        shutil.rmtree(HOME)
-    subprocess.run([sys.executable, "-m", "venv", HOME], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+        shutil.rmtree(home)
+    subprocess.run([sys.executable, "-m", "venv", home], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
