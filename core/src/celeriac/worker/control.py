@@ -40,7 +40,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: What the tables call a task's attributes, when nobody names others.
 TASK_INFO: Final = ("exchange", "routing_key", "rate_limit")
-OWN_TASKS: Final = "celery."
+OWN_TASKS: Final = ("celery.", "celeriac.")
 
 _log = logging.getLogger("celeriac.worker.control")
 
