@@ -270,11 +270,6 @@ class Link:
             self._window = window
             self._try(self.consumer.resize, window)
 
-    @property
-    def queues(self) -> list[QueueSpec]:
-        """What it consumes from."""
-        return list(self._queues)
-
     def subscribe(self, queue: QueueSpec) -> None:
         """Consume from this queue too, from now on and after each opening."""
         if all(known.name != queue.name for known in self._queues):
