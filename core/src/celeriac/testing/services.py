@@ -41,6 +41,7 @@ __all__ = [
     "PostgresService",
     "RabbitMQService",
     "RedisService",
+    "SentinelService",
     "Service",
     "ServiceError",
     "ServiceFailed",
@@ -324,6 +325,44 @@ class RedisService(Service):
             *("--port", str(self.port), "--bind", HOST, "--dir", self.folder, "--save", "", "--daemonize", "no"),
             *("--databases", str(self.database_count), *durability, *self.options),
         ]
+
+    def is_ready(self) -> bool:
+        return ask(self.port, b"PING\r\n").startswith(b"+PONG")
+
+
+class SentinelService(Service):
+    """A Redis Sentinel that alone decides on a failover of one master, within a second or two.
+
+    Args:
+        master_port: Where the master is.
+        master_name: What the Sentinel calls it.
+    """
+
+    name = "Sentinel"
+    package = "redis-server"
+
+    def __init__(self, master_port: int, master_name: str = "mymaster") -> None:
+        super().__init__()
+        self.master_port = master_port
+        self.master_name = master_name
+
+    @property
+    def url(self) -> str:
+        return f"sentinel://{HOST}:{self.port}/0"
+
+    def prepare(self) -> None:
+        lines = [
+            f"port {self.port}",
+            f"bind {HOST}",
+            f"dir {self.folder}",
+            f"sentinel monitor {self.master_name} {HOST} {self.master_port} 1",
+            f"sentinel down-after-milliseconds {self.master_name} 500",
+            f"sentinel failover-timeout {self.master_name} 3000",
+        ]
+        (self.folder / "sentinel.conf").write_text("".join(f"{line}\n" for line in lines))
+
+    def command(self) -> Sequence[str | Path]:
+        return [self._program("redis-server"), self.folder / "sentinel.conf", "--sentinel"]
 
     def is_ready(self) -> bool:
         return ask(self.port, b"PING\r\n").startswith(b"+PONG")

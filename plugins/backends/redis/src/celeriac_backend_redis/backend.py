@@ -20,9 +20,19 @@ from celeriac_backend_redis.compression import compressor, decompress
 from celeriac_backend_redis.scripts import STORE, STORE_ALONE, Script
 from celeriac_backend_redis.watch import RedisWatch
 from celeriac_support_redis.state import RedisState
-from celeriac_support_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect, pack, parse_url
+from celeriac_support_redis.wire import (
+    Address,
+    ReplyError,
+    Wire,
+    WireLost,
+    WireUnreachable,
+    connect,
+    pack,
+    parse_url,
+    through_sentinels,
+)
 
-SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
+SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel")
 ABILITIES: Final = frozenset({"push", "expire", "persistent", "joint", "shared", "state", "count", "groups"})
 #: The version of what `commands` returns: Lua and its words, which the redis broker runs in its own script.
 JOINT: Final = "redis-lua-1"
@@ -309,6 +319,7 @@ class _NoScript(Exception):
 def _address(url: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
     address, query = parse_url(url)
     words = {**query, **options}
+    address = through_sentinels(address, words)
     tls = settings.get("redis_backend_use_ssl")
     if tls:
         given = dict(tls) if isinstance(tls, Mapping) else {}

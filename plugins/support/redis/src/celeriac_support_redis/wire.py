@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -24,6 +24,7 @@ import hiredis
 from celeriac.exceptions import ImproperlyConfigured, mask_url
 
 DEFAULT_PORT: Final = 6379
+SENTINEL_PORT: Final = 26379
 READ_BYTES: Final = 128 * 1024
 _ABSENT: Final = object()
 _CERT_REQS: Final = {
@@ -74,6 +75,9 @@ class Address:
         path: Of a unix socket; `host` and `port` are unused then.
         tls: Keyword options by redis-py's names (`ssl_cert_reqs`, `ssl_ca_certs` …), None for plain TCP.
         keepalive: TCP keepalive options by socket constant; empty for the defaults below.
+        sentinels: Hosts and ports of Redis Sentinels; whoever they say is the master of `master_name` is connected to,
+            and `host` and `port` are unused.
+        sentinel_password: Of the Sentinels, which need not be the server's.
     """
 
     host: str = "127.0.0.1"
@@ -88,15 +92,23 @@ class Address:
     connect_timeout_s: float = 4.0
     timeout_s: float = 10.0
     keepalive: Mapping[int, int] = field(default_factory=dict)
+    sentinels: tuple[tuple[str, int], ...] = ()
+    master_name: str = ""
+    sentinel_password: str = field(default="", repr=False)
 
     @property
     def store(self) -> str:
         """Names the keys that are reached and as whom; equal for two ways to write one address."""
         place = f"unix:{self.path}" if self.path else f"{_plain_host(self.host)}:{self.port}"
+        if self.sentinels:
+            hosts = sorted(f"{_plain_host(host)}:{port}" for host, port in self.sentinels)
+            place = f"sentinel:{','.join(hosts)}:{self.master_name}"
         return f"{place}/{self.db}/{self.username}"
 
     def __str__(self) -> str:
         place = f"unix socket {self.path}" if self.path else f"{self.host}:{self.port}"
+        if self.sentinels:
+            place = f"the master {self.master_name!r} of {len(self.sentinels)} Sentinels"
         return f"Redis at {place}, database {self.db}"
 
 
@@ -108,6 +120,8 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
     Raises:
         ImproperlyConfigured: Something in it makes no sense.
     """
+    if url.startswith("sentinel:"):
+        return _parse_sentinel_url(url)
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     by_socket = parts.scheme in ("unix", "redis+socket", "rediss+socket")
@@ -132,6 +146,45 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
         tls=tls if parts.scheme == "rediss" else None,
     )
     return address, query
+
+
+def _parse_sentinel_url(url: str) -> tuple[Address, dict[str, str]]:
+    """`sentinel://[:password@]h1:26379;h2;h3:26380/db`: each part may repeat the scheme, as Celery's users write it."""
+    words = [word.strip().removeprefix("sentinel://") for word in url.split(";") if word.strip()]
+    parsed = [parse_url(f"redis://{word}") for word in words]
+    ports = [
+        address.port if urlsplit(f"redis://{word}").port else 26379
+        for word, (address, _) in zip(words, parsed, strict=True)
+    ]
+    first, query = parsed[0][0], {key: value for _, more in parsed for key, value in more.items()}
+    return (
+        replace(
+            first,
+            sentinels=tuple((address.host, port) for (address, _), port in zip(parsed, ports, strict=True)),
+            db=max(address.db for address, _ in parsed),
+            username=next((address.username for address, _ in parsed if address.username), ""),
+            password=next((address.password for address, _ in parsed if address.password), ""),
+        ),
+        query,
+    )
+
+
+def through_sentinels(address: Address, options: Mapping[str, Any]) -> Address:
+    """The address with what the options say of Sentinels: `master_name`, and `sentinel_kwargs` with their `password`.
+
+    Raises:
+        ImproperlyConfigured: A `sentinel://` URL, and no name of a master.
+    """
+    if not address.sentinels:
+        return address
+    name = str(options.get("master_name") or "")
+    if not name:
+        raise ImproperlyConfigured(
+            "a sentinel:// URL needs the name of the master that the Sentinels watch: transport option master_name, "
+            "as in result_backend_transport_options = {'master_name': 'mymaster'}."
+        )
+    password = str((options.get("sentinel_kwargs") or {}).get("password") or "")
+    return replace(address, master_name=name, sentinel_password=password)
 
 
 class Wire:
@@ -299,6 +352,8 @@ def connect(address: Address, *, protocol: int = 2, timeout_s: float | None = No
         WireUnreachable: It cannot be reached or refuses us.
     """
     timeout_s = address.connect_timeout_s if timeout_s is None else timeout_s
+    if address.sentinels:
+        return _connect_to_master(address, protocol, timeout_s, name)
     try:
         sock = _open_socket(address, timeout_s)
     except OSError as exc:
@@ -315,6 +370,37 @@ def connect(address: Address, *, protocol: int = 2, timeout_s: float | None = No
             f"{exc}, while logging in.", "Is it a Redis server, and are TLS and port what the server expects?"
         ) from exc
     return wire
+
+
+def _connect_to_master(address: Address, protocol: int, timeout_s: float, name: str) -> Wire:
+    """Ask the Sentinels in their order. One may be out of date, so the server itself must say that it is the master."""
+    heard: list[str] = []
+    for host, port in address.sentinels:
+        try:
+            asked = connect(
+                Address(host, port, password=address.sentinel_password, connect_timeout_s=timeout_s),
+                timeout_s=timeout_s,
+            )
+            try:
+                found = asked.call("SENTINEL", "get-master-addr-by-name", address.master_name, timeout_s=timeout_s)
+            finally:
+                asked.close()
+            if not found:
+                heard.append(f"{host}:{port} knows no master {address.master_name!r}")
+                continue
+            there = replace(address, sentinels=(), host=found[0].decode(), port=int(found[1]))
+            wire = connect(there, protocol=protocol, timeout_s=timeout_s, name=name)
+            role = wire.call("ROLE", timeout_s=timeout_s)[0]
+            if role == b"master":
+                return wire
+            wire.close()
+            heard.append(f"{there.host}:{there.port} is a {role.decode()} now")
+        except (WireLost, ReplyError) as exc:
+            heard.append(str(exc).rstrip("."))
+    raise WireUnreachable(
+        f"cannot connect to {address}: {'; '.join(heard)}.",
+        "Do the Sentinels run, is master_name right, and is a failover under way?",
+    )
 
 
 def _open_socket(address: Address, timeout_s: float) -> socket.socket:
