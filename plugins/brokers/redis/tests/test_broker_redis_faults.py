@@ -116,6 +116,23 @@ def test_a_message_that_came_at_the_moment_of_the_cut_is_in_the_inbox(desk: Any,
     assert not any(server.pipeline([("HLEN", "unacked"), ("LLEN", inbox), ("LLEN", "celery")]))
 
 
+def test_what_a_wait_brought_is_not_forgotten_because_another_connection_broke(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    desk.idle(consumer)
+    (wait,) = consumer._waits.lines
+    inbox = wait.inbox
+    desk.send("a")
+    assert wait.wire.wait(5.0)  # it is here, and not read
+    hints = consumer._waits._hints
+    hints.hear()
+    hints.wire.shutdown()
+    assert consumer._wire.wait(0) is False
+    (delivery,) = desk.receive(consumer, 1)
+    assert (delivery.head.id, delivery.redelivered) == ("a", False)
+    desk.settle(consumer, [delivery])
+    assert not any(server.pipeline([("HLEN", "unacked"), ("LLEN", inbox), ("LLEN", "celery")]))
+
+
 def test_a_settlement_on_a_cut_connection_is_performed_once(desk: Any, server: Any) -> None:
     desk.send("a", "b")
     consumer = desk.consumer()

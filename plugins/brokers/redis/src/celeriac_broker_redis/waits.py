@@ -114,6 +114,7 @@ class Waits:
         self._may_hint = True
         #: list → inboxes that hold nothing and are not waited for
         self._free: dict[str, deque[str]] = {}
+        self._trouble: WireLost | ReplyError | None = None
         self.lines: list[Line] = []
 
     @property
@@ -142,15 +143,23 @@ class Waits:
             WireLost: A connection broke, or the server fell silent.
             ReplyError: The server's own words, if they are neither a message nor the end of a wait.
         """
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            raise trouble
         news: list[News] = []
-        for line in self.lines:
-            replies = line.wire.replies()
-            if not replies and line.overdue_at is not None and time.monotonic() > line.overdue_at:
-                raise WireLost(f"{line.wire.address} fell silent")
-            for reply in replies:
-                news += self._ended(line, reply)
-        if self._hints is not None and self._hints.hear():
-            news.append(News(changed=True))
+        try:
+            for line in self.lines:
+                replies = line.wire.replies()
+                if not replies and line.overdue_at is not None and time.monotonic() > line.overdue_at:
+                    raise WireLost(f"{line.wire.address} fell silent")
+                for reply in replies:
+                    news += self._ended(line, reply)
+            if self._hints is not None and self._hints.hear():
+                news.append(News(changed=True))
+        except (WireLost, ReplyError) as exc:
+            if not news:
+                raise
+            self._trouble = exc  # for the next call: a message that came before it lies in its inbox, and must be known
         return news
 
     def release(self, source: Source, inbox: str) -> None:
@@ -184,7 +193,7 @@ class Waits:
         wires = [line.wire for line in self.lines] + ([self._hints.wire] if self._hints is not None else [])
         for wire in wires:
             self._close(wire)
-        lines, self.lines, self._hints = self.lines, [], None
+        lines, self.lines, self._hints, self._trouble = self.lines, [], None, None
         return [wire.client_id for wire in wires], [line for line in lines if line.overdue_at is not None]
 
     def abandon(self) -> None:
