@@ -15,7 +15,6 @@ from celeriac.cli.types import Words
 from celeriac.exceptions import CeleryCommandException
 from celeriac.worker.control import CommandInfo, Panel
 
-#: What the client itself does, or what has a method of its own.
 _INDENT = " " * 4
 
 
@@ -28,6 +27,12 @@ def _asking(fun: F) -> F:
     ):
         fun = add(fun)
     return fun
+
+
+def _commanding(fun: F) -> F:
+    """Those and the words of whoever gives a command."""
+    fun = click.argument("command", required=False)(click.argument("arguments", nargs=-1)(fun))
+    return option("--list", "listed", is_flag=True, help="List the commands.")(_asking(fun))
 
 
 @click.command(cls=Command)
@@ -46,10 +51,7 @@ def status(state: State, timeout: float | None, destination: list[str], as_json:
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
-@option("--list", "listed", is_flag=True, help="List the commands.")
-@_asking
-@click.argument("command", required=False)
-@click.argument("arguments", nargs=-1)
+@_commanding
 @click.pass_obj
 def inspect(
     state: State,
@@ -82,10 +84,7 @@ def inspect(
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
-@option("--list", "listed", is_flag=True, help="List the commands.")
-@_asking
-@click.argument("command", required=False)
-@click.argument("arguments", nargs=-1)
+@_commanding
 @click.pass_obj
 def control(
     state: State,
