@@ -22,7 +22,6 @@ from celeriac import _state, signals
 from celeriac.app import builtin  # noqa: F401 # registers itself
 from celeriac.app.annotations import annotate, read_annotations
 from celeriac.app.connections import acquired, connection_pool, forget_pools, make_connection, producer_pool
-from celeriac.app.control import Control
 from celeriac.app.parts import Parts
 from celeriac.app.periodic import PeriodicTasks
 from celeriac.app.registry import TaskRegistry
@@ -31,7 +30,6 @@ from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
 from celeriac.canvas.signature import Signature, signature
-from celeriac.events import Events
 from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, ImproperlyConfigured
 from celeriac.execution.execute import run_eagerly
 from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
@@ -40,6 +38,8 @@ from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
 from celeriac.utils.names import get_cls_by_name
 
 if TYPE_CHECKING:
+    from celeriac.app.control import Control
+    from celeriac.events import Events
     from celeriac.exceptions import PublishUncertain
     from celeriac.kernel.kernel import Kernel
     from celeriac.messaging.codec import Codec
@@ -141,8 +141,6 @@ class Celery:
         self._autodiscover: list[tuple[Any, str | None]] = []
         self._parts = Parts(self.conf, self._oid.get)
         self.clock = LamportClock()
-        self.control = Control(self)
-        self.events = Events(self)
         if set_as_current:
             self.set_current()
         _state.register_app(self)
@@ -604,6 +602,20 @@ class Celery:
     def shared_state(self) -> SharedState | None:
         """What all processes of this app share: kept by the broker, else by the result backend; None if by neither."""
         return self._parts.shared_state
+
+    @cached_property
+    def control(self) -> Control:
+        """Asks workers and tells them what to do."""
+        from celeriac.app.control import Control  # only who steers pays for it
+
+        return Control(self)
+
+    @cached_property
+    def events(self) -> Events:
+        """Sends events and hears them."""
+        from celeriac.events import Events  # only who watches pays for it
+
+        return Events(self)
 
     @property
     def revocations(self) -> Revocations:
