@@ -86,6 +86,17 @@ def maybe_current_app() -> Celery | None:
     return getattr(_local, "app", None) or _default_app
 
 
+def remember_apps() -> tuple[Celery | None, Celery | None]:
+    """The current app of this thread and the default app, for `restore_apps`."""
+    return getattr(_local, "app", None), _default_app
+
+
+def restore_apps(remembered: tuple[Celery | None, Celery | None]) -> None:
+    """Make current and default again what was when `remember_apps` was asked."""
+    _local.app, default = remembered
+    set_default_app(default)
+
+
 def connect_on_finalize(callback: Callable[[Any], Any]) -> None:
     """Call `callback(app)` for each app that is finalized from now on."""
     _on_finalize.append(callback)

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 #: Beginnings of settings on which connections depend.
 CONNECTION_SETTINGS: Final = ("broker_", "backend_", "result_", "redis_", "database_", "cache_", "accept_", "plugins_")
+NO_RESULTS: Final = (None, "", "disabled", "disabled://")
 #: Parts that know settings but no server; the kernel reads settings anew at every call.
 LIGHT_PARTS: Final = ("codec", "router", "producer", "fingerprint", "notices")
 
@@ -180,10 +181,15 @@ class Parts:
 
     # -- results --------------------------------------------------------------------------------------------
 
+    @property
+    def keeps_results(self) -> bool:
+        """The settings name a result backend."""
+        return bool(self._conf["backend_plugin"]) or self._conf["result_backend"] not in NO_RESULTS
+
     def _make_backend(self) -> ResultBackend | None:
-        url, plugin = self._conf["result_backend"], self._conf["backend_plugin"]
-        if not plugin and (not url or url in ("disabled", "disabled://")):
+        if not self.keeps_results:
             return None
+        url, plugin = self._conf["result_backend"], self._conf["backend_plugin"]
         return self.kernel.make_backend(url, plugin, Host(self, self._reply_queue))
 
     def _why_no_result(self, task_id: str) -> BaseException | None:

@@ -1,4 +1,4 @@
-"""Results inside one process: `memory://` and `memory://name`, for tests and experiments."""
+"""Results inside one process: `memory://` and `memory://name` (or Celery's `cache+memory://`), for tests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CELERIAC_API = (1, 0)
 
 @hookimpl
 def celeriac_make_backend(url: str, settings: Mapping[str, Any], host: Host) -> ResultBackend | None:
-    """The backend of a `memory://` URL; None for another scheme."""
-    if url.partition(":")[0] != "memory":
+    """The backend of a `memory://` or `cache+memory://` URL; None for another scheme."""
+    if url.partition(":")[0] not in ("memory", "cache+memory"):
         return None
     from celeriac_backend_memory.backend import MemoryBackend
 
