@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 import celeriac
-from celeriac import Celery, chain, group, signature
+from celeriac import Celery, chain, chord, group, signature
+from celeriac.canvas import StampingVisitor
+from celeriac.exceptions import ChordsUnsupported
+from celeriac.resultstore import NoResultBackend
 
 
 @pytest.fixture
@@ -108,3 +111,115 @@ class Nobody:
     def watch(self, fd: int) -> None: ...
 
     def unwatch(self, fd: int) -> None: ...
+
+
+def test_every_shape_comes_back_from_json_and_pickles(app: Celery, add: Any) -> None:
+    shapes = [
+        add.s(1) | add.s(2),
+        group(add.s(1), add.s(2)),
+        chord([add.s(1), add.s(2)], add.s(3)),
+        add.s(1) | group(add.s(1), add.s(2)) | add.s(3) | add.s(4),
+        chord([chain(add.s(1), group(add.s(1), add.s(2)))], group(add.s(1), add.s(2))),
+        add.map([1, 2]),
+        add.starmap([(1, 2)]),
+    ]
+    for shape in shapes:
+        frozen = shape.clone()
+        frozen.freeze()
+        for one in (shape, frozen):
+            text = json.dumps(one)
+            assert json.dumps(celeriac.maybe_signature(json.loads(text), app=app)) == text
+            copy = pickle.loads(pickle.dumps(one))
+            assert json.dumps(copy) == text
+            assert type(copy).__mro__[0] in (type(one), celeriac.Signature)
+
+
+def test_a_chord_that_is_not_begun_looks_as_celerys(add: Any) -> None:
+    steps = add.s(1) | chord([add.s(1), add.s(2)], add.s(3))
+    steps.freeze()
+    joined = steps.tasks[1]
+    header = joined["kwargs"]["header"]
+    assert header["subtask_type"] == "group"
+    assert header["options"]["task_id"] == joined["options"]["task_id"]
+    assert [member["options"]["group_index"] for member in header.tasks] == [0, 1]
+    assert not any({"group_id", "chord"} & member["options"].keys() for member in header.tasks)
+
+
+def test_what_follows_a_group_makes_it_a_chord(add: Any) -> None:
+    assert isinstance(group(add.s(1)) | add.s(2), chord)
+    assert isinstance(chain(group(add.s(1), add.s(2)), add.s(2)), chord)
+    assert isinstance(chord([add.s(1)], add.s(2)) | add.s(3), chord)
+    assert isinstance(add.s(0) | group(add.s(1), add.s(2)), chain)
+    assert (add.s(0) | group(add.s(1))).tasks == [add.s(0), add.s(1)]
+    assert (add.s(0) | group()).tasks == [add.s(0)]
+
+
+def test_stamps_reach_all_calls_and_callbacks(add: Any) -> None:
+    class Visitor(StampingVisitor):
+        def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:
+            return {"name": sig.task}
+
+        def on_group_start(self, sig: Any, **headers: Any) -> dict[str, Any]:
+            return {"grouped": True}
+
+        def on_chord_body(self, sig: Any, **headers: Any) -> dict[str, Any]:
+            return {"body": 1}
+
+        def on_callback(self, callback: Any, **headers: Any) -> dict[str, Any]:
+            return {"called": "back"}
+
+    linked = add.s(1)
+    linked.link(add.s(2))
+    joined = chord([linked], add.s(3))
+    joined.stamp(Visitor())
+    part, body = joined.tasks[0]["options"], joined.body["options"]
+    assert set(part["stamped_headers"]) == {"name", "grouped"}
+    assert set(body["stamped_headers"]) == {"name", "grouped", "body"}
+    assert set(part["link"][0]["options"]["stamped_headers"]) == {"name", "grouped", "called"}
+    one = add.s(1)
+    one.stamp(a=1)
+    one.stamp(a=2, b="x")
+    assert (one["options"]["a"], one["options"]["b"], set(one["options"]["stamped_headers"])) == (2, "x", {"a", "b"})
+    one.stamp(a=3, append_stamps=True)
+    assert one["options"]["a"] == [2, 3]
+
+
+def test_eager_mode_runs_every_shape(app: Celery, add: Any) -> None:
+    app.conf.task_always_eager = True
+
+    @app.task(name="total")
+    def total(values: list[int]) -> int:
+        return sum(values)
+
+    assert chord([add.s(1, 1), add.s(2, 2)], total.s())().get() == 6
+    assert (add.s(1, 1) | group(add.s(1), add.s(2)) | total.s() | add.s(10)).apply_async().get() == 17
+    assert add.chunks([(1, 2), (3, 4), (5, 6)], 2)().get() == [[3, 7], [11]]
+    assert add.starmap([(1, 2)]).apply_async().get() == [3]
+
+
+def test_links_errbacks_and_immutability_go_where_they_belong(add: Any) -> None:
+    steps = add.s(1) | add.s(2)
+    steps.link(add.s(3))
+    steps.link_error(add.si(0))
+    assert "link" not in steps.tasks[0]["options"]
+    assert steps.tasks[1]["options"]["link"] == [add.s(3)]
+    assert all(step["options"]["link_error"] for step in steps.tasks)
+    several = group(add.s(1), add.s(2))
+    several.set_immutable(True)
+    several.link_error(add.si(0))
+    assert all(member.immutable and member["options"]["link_error"] for member in several.tasks)
+    assert [member["options"]["countdown"] for member in several.skew(1, 3).tasks] == [1, 2]
+    joined = chord([add.s(1)], add.s(2))
+    joined.link(add.s(3))
+    assert joined.body["options"]["link"] == [add.s(3)]
+    copy = steps.clone()
+    copy.link(add.s(9))
+    assert len(steps.tasks[1]["options"]["link"]) == 1, "a copy's callbacks are its own"
+
+
+def test_a_chord_needs_a_store_that_can_join(add: Any) -> None:
+    for backend, error in ((None, NoResultBackend), ("rpc://", ChordsUnsupported)):
+        app = Celery("other", broker=f"memory://join-{backend}", backend=backend, set_as_current=False)
+        call = app.signature("x")
+        with pytest.raises(error, match="chord"):
+            chord([call], call, app=app).apply_async()

@@ -141,7 +141,7 @@ class Fleet:
             self._end_lost(settlement, payload)
             return
         report = self.program.run(Job(tag, envelope.pack(payload, str(tag)), "q", attempt), lambda report: None)
-        assert report.outcome in ("succeeded", "failed"), report
+        assert report.outcome in ("succeeded", "failed", "retried"), report
         if report.chords is not None:
             self.joiner.add(settlement, report.stored, report.publish, report.chords, False)
             return
@@ -256,7 +256,7 @@ def checked(
 
 
 quick = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -303,6 +303,34 @@ def checked_with_late_faults(
         fleet.run()
         assert flat_sum(gather(result)) == flat_sum(oracle(("chain", [("const", 5), tree]), None))
         return fleet, result
+
+
+def cannot_count(fleet: Fleet) -> None:
+    plugin = fleet.app.backend.plugin
+    plugin.abilities = plugin.abilities - {"count"}  # type: ignore[union-attr]
+    fleet._restart()
+
+
+@quick
+@given(tree=trees, seed=st.integers(0, 2**32))
+def test_where_the_store_cannot_count_the_join_is_polled(
+    monkeypatch: pytest.MonkeyPatch, tree: Tree, seed: int
+) -> None:
+    checked(monkeypatch, tree, seed, cannot_count)
+
+
+def test_a_polled_join_fails_by_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        fleet = Fleet(patch, 1)
+        fleet.app.conf.result_chord_patience = 0
+        cannot_count(fleet)
+        header = [fleet.app.tasks["const"].si(n) for n in range(3)]
+        result = chord(header, fleet.app.tasks["total"].s(), app=fleet.app).apply_async()
+        fleet.gone.add(result.parent.results[1].id)
+        fleet.run()
+        document = result.backend.get_task_meta(result.id)
+        assert document["status"] == states.FAILURE
+        assert "missing are the parts" in document["result"]["exc_message"][0]
 
 
 @quick

@@ -43,10 +43,14 @@ class chord(Composite):
         if isinstance(header, group) and header.id:
             options.setdefault("task_id", header.id)
         parts = flat([maybe_signature(member, app=app) for member in members])
+        wrapped: Any = parts
+        if isinstance(header, group) and header.id:  # frozen: as Celery has it then
+            wrapped = group(app=app, **header["options"])
+            wrapped.tasks = parts
         super().__init__(
             task,
             tuple(args or ()),
-            {"kwargs": dict(kwargs or {}), "header": parts, "body": maybe_signature(body, app=app)},
+            {"kwargs": dict(kwargs or {}), "header": wrapped, "body": maybe_signature(body, app=app)},
             options,
             subtask_type="chord",
             app=app,

@@ -1,0 +1,164 @@
+"""Results in the caller's hand: one, several, and as a graph; on a store in memory."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from celeriac import Celery
+from celeriac.exceptions import IncompleteStream
+from celeriac.execution.request import Context
+from celeriac.result import AsyncResult, GroupResult, Progress, ResultSet, allow_join_result, result_from_tuple
+from celeriac.utils.graph import DependencyGraph
+
+
+@pytest.fixture
+def app(request: pytest.FixtureRequest) -> Celery:
+    place = f"memory://{request.node.name}"
+    return Celery("results", broker=place, backend=place)
+
+
+def done(app: Celery, task_id: str, value: Any = 1, state: str = "SUCCESS") -> AsyncResult[Any]:
+    app.backend.store_result(task_id, value, state)
+    return app.AsyncResult(task_id)
+
+
+def test_then_calls_when_it_is_known_and_at_once_if_it_was(app: Celery) -> None:
+    told: list[Any] = []
+    result = app.AsyncResult("a")
+    result.then(told.append)
+    assert not result.ready()
+    assert told == []
+    app.backend.store_result("a", 5, "SUCCESS")
+    assert result.ready()
+    result.then(told.append)
+    assert told == [result, result]
+
+    def trouble(_: Any) -> None:
+        raise KeyError("mine")
+
+    result.then(trouble, on_error=told.append)
+    assert isinstance(told[-1], KeyError)
+
+
+def test_a_set_is_told_when_the_last_has_ended(app: Celery) -> None:
+    results = ResultSet([done(app, "a"), app.AsyncResult("b")], app=app)
+    told: list[Any] = []
+    results.then(told.append)
+    assert results.waiting()
+    app.backend.store_result("b", 2, "SUCCESS")
+    assert results.get(timeout=5) == [1, 2]
+    assert told == [results]
+
+
+def test_a_set_looks_once_for_all(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = ResultSet([done(app, str(n), n) for n in range(50)] + [app.AsyncResult("late")], app=app)
+    looks = []
+    fetch = app.backend.plugin.fetch  # type: ignore[union-attr]
+    monkeypatch.setattr(app.backend.plugin, "fetch", lambda ids: looks.append(len(ids)) or fetch(ids))
+    assert not results.ready()
+    assert results.completed_count() == 50
+    assert not results.failed()
+    assert looks == [51, 1, 1]
+
+
+def test_failures_of_a_set_are_raised_or_returned(app: Celery) -> None:
+    results = ResultSet([done(app, "a"), done(app, "b", ValueError("no"), "FAILURE")], app=app)
+    with pytest.raises(ValueError, match="no"):
+        results.get(timeout=5)
+    with pytest.raises(ValueError, match="no"):
+        results.maybe_throw()
+    value, error = results.get(timeout=5, propagate=False)
+    assert value == 1
+    assert isinstance(error, ValueError)
+    assert results.failed()
+    assert not results.successful()
+
+
+def test_groups_in_a_group_are_waited_for(app: Celery) -> None:
+    inner = GroupResult("in", [done(app, "a", 1), done(app, "b", 2)], app=app)
+    outer = GroupResult("out", [inner, done(app, "c", 3)], app=app)
+    assert outer.get(timeout=5) == [[1, 2], 3]
+    assert outer.completed_count() == 3
+    assert sorted(task_id for task_id, _ in outer.iter_native(timeout=5)) == ["a", "b", "c"]
+    assert sorted(outer.iterate(timeout=5)) == [1, 2, 3]
+
+
+def test_progress_counts_up_to_the_end(app: Celery) -> None:
+    results = ResultSet([done(app, "a"), done(app, "b", ValueError(), "FAILURE"), app.AsyncResult("c")], app=app)
+    steps = results.progress(timeout=5)
+    assert next(steps) == Progress(2, 1, 3)
+    app.backend.store_result("c", 1, "SUCCESS")
+    assert list(steps) == [Progress(3, 1, 3)]
+
+
+def test_a_bar_is_shown(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
+    ResultSet([done(app, "a"), done(app, "b")], app=app).show_progress(timeout=5)
+    assert "results" in capsys.readouterr().err
+
+
+def test_a_group_is_saved_and_restored_with_its_parents(app: Celery) -> None:
+    group = GroupResult("g", [done(app, "a", 1), done(app, "b", 2)], parent=app.AsyncResult("p"), app=app)
+    group.save()
+    again = GroupResult.restore("g", app=app)
+    assert again == group
+    assert again is not None
+    assert again.get(timeout=5) == [1, 2]
+    assert again.parent.id == "p"
+    group.delete()
+    assert GroupResult.restore("g", app=app) is None
+
+
+def test_tuples_lists_and_pickles_bring_results_back(app: Celery) -> None:
+    result = app.AsyncResult("c", parent=app.AsyncResult("b", parent=app.AsyncResult("a")))
+    assert result.as_list() == ["c", "b", "a"]
+    assert result.as_tuple() == (("c", (("b", (("a", None), None)), None)), None)
+    assert result_from_tuple(result.as_tuple(), app).as_list() == ["c", "b", "a"]
+    group = GroupResult("g", [result], app=app)
+    assert pickle.loads(pickle.dumps(group)) == group
+    assert result_from_tuple(group.as_tuple(), app) == group
+
+
+def test_the_graph_of_a_result_is_walked_to_its_leaf(app: Celery) -> None:
+    request = Context()
+    request.children = [app.AsyncResult("child")]
+    app.backend.store_result("root", 1, "SUCCESS", request=request)
+    root = app.AsyncResult("root")
+    with pytest.raises(IncompleteStream):
+        root.build_graph()
+    assert len(root.graph) == 2
+    app.backend.store_result("child", 7, "SUCCESS")
+    assert root.get_leaf() == 7
+    assert [value for _, value in root.collect()] == [1, 7]
+    assert [str(node) for node in root.build_graph().topsort()] == ["child", "root"]
+
+
+def test_a_graph_sorts_and_is_drawn(tmp_path: Any) -> None:
+    graph = DependencyGraph([("c", ["b"]), ("b", ["a"])])
+    graph.connect(DependencyGraph([("d", ["a"])]))
+    order = graph.topsort()
+    assert order.index("a") < order.index("b") < order.index("c")
+    assert graph.valency_of("c") == 2
+    with (tmp_path / "g.dot").open("w") as file:
+        graph.to_dot(file)
+    assert '"c" -> "b"' in (tmp_path / "g.dot").read_text()
+    graph.add_edge("a", "c")
+    with pytest.raises(ValueError, match="come after each other"):
+        graph.topsort()
+
+
+def test_waiting_within_a_task_is_refused_unless_it_is_meant(app: Celery) -> None:
+    result = done(app, "a", 5)
+
+    @app.task(name="waits")
+    def waits(meant: bool) -> Any:
+        if meant:
+            with allow_join_result():
+                return result.get(timeout=5)
+        return ResultSet([result], app=app).get(timeout=5)
+
+    assert waits.apply((True,)).get() == 5
+    with pytest.raises(RuntimeError, match="within a task"):
+        waits.apply((False,)).get()
