@@ -23,7 +23,8 @@ def failures():
     seen = {}
     for name, result in sent.items():
         try:
-            seen[name] = repr(result.get(timeout=GET_S, follow_parents=False))
+            alone = {} if hasattr(result, "results") else {"follow_parents": False}
+            seen[name] = repr(result.get(timeout=GET_S, **alone))
         except Exception as exc:
             seen[name] = type(exc).__name__
     return seen
