@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from tests.integration.conftest import APPS, House, WorkerProcess, wait_until
 
+from celeriac import chord
+from celeriac.exceptions import ChordError
+
 GET_S = 30.0
 
 STORES = [
@@ -95,3 +98,20 @@ def _all_results(result: Any) -> Iterator[Any]:
         else:
             yield result
         result = result.parent
+
+
+def test_a_part_that_kills_its_slots_fails_the_chord(place: Place, tasks: Any) -> None:
+    result = chord([tasks.const.si(1), tasks.die.si()], tasks.total.s()).apply_async()
+    with pytest.raises(ChordError, match="WorkerLostError"):
+        result.get(timeout=GET_S, follow_parents=False)
+
+
+def test_a_part_that_never_comes_fails_the_chord_by_name(place: Place, tasks: Any) -> None:
+    tasks.app.conf.result_chord_patience = 1.0
+    try:
+        header = [tasks.const.si(1), tasks.const.si(2).set(queue="nobody-serves-this"), tasks.const.si(3)]
+        result = chord(header, tasks.total.s()).apply_async()
+    finally:
+        tasks.app.conf.result_chord_patience = None
+    with pytest.raises(ChordError, match=r"1 of 3 parts .* missing are the parts 1 "):
+        result.get(timeout=GET_S, follow_parents=False)
