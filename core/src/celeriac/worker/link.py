@@ -317,7 +317,8 @@ class Link:
         One of a lost epoch, or whose lease is lost, comes again, or another has it already: nothing of this run
         counts any more, neither its result nor what follows from it (B8).
         """
-        if chords is not None and self._joiner is not None and (flight.acked or flight.epoch == self.epoch):
+        ours = flight.acked or (self._settler is not None and flight.epoch == self.epoch)
+        if chords is not None and self._joiner is not None and ours:
             self._joiner.add(settlement, stored, publish, chords, flight.acked)
             return
         if flight.acked:  # it will not come again, so no later link or lease can have another run of it
