@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from celeriac import beat as beats
+from celeriac.cli.daemon import Detached, daemon_options, daemonized
 from celeriac.cli.group import Command, State, option
 from celeriac.cli.types import Level
 from celeriac.cli.worker import import_tasks, set_up_log
 from celeriac.exceptions import mask_url
+from celeriac.utils.ids import hostname
 
 
 @click.command(cls=Command, context_settings={"allow_extra_args": True})
@@ -31,6 +33,7 @@ from celeriac.exceptions import mask_url
 )
 @option("--log-format", type=click.Choice(["console", "json"]), help="For people, or a JSON object per line.")
 @option("-f", "--logfile", metavar="FILE", help="Append to this file instead of standard error.")
+@daemon_options
 @click.pass_context
 def beat(ctx: click.Context, /, **options: Any) -> None:
     """Send periodic tasks when they are due, until told to stop.
@@ -38,6 +41,11 @@ def beat(ctx: click.Context, /, **options: Any) -> None:
     Several may run at once: one sends, and another takes over when it is gone. Words such as beat.sync_every=1
     after the options are settings.
     """
+    with daemonized(options, f"celerybeat@{hostname()}") as detached:
+        _run(ctx, options, detached)
+
+
+def _run(ctx: click.Context, options: dict[str, Any], detached: Detached) -> None:
     state: State = ctx.obj
     app = state.app(required=True)
     if ctx.args:
@@ -57,6 +65,7 @@ def beat(ctx: click.Context, /, **options: Any) -> None:
         click.echo(f"scheduler -> {type(scheduler).__module__}.{type(scheduler).__qualname__}")
         if scheduler.info:
             click.echo(scheduler.info.strip(" .\n"))
+    detached.ready()
     with _stopping(service):
         service.start()
 

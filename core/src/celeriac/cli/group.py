@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "inspect": ("celeriac.cli.remote", "Ask running workers about themselves."),
     "control": ("celeriac.cli.remote", "Tell running workers what to do."),
     "events": ("celeriac.cli.events", "Watch workers and tasks."),
+    "multi": ("celeriac.cli.multi", "Start and stop several workers on this machine."),
     "plugins": ("celeriac.cli.plugins", "List, show and check the installed plugins."),
     "report": ("celeriac.cli.report", "Print versions and settings, for bug reports."),
 }

@@ -13,10 +13,12 @@ from typing import Any
 import click
 
 from celeriac import log, signals
+from celeriac.cli.daemon import Detached, daemon_options, daemonized
 from celeriac.cli.errors import UserCodeFailed
 from celeriac.cli.group import Command, F, State, option
 from celeriac.cli.startup_page import startup_page
 from celeriac.cli.types import Level, Slots, Words
+from celeriac.utils.ids import default_nodename
 from celeriac.utils.log import task_logger
 from celeriac.worker.worker import Worker
 
@@ -67,6 +69,7 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @_without_effect("--without-gossip", is_flag=True)
 @_without_effect("--without-mingle", is_flag=True)
 @_without_effect("--pool-putlocks/--no-pool-putlocks")
+@daemon_options
 @click.pass_context
 def worker(ctx: click.Context, /, **options: Any) -> None:
     """Run the app's tasks until told to stop.
@@ -74,6 +77,11 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
     Ctrl-C or TERM ends it warmly: running tasks finish, the rest is given back. A second one ends it at once.
     Words such as worker.prefetch_multiplier=1 after the options are settings.
     """
+    with daemonized(options, default_nodename(options["hostname"])) as detached:
+        ctx.exit(_run(ctx, options, detached))
+
+
+def _run(ctx: click.Context, options: dict[str, Any], detached: Detached) -> int:
     state: State = ctx.obj
     app = state.app(required=not options["include"])
     if ctx.args:
@@ -96,6 +104,7 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
                 click.echo(page)
         names = {kind: info.name for kind, info in plugins.items()}
         log.get_logger("celeriac.worker").info("worker.ready", node=worker.hostname, **names)
+        detached.ready()
 
     made = Worker(app, **given, on_ready=say_ready, ends_process=True)
     code = made.run()
@@ -104,7 +113,7 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, signal.SIG_DFL)  # ignored by now, which the new program would inherit
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    ctx.exit(code)
+    return code
 
 
 def set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:

@@ -1,0 +1,252 @@
+"""Daemons: pid files, other users, and commands that go on in the background.
+
+`worker` and `beat` take the options of `daemon_options` and run inside `daemonized`; `multi` starts them with these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import grp
+import os
+import pwd
+import select
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import click
+
+from celeriac.cli.group import F, option
+from celeriac.utils.nodenames import node_format
+
+#: How long `--detach` waits for the daemon to say that it works, before it lets it be.
+READY_S: Final = 60.0
+
+
+class PidFile:
+    """A file with the pid of the process that holds it. A lock tells a living holder from one that was killed.
+
+    Raises:
+        click.UsageError: Somebody else holds it, or it cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        try:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as exc:
+            raise click.UsageError(
+                f"--pidfile: cannot write {self.path!r}: {exc.strerror}. Name a file where this user may write."
+            ) from exc
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked children share it: held until all are gone
+        except OSError as exc:
+            holder = read_pid(self.path)
+            os.close(self._fd)
+            raise click.UsageError(
+                f"--pidfile: {self.path!r} belongs to process {holder}, which runs. Stop it, or name another file."
+            ) from exc
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, f"{os.getpid()}\n".encode())
+
+    def remove(self) -> None:
+        """Let go of it, if it is still ours: the file of whoever came after us stays."""
+        if read_pid(self.path) == os.getpid():
+            with contextlib.suppress(OSError):  # somebody else has removed it
+                os.unlink(self.path)
+        os.close(self._fd)
+
+
+def read_pid(path: str) -> int | None:
+    """The pid in a pid file; None if there is no such file, or no number in it."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read(32))
+    except (OSError, ValueError):
+        return None
+
+
+def is_held(path: str) -> bool:
+    """Whether the process that wrote a pid file lives. A number alone may be another process's by now."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def drop_privileges(uid: str | None, gid: str | None) -> None:
+    """Become another user and group, wholly: supplementary groups too, and with no way back.
+
+    Args:
+        uid, gid: Names or numbers. Without `gid` the user's own groups; without `uid` only the group changes.
+    Raises:
+        click.UsageError: No such user or group, or this process may not change.
+    """
+    if uid is None and gid is None:
+        return
+    user = None if uid is None else _find("--uid", "user", uid, pwd.getpwnam, pwd.getpwuid)
+    group = None if gid is None else _find("--gid", "group", gid, grp.getgrnam, grp.getgrgid)
+    group_id = group.gr_gid if group is not None else user.pw_gid if user is not None else os.getgid()
+    wanted = os.getuid() if user is None else user.pw_uid
+    if (os.getuid(), os.geteuid(), os.getgid(), os.getegid()) == (wanted, wanted, group_id, group_id):
+        return
+    try:
+        if user is not None:
+            os.initgroups(user.pw_name, group_id)
+        else:
+            os.setgroups([group_id])
+        os.setresgid(group_id, group_id, group_id)
+        os.setresuid(wanted, wanted, wanted)
+    except PermissionError as exc:
+        raise click.UsageError(f"--uid, --gid: only root may become another user; this is {os.getuid()}.") from exc
+    if wanted != 0:
+        try:
+            os.setuid(0)
+        except PermissionError:
+            pass  # as it should be
+        else:
+            raise click.UsageError("--uid: this process could still become root again; it will not run.")
+    if user is not None:
+        os.environ.update(HOME=user.pw_dir, USER=user.pw_name, LOGNAME=user.pw_name)
+
+
+def _find(name: str, kind: str, text: str, by_name: Callable[[str], Any], by_id: Callable[[int], Any]) -> Any:
+    try:
+        return by_id(int(text)) if text.isdigit() else by_name(text)
+    except KeyError:
+        raise click.UsageError(f"{name}: there is no {kind} {text!r} on this machine.") from None
+
+
+class Detached:
+    """The way from a command to the one that waits for it to work: itself, in the foreground."""
+
+    def ready(self) -> None:
+        """It works."""
+
+    def failed(self) -> None:
+        """It ends, and will say why on standard error."""
+
+
+class _Background(Detached):
+    """A daemon's way to the process that started it, which relays to the terminal what is said before the daemon works.
+
+    The daemon itself never has the terminal: its pool processes would keep it open.
+    """
+
+    def __init__(self, write_fd: int) -> None:
+        self._fd = write_fd
+        self._waited_for = True
+
+    def ready(self) -> None:
+        self._tell(b"+")
+        os.close(self._fd)
+
+    def failed(self) -> None:
+        if self._waited_for:
+            self._tell(b"-")
+            os.dup2(self._fd, 2)
+            os.close(self._fd)
+
+    def _tell(self, word: bytes) -> None:
+        self._waited_for = False
+        with contextlib.suppress(OSError):  # it is not waiting any more
+            os.write(self._fd, word)
+
+
+def detach(logfile: str | None) -> Detached:
+    """Go on in the background, in a session of its own; output goes to the log file, or nowhere.
+
+    The process that was called ends when the daemon works, with code 0, or when it has failed, with its words.
+    """
+    target = os.open(logfile or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    read_fd, write_fd = os.pipe()
+    if os.fork():
+        os.close(write_fd)
+        os._exit(_await_daemon(read_fd))
+    os.close(read_fd)
+    os.setsid()
+    if os.fork():  # so that it can never have a terminal again
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(null)
+    os.close(target)
+    return _Background(write_fd)
+
+
+def _await_daemon(read_fd: int) -> int:
+    """The exit code: 0 once it works, or is still busy with starting after a while; 1 if it has ended."""
+    if not select.select([read_fd], [], [], READY_S)[0]:
+        os.write(2, f"It has not said that it works within {READY_S:g} s; it goes on in the background.\n".encode())
+        return 0
+    word = os.read(read_fd, 1)
+    while word == b"-" and (words := os.read(read_fd, 4096)):
+        os.write(2, words)
+    return 0 if word == b"+" else 1
+
+
+def daemon_options(command: F) -> F:
+    """The options of a command that can be a daemon."""
+    for decorate in reversed(
+        [
+            option("-D", "--detach", is_flag=True, help="Go on in the background; returns when it works."),
+            option("--pidfile", metavar="FILE", help="Write the pid to this file (%n, %h, %d as in --hostname)."),
+            option("--uid", metavar="USER", help="Run as this user (name or number; needs root)."),
+            option("--gid", metavar="GROUP", help="Run as this group."),
+            option("--umask", metavar="OCTAL", help="Permissions that new files do not get, such as 022."),
+            option("--executable", metavar="PATH", expose_value=False, help="Taken for Celery's scripts; not needed."),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
+@contextlib.contextmanager
+def daemonized(options: dict[str, Any], node: str) -> Iterator[Detached]:
+    """Do what the daemon options ask for, in the one safe order, and take the pid file away at the end.
+
+    Expands `%n` and its kin in `options["logfile"]`. First who we are: files made later are that user's. The pid file
+    comes last, for it has the pid of the process that stays.
+    """
+    if options["umask"]:
+        try:
+            os.umask(int(options["umask"], 8))
+        except ValueError:
+            raise click.UsageError(f"--umask: {options['umask']!r} is no octal number such as 022.") from None
+    drop_privileges(options["uid"], options["gid"])
+    for name in ("logfile", "pidfile"):
+        if options.get(name):
+            options[name] = os.path.abspath(expand(options[name], node)) if options[name] != "-" else "-"
+    logfile = options.get("logfile")
+    if logfile and logfile != "-":
+        with contextlib.suppress(OSError):  # whoever opens it says what is wrong
+            os.makedirs(os.path.dirname(logfile), exist_ok=True)
+    try:
+        detached = detach(None if logfile == "-" else logfile) if options["detach"] else Detached()
+    except OSError as exc:
+        raise click.UsageError(f"--detach: cannot write to {exc.filename!r}: {exc.strerror}.") from exc
+    pidfile: PidFile | None = None
+    try:
+        pidfile = PidFile(options["pidfile"]) if options["pidfile"] else None
+        yield detached
+    except BaseException:
+        detached.failed()
+        raise
+    finally:
+        if pidfile is not None:
+            pidfile.remove()
+
+
+def expand(text: str, node: str) -> str:
+    """A file's name for a node: `%n %h %d`. `%i` and `%I` number pool processes in Celery; here one file serves all."""
+    return node_format(text, node, i="0", I="")
