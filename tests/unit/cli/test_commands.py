@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from celeriac import Celery
-from celeriac.cli.group import COMMANDS, run
+from celeriac.cli.group import COMMANDS, State, run
 
 
 class Ran(NamedTuple):
@@ -130,6 +130,20 @@ def test_common_options_may_stand_before_and_behind_the_command(celeriac: Run, a
     assert app.conf.broker_url == "memory://before"
     celeriac("purge", "-f", "-b", "memory://behind")
     assert app.conf.broker_url == "memory://behind"
+
+
+def test_an_option_behind_the_command_counts_though_the_app_was_found_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app_early.py").write_text(
+        "from celeriac import Celery\napp = Celery('there', broker='memory://early')\n"
+    )
+    state = State()
+    monkeypatch.syspath_prepend(tmp_path)
+    state.take({"app": "app_early"})
+    assert state.app().conf.broker_url == "memory://early"
+    state.take({"broker": "memory://late"})
+    assert state.app().conf.broker_url == "memory://late"
 
 
 @pytest.mark.parametrize("variable", ["CELERIAC_BROKER", "CELERY_BROKER", "BROKER_URL"])

@@ -69,7 +69,7 @@ class State:
     def __init__(self, app: Any = None) -> None:
         self.given = Common()
         self._app = app
-        self._is_ready = False
+        self._applied: Common | None = None
 
     def take(self, options: Mapping[str, Any]) -> None:
         """Note common options; those that were not given leave earlier ones as they are."""
@@ -97,18 +97,18 @@ class State:
                     "Which app? Name its module: celeriac -A tasks worker (for tasks.py with app = Celery(…))."
                 )
             self._app = find_app(self.given.app)
-        if not self._is_ready:
+        if self._applied != self.given:  # the app may have been wanted before all options were read
             names = {"broker": "broker_url", "result_backend": "result_backend"}
             changes = {name: getattr(self.given, option) for option, name in names.items()}
             changes |= {name: getattr(self.given, name) for name in ("broker_plugin", "backend_plugin")}
             self._app.conf.override({name: value for name, value in changes.items() if value})
-            self._is_ready = True
+            self._applied = self.given
         return self._app
 
     @property
     def knows_app(self) -> bool:
         """Whether the app was found already."""
-        return self._is_ready
+        return self._applied is not None
 
     def _enter(self, folder: str) -> None:
         try:
