@@ -319,7 +319,7 @@ class JobReport(Struct, array_like=True):
         outcome: `accepted`, `progress`, or one of `FINAL_OUTCOMES`.
         stored: States to be stored, in order.
         publish: Messages to be sent next: retries, callbacks, the next step of a chain.
-        detail: For the log: the result's repr, or the error in one line.
+        detail: For the log: the result's repr, or the error in one line. Of `timed_out` the limit, in seconds.
         traceback: For the log, of an unexpected failure.
         dead: Why the message must be set aside rather than acknowledged; empty if it need not be.
         requeue: A rejected message goes back to its queue.

@@ -70,7 +70,7 @@ def _enforce_on(slot: Slot, job: Job, since: float, now: float) -> float:
 
 def _kill(slot: Slot, job: Job) -> None:
     if slot.freeze():
-        text = f"hard time limit ({job.hard_limit_s:g} s) exceeded"
-        if strike(slot, job.token, signal.SIGKILL, JobReport(job.token, "timed_out", detail=text)):
+        limit_s = f"{job.hard_limit_s:g}"
+        if strike(slot, job.token, signal.SIGKILL, JobReport(job.token, "timed_out", detail=limit_s)):
             slot.leaving = True  # give it nothing more
         slot.thaw()
