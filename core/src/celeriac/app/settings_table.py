@@ -258,6 +258,13 @@ WORKER: Final[tuple[Row, ...]] = (
         "When messages are ready, slots are free, and nothing has come for so long, the link to the broker is made "
         "anew; when three new links bring nothing either, the worker ends with code 3. 0: never.",
     ),
+    (
+        "worker_recycle_stuck",
+        "bool",
+        False,
+        "When tasks beyond their hard time limit hold half the slots of a pool that cannot end them (`threads`, "
+        "`solo`), the worker stops warmly without them and ends with code 4, for its supervisor to start it anew.",
+    ),
     ("worker_ready_file", "text", None, "A file that is there, and touched every second, while the worker consumes."),
     ("worker_health_port", "int", None, "Answer `GET /ready` and `GET /live` on this port. None: do not. 0: any port."),
     ("worker_health_host", "text", "127.0.0.1", "The address to answer them on; `0.0.0.0` is all of this machine's."),
@@ -570,6 +577,7 @@ OWN: Final = frozenset(
         "worker_health_port",
         "worker_log_style",
         "worker_ready_file",
+        "worker_recycle_stuck",
         "worker_shutdown_grace",
         "worker_watchdog",
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from celeriac.spec.abilities import ABILITIES
 from celeriac.spec.backend import ChordBackend, GroupBackend, ResultBackend
-from celeriac.spec.pool import Pool
+from celeriac.spec.pool import Pool, SaysStuck
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.state import KeepsState
 from celeriac.spec.transport import DeadLetters, FanoutTransport, OnceTransport, Transport
@@ -29,6 +29,7 @@ PROTOCOLS: Mapping[str, type] = {
 ADDITIONS: Mapping[str, Mapping[str, type]] = {
     "backend": {"state": KeepsState, "count": ChordBackend, "groups": GroupBackend},
     "broker": {"state": KeepsState, "fanout": FanoutTransport, "browse_dead": DeadLetters, "once": OnceTransport},
+    "pool": {"stuck": SaysStuck},
 }
 #: What the data members of the contracts are; the others are methods.
 TYPES: Mapping[str, tuple[type, ...]] = {

@@ -35,7 +35,7 @@ from celeriac.spec.data import (
     reply_queue_spec,
 )
 from celeriac.spec.hooks import hookimpl, hookspec
-from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SlotProgram
+from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SaysStuck, SlotProgram
 from celeriac.spec.serializer import Serializer, SerializerHost
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
 from celeriac.spec.transport import Consumer, DeadLetters, FanoutTransport, Listener, OnceTransport, Poller, Transport
@@ -80,6 +80,7 @@ __all__ = [
     "QueueSpec",
     "ResultBackend",
     "Route",
+    "SaysStuck",
     "Serializer",
     "SerializerHost",
     "Settlement",

@@ -27,5 +27,5 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
         }
     ),
     "backend": frozenset({"push", "expire", "persistent", "joint", "replies", "count", "shared", "state", "groups"}),
-    "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes", "coroutines"}),
+    "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes", "coroutines", "stuck"}),
 }

@@ -5,7 +5,8 @@ numbers (P1 …) are those of `docs/plugins/delivery-contract.md`.
 
 Abilities: `soft_limit` and `hard_limit` (it enforces them), `terminate` (can end a running job), `resize`,
 `processes` (user code runs in processes of its own, so it cannot starve or kill the worker), `coroutines` (jobs with
-`Job.coroutine` share a loop, and for these at least time limits and `cancel` hold).
+`Job.coroutine` share a loop, and for these at least time limits and `cancel` hold), `stuck` (it cannot end a job that
+runs beyond its hard limit, and says which do: `SaysStuck`).
 """
 
 from __future__ import annotations
@@ -111,3 +112,13 @@ class Pool(Protocol):
 
     def pids(self) -> list[int]:
         """Process ids of the slots' processes ([own pid] for a pool in the worker's process)."""
+
+
+class SaysStuck(Protocol):
+    """What a pool with the ability `stuck` has besides."""
+
+    def stuck(self) -> dict[int, float]:
+        """Which jobs run beyond their hard limit and cannot be ended (P3): token → that limit, in seconds.
+
+        Called about once a second, from any thread: also while `collect` runs.
+        """

@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -420,6 +421,34 @@ class PoolConformance:
             assert driver.outcomes(others) == ["succeeded"] * 20
             assert time.monotonic() - began < 0.4 + 2.0 + SLACK_S
 
+    def test_P3_a_pool_that_cannot_end_a_job_says_that_it_is_stuck(self) -> None:
+        with self.started() as driver:
+            if "stuck" not in driver.pool.abilities:
+                return
+            pool: Any = driver.pool
+            seen: dict[int, float] = {}
+            over = threading.Event()
+
+            def look() -> None:  # as the watchdog does: beside the worker's thread
+                while not over.wait(0.01):
+                    seen.update(pool.stuck())
+
+            watch = threading.Thread(target=look)
+            watch.start()
+            late, in_time, free = (
+                job("sleep 0.6", hard_limit_s=0.1),
+                job("sleep 0.2", hard_limit_s=60.0),
+                job("sleep 0.3"),
+            )
+            try:
+                driver.submit(late, in_time, free)
+                assert driver.outcomes([late, in_time, free]) == ["succeeded"] * 3
+                assert pool.stuck() == {}
+            finally:
+                over.set()
+                watch.join()
+            assert seen == {late.token: 0.1}
+
     def test_P3_limits_of_brief_jobs_hold_too(self) -> None:
         with self.started() as driver:
             if "hard_limit" not in driver.pool.abilities:
@@ -427,7 +456,8 @@ class PoolConformance:
             jobs = [brief(hard_limit_s=0.3) for _ in range(40)]
             slow = brief("sleep 9", hard_limit_s=0.3)
             driver.submit(*jobs[:20], slow, *jobs[20:])
-            assert driver.final(slow).outcome == "timed_out"
+            report = driver.final(slow)
+            assert (report.outcome, report.detail) == ("timed_out", "0.3")
             assert driver.outcomes(jobs) == ["succeeded"] * 40
 
     # -- P4: slots that die ----------------------------------------------------------------------------------------

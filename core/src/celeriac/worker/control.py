@@ -238,6 +238,7 @@ def stats(state: WorkerState, **_: Any) -> Any:
             "max-tasks-per-child": worker.max_tasks_per_child or "N/A",
             "timeouts": list(worker.time_limits),
             "put-guarded-by-semaphore": False,
+            **({"stuck": len(pool.stuck())} if "stuck" in pool.abilities else {}),
         },
         "broker": describe_broker(state.app),
         "prefetch_count": loop.window_size(),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from celeriac.worker.consumer import Loop
     from celeriac.worker.health import Health, ReadyFile
     from celeriac.worker.link import Link
+    from celeriac.worker.stuck import StuckSlots
 
 LOOK_EVERY_S: Final = 1.0
 #: So many new links in a row that bring nothing either: what is wrong is in this process, and a new one may do better.
@@ -36,6 +37,7 @@ class Watchdog(threading.Thread):
         patience_s: How long nothing may come although messages are ready and slots are free; 0 for ever.
         give_up: Ends the worker, with the code for that.
         ready_file: Kept up to date meanwhile.
+        stuck: Looked after too.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Watchdog(threading.Thread):
         patience_s: float,
         give_up: Callable[[], None],
         ready_file: ReadyFile | None = None,
+        stuck: StuckSlots | None = None,
     ) -> None:
         super().__init__(name="celeriac-watchdog", daemon=True)
         self._loop = loop
@@ -57,6 +60,7 @@ class Watchdog(threading.Thread):
         self._patience_s = patience_s if "depth" in transport.abilities else 0.0
         self._give_up = give_up
         self._ready_file = ready_file
+        self._stuck = stuck
         self._end = threading.Event()
         self._received = -1
         self._epoch = 0
@@ -75,6 +79,8 @@ class Watchdog(threading.Thread):
             if self._ready_file is not None:
                 self._ready_file.show(not trouble)
             self._look_at_loop()
+            if self._stuck is not None:
+                self._stuck.look()
             if self._patience_s:
                 self._look_at_progress()
             self._end.wait(every_s)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, Literal
 
@@ -50,6 +51,7 @@ from celeriac.worker.remote import Errands, Remote
 from celeriac.worker.revoked import RevocationWatch, Revoked
 from celeriac.worker.shutdown import wind_down
 from celeriac.worker.spool import Spool
+from celeriac.worker.stuck import StuckSlots
 from celeriac.worker.watchdog import Watchdog
 from celeriac.worker.window import Window
 
@@ -57,6 +59,8 @@ EXIT_OK: Final = 0
 EXIT_FORCED: Final = 1
 #: Messages were ready and none came, over several new links (see `watchdog`).
 EXIT_DEAF: Final = 3
+#: Half the slots were stuck in tasks beyond their hard time limits (see `stuck`).
+EXIT_STUCK: Final = 4
 #: So often a worker tells monitors that it lives.
 HEARTBEAT_S: Final = 2.0
 #: More unexpected errors than this within this time end the worker: something is wrong that a new link does not mend.
@@ -173,7 +177,8 @@ class Worker:
         self.loop: Loop
         self._watchdog: Watchdog | None = None
         self._door: Door | None = None
-        self._deaf = False
+        self._stuck: StuckSlots | None = None
+        self._gave_up = EXIT_OK  # or why it stopped by itself
         self.remote: Remote | None = None
         self.autoscaler: Any = None
         self.broker_info = ""
@@ -321,16 +326,21 @@ class Worker:
     def _make_watchdog(self) -> None:
         """Make what says whether this worker consumes, and what sees to it that it does."""
         conf = self.app.conf
-        # A pool without any ability, solo, runs its task in our own thread.
-        health = Health(self.loop, self.link, runs_elsewhere=bool(self.pool.abilities))
+        # A pool that can do nothing with its tasks but tell of them, solo, runs them in our own thread.
+        health = Health(self.loop, self.link, runs_elsewhere=bool(self.pool.abilities - {"stuck"}))
+        if "stuck" in self.pool.abilities:
+            recycle = partial(self._give_up, EXIT_STUCK) if conf["worker_recycle_stuck"] else None
+            end = partial(os._exit, EXIT_STUCK) if self._ends_process else None
+            self._stuck = StuckSlots(self.loop, self.pool, self.pool_name, recycle, end)
         self._watchdog = Watchdog(
             self.loop,
             self.link,
             self.transport,
             health,
             patience_s=float(conf["worker_watchdog"] or 0),
-            give_up=self._give_up,
+            give_up=partial(self._give_up, EXIT_DEAF),
             ready_file=ReadyFile(self._ready_file) if self._ready_file else None,
+            stuck=self._stuck,
         )
         if self._health_port is not None:
             self._door = Door(health, conf["worker_health_host"], int(self._health_port), self.hostname)
@@ -340,9 +350,11 @@ class Worker:
         if self._watchdog is not None:
             self._watchdog.stop()
 
-    def _give_up(self) -> None:
-        self._deaf = True
-        self.stop()
+    def _give_up(self, code: int) -> None:
+        """Stop warmly, and end with this code; nothing, if it stops already."""
+        if not self._asked:
+            self._gave_up = code
+            self.stop()
 
     def _watch_revocations(self) -> None:
         """Know what is revoked before the first message comes, and look on."""
@@ -460,7 +472,7 @@ class Worker:
         ended = wind_down(
             loop,
             pool,
-            self._turn,
+            self._turn_without_stuck if self._gave_up == EXIT_STUCK else self._turn,
             lambda: self._asked,
             grace_s=self.app.conf["worker_shutdown_grace"],
             soft_s=self.app.conf["worker_soft_shutdown_timeout"] or 0.0,
@@ -478,9 +490,15 @@ class Worker:
         signals.worker_shutdown.send(sender=self)
         self._tell_extensions("celeriac_worker_stopped")
         _log.info("Stopped: %d finished, %d given back, %d given up while they ran.", *ended)
-        if self._deaf:
-            return EXIT_DEAF
+        if self._gave_up:
+            return self._gave_up
         return EXIT_FORCED if ended.forced else EXIT_OK
+
+    def _turn_without_stuck(self) -> None:
+        """While it stops for stuck slots: these are not waited for."""
+        assert self._stuck is not None
+        self._stuck.give_up()
+        self._turn()
 
     def _turn(self) -> None:
         """One turn of the loop. What nobody foresaw costs a new link, not the worker; but not for ever."""

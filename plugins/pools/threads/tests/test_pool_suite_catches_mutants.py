@@ -95,6 +95,20 @@ class Boastful(ThreadsPool):
     abilities = frozenset({"resize", "soft_limit", "hard_limit", "terminate"})
 
 
+class Blind(ThreadsPool):
+    """Does not see that a job is stuck."""
+
+    def stuck(self) -> dict[int, float]:
+        return {}
+
+
+class Alarmist(ThreadsPool):
+    """Takes every job with a limit for stuck."""
+
+    def stuck(self) -> dict[int, float]:
+        return {token: limit_s for token, (_at, limit_s) in self._limits.copy().items()}
+
+
 class Leaking(ThreadsPool):
     """Opens a descriptor and forgets it."""
 
@@ -130,6 +144,8 @@ MUTANTS: list[tuple[type[ThreadsPool], str]] = [
     (Holding, "test_P2_accepted_and_progress_come_while_the_job_runs_and_in_order"),
     (Boastful, "test_P3_the_soft_limit_is_raised_in_the_job_once"),
     (Boastful, "test_P3_the_hard_limit_ends_the_slot_and_another_takes_its_place"),
+    (Blind, "test_P3_a_pool_that_cannot_end_a_job_says_that_it_is_stuck"),
+    (Alarmist, "test_P3_a_pool_that_cannot_end_a_job_says_that_it_is_stuck"),
     (Boastful, "test_P6_cancelling_a_running_job_ends_it_or_says_no"),
     (Leaking, "test_P10_a_pool_that_has_stopped_leaves_no_descriptor_open"),
     (Eager, "test_P1_stop_lets_the_busy_end_within_their_grace_and_returns_the_rest"),

@@ -5,13 +5,15 @@ as there are free slots. Reports go into another deque, and a byte in a pipe wak
 has not yet collected.
 
 A job whose task is no coroutine function would hold up all others, so it runs in a thread of its own and takes a slot
-like the others. It has neither limits nor an end before its own; coroutines have both.
+like the others. It cannot be ended before its own end; when it, or a coroutine that blocks the loop, runs beyond its
+hard limit, that is told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import os
 import threading
 import time
@@ -32,21 +34,26 @@ class Run:
     Attributes:
         task: None for a job in a thread.
         why: What a cancellation means: the outcome to report, and its detail.
+        stuck_at: The `time.monotonic` from which on it is stuck.
     """
 
-    __slots__ = ("job", "limit", "task", "why")
+    __slots__ = ("job", "limit", "stuck_at", "task", "why")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.task: asyncio.Task[None] | None = None
         self.limit: asyncio.TimerHandle | None = None
         self.why: tuple[str, str] | None = None
+        self.stuck_at = math.inf
+        if job.hard_limit_s:
+            # A coroutine is stuck only if it cannot even be given up, because it blocks the loop.
+            self.stuck_at = time.monotonic() + job.hard_limit_s + (2 * PATIENCE_S if job.coroutine else 0.0)
 
 
 class AsyncioPool:
     """Runs jobs as coroutines."""
 
-    abilities = frozenset({"resize", "coroutines"})
+    abilities = frozenset({"resize", "coroutines", "stuck"})
 
     def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
         self._program = cast("CoroutineProgram", program)
@@ -56,6 +63,7 @@ class AsyncioPool:
         self._reports: deque[JobReport] = deque()
         self._done: list[JobReport] = []
         self._running: dict[int, Run] = {}
+        self._telling: set[Run] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._woken = False
@@ -117,7 +125,7 @@ class AsyncioPool:
 
     def _wait_until_idle(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while self._running and time.monotonic() < until:
+        while (self._running or self._telling) and time.monotonic() < until:
             time.sleep(0.005)
 
     # -- jobs ---------------------------------------------------------------------------------------------
@@ -157,6 +165,12 @@ class AsyncioPool:
             return False
         self._nudge(lambda: self._end(token, "cancelled", ""))
         return True
+
+    def stuck(self) -> dict[int, float]:
+        now = time.monotonic()
+        return {
+            token: run.job.hard_limit_s or 0.0 for token, run in self._running.copy().items() if run.stuck_at <= now
+        }
 
     def _take_all(self) -> list[Job]:
         """Every job that has not begun, in order; the loop may be taking at the same time."""
@@ -254,9 +268,13 @@ class AsyncioPool:
 
     def _finish(self, run: Run, report: JobReport) -> None:
         report.pid = self._pid
-        if self._running.pop(run.job.token, None) is None:
-            return  # somebody else has answered for it
-        self._tell(report)
+        self._telling.add(run)  # before it is taken out, so that `stop` sees it in one place or the other
+        mine = self._running.pop(run.job.token, None) is not None  # else somebody else has answered for it
+        if mine:
+            self._tell(report)
+        self._telling.discard(run)
+        if not mine:
+            return
         loop = self._loop
         if self._backlog and loop is not None:
             if run.task is None:

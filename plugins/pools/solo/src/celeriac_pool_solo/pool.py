@@ -1,6 +1,7 @@
 """The solo pool: runs jobs in the caller's thread, inside `collect`.
 
-Made by the plugin's hook. While a job runs, the worker does nothing else: no process, no thread, no limit.
+Made by the plugin's hook. While a job runs, the worker does nothing else: no process, no thread, and time limits end
+nothing: a job that runs beyond its hard limit is only told of, to the worker's other threads.
 Good for debugging, for tests, and where another supervisor multiplies whole workers.
 """
 
@@ -22,12 +23,15 @@ TURN_S: Final = 0.005
 class SoloPool:
     """Runs jobs one after another, each when the worker asks for reports."""
 
-    abilities: frozenset[str] = frozenset()
+    abilities = frozenset({"stuck"})
 
     def __init__(self, program: SlotProgram) -> None:
         self._program = program
         self._backlog: deque[Job] = deque()
         self._done: list[JobReport] = []
+        self._running: tuple[Job, float] | None = (
+            None  # with the time at which it will be stuck; only if it has a limit
+        )
         self._pid = 0
 
     @property
@@ -77,6 +81,13 @@ class SoloPool:
                 return True
         return False
 
+    def stuck(self) -> dict[int, float]:
+        running = self._running
+        if running is None or running[1] > time.monotonic():
+            return {}
+        job = running[0]
+        return {job.token: job.hard_limit_s or 0.0}
+
     def resize(self, slots: int) -> None:
         """Does nothing: there is one thread that calls. The ability `resize` is not declared."""
 
@@ -89,6 +100,8 @@ class SoloPool:
         return reports
 
     def _run(self, job: Job, reports: list[JobReport]) -> JobReport:
+        if job.hard_limit_s:
+            self._running = job, time.monotonic() + job.hard_limit_s
         try:
             report = self._program.run(job, reports.append)
         except BaseException as exc:
@@ -96,6 +109,8 @@ class SoloPool:
             if isinstance(exc, KeyboardInterrupt):
                 self._done = [*reports, report]  # the caller's thread is the main one: its Ctrl-C goes on to it
                 raise
+        finally:
+            self._running = None
         report.pid = self._pid
         return report
 

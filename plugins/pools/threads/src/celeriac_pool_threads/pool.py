@@ -5,7 +5,8 @@ another one that runs, and the worker can take every job back that has not been 
 atomic, so each job goes to exactly one side. Finished reports go into another deque; a byte in a pipe wakes
 the worker, one for all the reports that it has not yet collected.
 
-Threads cannot be ended from outside. So there are no time limits and running jobs cannot be cancelled.
+Threads cannot be ended from outside. So running jobs cannot be cancelled, and time limits end nothing: a job that runs
+beyond its hard limit is only told of.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ HELP_S: Final = 0.010
 class ThreadsPool:
     """Runs jobs in threads."""
 
-    abilities = frozenset({"resize"})
+    abilities = frozenset({"resize", "stuck"})
 
     def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
         self._program = program
@@ -43,6 +44,7 @@ class ThreadsPool:
         self._leave: deque[None] = deque()  # a ticket for each thread that is too many
         self._threads: list[threading.Thread] = []
         self._running: dict[int, threading.Thread] = {}  # by token; who takes a token out answers for the job
+        self._limits: dict[int, tuple[float, float]] = {}  # by token: when a running job will be stuck, and its limit
         self._done: list[JobReport] = []
         self._help_at = math.inf
         self._woken = False
@@ -154,6 +156,10 @@ class ThreadsPool:
         self._done.append(JobReport(token, "cancelled"))
         return True
 
+    def stuck(self) -> dict[int, float]:
+        now = time.monotonic()
+        return {token: limit_s for token, (at, limit_s) in self._limits.copy().items() if at <= now}
+
     def _take_all(self) -> list[Job]:
         """Every job that no thread has taken, in order; the threads may be taking at the same time."""
         jobs: list[Job] = []
@@ -226,6 +232,8 @@ class ThreadsPool:
     def _run(self, job: Job) -> None:
         token, running = job.token, self._running
         running[token] = threading.current_thread()
+        if job.hard_limit_s:
+            self._limits[token] = time.monotonic() + job.hard_limit_s, job.hard_limit_s
 
         def emit(report: JobReport) -> None:
             if token in running:
@@ -236,6 +244,8 @@ class ThreadsPool:
         except BaseException as exc:
             report = JobReport(token, "lost", detail=f"the slot's program raised {exc!r}")
         report.pid = self._pid
+        if job.hard_limit_s:
+            del self._limits[token]
         if running.pop(token, None) is not None:  # else `stop` has given us up
             self._tell(report)
 
