@@ -1,6 +1,7 @@
 """No plugin is forgotten: each folder of plugins/*/* is a whole dist, installed, and known to every list of them.
 
-The folders of plugins/support are no plugins: libraries that the plugins of one store share.
+The folders of plugins/support are no plugins: libraries that the plugins of one store share. Nor are those of
+plugins/compat: each is a module of somebody else's name, answered by celeriac.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ KINDS = {
 FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))
 PLUGINS = [folder for folder in FOLDERS if folder.parent.name in KINDS]
 SUPPORT = [folder for folder in FOLDERS if folder.parent.name == "support"]
-MEMBERS = [CORE, *PLUGINS, *SUPPORT]
+COMPAT = [folder for folder in FOLDERS if folder.parent.name == "compat"]
+MEMBERS = [CORE, *PLUGINS, *SUPPORT, *COMPAT]
 
 
 def folder_id(folder: Path) -> str:
@@ -49,11 +51,14 @@ def project_of(folder: Path) -> dict[str, Any]:
 
 def dist_name(folder: Path) -> str:
     """`plugins/brokers/redis` → `celeriac-broker-redis`."""
-    return "celeriac" if folder == CORE else f"celeriac-{KINDS.get(folder.parent.name, 'support')}-{folder.name}"
+    return (
+        "celeriac" if folder == CORE else f"celeriac-{KINDS.get(folder.parent.name, folder.parent.name)}-{folder.name}"
+    )
 
 
 def package_name(folder: Path) -> str:
-    return dist_name(folder).replace("-", "_")
+    """The dist's name with underscores; a dist of compat has the name that it answers to."""
+    return folder.name if folder in COMPAT else dist_name(folder).replace("-", "_")
 
 
 def requirement_name(requirement: str) -> str:
@@ -73,7 +78,7 @@ def all_requirements() -> Iterator[str]:
 
 def test_every_folder_of_plugins_is_a_dist() -> None:
     folders = [path for path in ROOT.glob("plugins/[!._]*/*") if path.name[0] not in "._"]
-    assert sorted(folders) == FOLDERS == sorted([*PLUGINS, *SUPPORT])
+    assert sorted(folders) == FOLDERS == sorted([*PLUGINS, *SUPPORT, *COMPAT])
 
 
 @pytest.mark.parametrize("folder", MEMBERS, ids=folder_id)
@@ -117,7 +122,13 @@ def test_a_support_dist_is_no_plugin_and_serves_a_store_s_broker_and_backend(fol
         assert stands_on_it == (plugin.name == folder.name), dist_name(plugin)
 
 
-@pytest.mark.parametrize("folder", [*PLUGINS, *SUPPORT], ids=folder_id)
+@pytest.mark.parametrize("folder", COMPAT, ids=folder_id)
+def test_a_compat_dist_is_no_plugin_and_comes_only_by_its_own_name(folder: Path) -> None:
+    assert "entry-points" not in project_of(folder)
+    assert dist_name(folder) not in map(requirement_name, all_requirements())
+
+
+@pytest.mark.parametrize("folder", [*PLUGINS, *SUPPORT, *COMPAT], ids=folder_id)
 def test_a_plugin_needs_this_minor_version_of_core(folder: Path) -> None:
     assert "celeriac>=0.1,<0.2" in project_of(folder)["dependencies"]
 
@@ -142,11 +153,14 @@ def test_the_import_linter_sees_every_package() -> None:
     settings = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]
     plugins, support = sorted(map(package_name, PLUGINS)), sorted(map(package_name, SUPPORT))
     packages = sorted([*plugins, *support])
-    assert sorted(settings["root_packages"]) == ["celeriac", *packages]
+    compat = list(map(package_name, COMPAT))
+    assert sorted(settings["root_packages"]) == sorted(["celeriac", *packages, *compat])
     contracts = {contract["id"]: contract for contract in settings["contracts"]}
     assert sorted(contracts["core-names-no-plugin"]["forbidden_modules"]) == packages
     assert sorted(contracts["plugins-stand-alone"]["modules"]) == plugins
     assert sorted(contracts["plugins-see-the-contract-only"]["source_modules"]) == packages
+    assert sorted(contracts["nobody-imports-compat"]["source_modules"]) == ["celeriac", *packages]
+    assert sorted(contracts["nobody-imports-compat"]["forbidden_modules"]) == compat
     assert sorted(contracts["support-imports-no-plugin"]["source_modules"]) == support
     assert sorted(contracts["support-imports-no-plugin"]["forbidden_modules"]) == plugins
 

@@ -86,13 +86,14 @@ def run(project: Path, *command: str | Path, timeout_s: float = 60) -> str:
 def test_a_wheel_has_the_package_its_types_and_its_entry_points(wheels: list[Path]) -> None:
     assert len(wheels) == len(MEMBERS)
     for wheel in wheels:
-        package, version, *_ = wheel.name.split("-")
+        dist, version, *_ = wheel.name.split("-")
+        package = dist.removeprefix("celeriac_compat_")
         names = zipfile.ZipFile(wheel).namelist()
         assert f"{package}/__init__.py" in names
         assert f"{package}/py.typed" in names
-        has_entry_points = f"{package}-{version}.dist-info/entry_points.txt" in names
-        assert has_entry_points == (not package.startswith("celeriac_support_"))
-        assert not [name for name in names if not name.startswith((f"{package}/", f"{package}-{version}.dist-info/"))]
+        has_entry_points = f"{dist}-{version}.dist-info/entry_points.txt" in names
+        assert has_entry_points == (not dist.startswith("celeriac_support_"))
+        assert not [name for name in names if not name.startswith((f"{package}/", f"{dist}-{version}.dist-info/"))]
 
 
 def test_exactly_the_installed_plugins_are_listed(bin_folder: Path, project: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import pickle
 import sys
@@ -170,6 +171,17 @@ def test_without_that_module_the_default_app_has_default_settings(monkeypatch: p
     monkeypatch.setattr(_state, "_local", type(_state._local)())
     assert config_module() == "celeriacconfig"
     assert current_app.conf.broker_url == "sqlite://"
+
+
+def test_without_that_module_one_with_celerys_name_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CELERIAC_CONFIG_MODULE", raising=False)
+    monkeypatch.delenv("CELERY_CONFIG_MODULE", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "celeryconfig.py").write_text("task_default_queue = 'old'\n")
+    assert config_module() == "celeryconfig"
+    (tmp_path / "celeriacconfig.py").write_text("task_default_queue = 'new'\n")
+    importlib.invalidate_caches()
+    assert config_module() == "celeriacconfig"
 
 
 def test_whoever_relies_on_the_current_app_can_be_found(app: Celery) -> None:

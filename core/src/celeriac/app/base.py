@@ -858,7 +858,7 @@ def _rebuild_app(kind: type[Celery], made_by: dict[str, Any]) -> Celery:
 
 
 def _make_default_app() -> Celery:
-    """The app of a program that uses tasks without having made one: settings from `celeriacconfig`, if there is one."""
+    """The app of a program that uses tasks without having made one: settings from `config_module()`, if it is there."""
     default = import_module("celeriac.loaders.default")
     return Celery(
         "default",

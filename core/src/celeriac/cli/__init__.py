@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def main(argv: Sequence[str] | None = None, app: Any = None) -> None:
+def main(argv: Sequence[str] | None = None, app: Any = None, *, prog: str = "celeriac") -> None:
     """Run a command and end the process with its exit code.
 
     Args:
         argv: Words after the program's name; default: those of this process.
         app: Use this app instead of the one that `-A` names.
+        prog: The program's name, as help and usage write it.
     """
     from celeriac.cli.group import run
 
-    code = run(list(sys.argv[1:] if argv is None else argv), app)
+    code = run(list(sys.argv[1:] if argv is None else argv), app, prog)
     _flush_output()
     sys.exit(code)
 

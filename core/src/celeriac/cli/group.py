@@ -251,11 +251,11 @@ class Group(click.Group):
             formatter.write_dl(rows)
 
 
-def run(words: list[str], app: Any = None) -> int:
+def run(words: list[str], app: Any = None, prog: str = PROG) -> int:
     """Run a command; return the exit code. Nothing but `SystemExit` comes out of it."""
     warnings.showwarning = show_warning
     try:
-        code = cli.main(words, prog_name=PROG, standalone_mode=False, obj=State(app))
+        code = cli.main(words, prog_name=prog, standalone_mode=False, obj=State(app))
     except (Exception, KeyboardInterrupt) as exc:
         return report_error(exc)
     return code if isinstance(code, int) else 0

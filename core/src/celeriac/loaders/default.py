@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 from celeriac.app.settings_source import config_module_of_environment
@@ -12,10 +13,20 @@ __all__ = ["DEFAULT_CONFIG_MODULE", "Loader"]
 
 DEFAULT_CONFIG_MODULE = "celeriacconfig"
 
+#: What the module is called in programs that were written for Celery.
+CELERYS_CONFIG_MODULE = "celeryconfig"
+
 
 def config_module() -> str:
-    """The module that the environment names (`CELERIAC_CONFIG_MODULE`, `CELERY_CONFIG_MODULE`), or `celeriacconfig`."""
-    return config_module_of_environment() or DEFAULT_CONFIG_MODULE
+    """The module that the environment names (`CELERIAC_CONFIG_MODULE`, `CELERY_CONFIG_MODULE`).
+
+    If it names none: `celeriacconfig`, or `celeryconfig` where only that one is.
+    """
+    named = config_module_of_environment()
+    if named is not None:
+        return named
+    is_there = [name for name in (DEFAULT_CONFIG_MODULE, CELERYS_CONFIG_MODULE) if find_spec(name) is not None]
+    return is_there[0] if is_there else DEFAULT_CONFIG_MODULE
 
 
 class Loader(BaseLoader):

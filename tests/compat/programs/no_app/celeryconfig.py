@@ -1,0 +1,2 @@
+task_always_eager = True
+task_default_queue = "from-celeryconfig"

@@ -1,0 +1,42 @@
+import json
+import os
+import time
+
+from proj import app, fail, greet
+
+
+def notes():
+    with open(os.environ["NOTES"]) as lines:
+        return [line.strip() for line in lines]
+
+
+answers = {"greeting": greet.delay("ann").get(timeout=60)}
+failed = fail.delay()
+try:
+    failed.get(timeout=60)
+except KeyError as exc:
+    answers["failure"] = str(exc)
+
+wanted = [
+    "init",
+    "child",
+    "ready",
+    "lamp on",
+    "before proj.greet",
+    "after proj.greet SUCCESS",
+    "success hello ann, marked by the client",
+    "failure KeyError",
+    "after proj.fail FAILURE",
+]
+deadline = time.monotonic() + 60
+while not set(wanted) <= set(notes()) and time.monotonic() < deadline:
+    time.sleep(0.05)
+answers["notes"] = [line for line in wanted if line in notes()]
+
+(pong,) = app.control.ping(timeout=5)
+answers["ping"] = list(pong.values())
+answers["lamp"] = list(app.control.inspect(timeout=5)._request("lamp").values())
+answers["dim"] = [list(reply.values()) for reply in app.control.broadcast("dim", {"level": 3}, reply=True, timeout=5)]
+answers["registered"] = app.control.inspect(timeout=5).registered()["w1@here"]
+
+print(json.dumps(answers))
