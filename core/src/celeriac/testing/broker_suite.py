@@ -25,6 +25,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -50,15 +51,15 @@ __all__ = ["BrokerConformance", "make_payload"]
 OpenConsumer = Callable[..., Consumer]
 OpenListener = Callable[..., ListenerBench]
 
-#: Takes a delivery and is killed with it. Arguments: plugin, url, settings (a repr), queue.
+#: Takes deliveries and is killed with them. Arguments: plugin, url, settings (a repr), queue, how many.
 _VICTIM = """
 import sys, time
 from celeriac.spec import QueueSpec
 from celeriac.testing.kit import Bench, make_transport
-plugin, url, settings, queue = sys.argv[1:]
+plugin, url, settings, queue, count = sys.argv[1:]
 bench, transport = Bench(), make_transport(plugin, url, eval(settings))
-consumer = transport.consumer([QueueSpec(queue)], owner="victim", poller=bench, window=8)
-taken = bench.take(consumer, 1)
+consumer = transport.consumer([QueueSpec(queue)], owner="victim", poller=bench, window=1)
+taken = bench.take(consumer, int(count))
 print("taken", len(taken), flush=True)
 time.sleep(600)
 """
@@ -388,23 +389,51 @@ class BrokerConformance(AbilityAware):
         consumer = open_consumer(queue, window=1)
         consumer.stop()  # the victim is to have it, but somebody is there who can see it die
         consumer.close()
-        arguments = [sys.executable, "-c", _VICTIM, self.plugin, url, repr(dict(self.settings)), queue]
-        victim = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-        try:
-            assert victim.stdout is not None
-            assert victim.stdout.readline() == "taken 1\n"
+        with self._victim(url, queue, 1) as victim:
             consumer = open_consumer(queue)
             bench.take_none(consumer)
             killed = time.monotonic()
             victim.send_signal(signal.SIGKILL)
             (delivery,) = bench.take(consumer, 1, self.recovery_s + 1)
             assert time.monotonic() - killed < self.recovery_s
-        finally:
-            victim.kill()
-            victim.communicate()
         assert delivery.redelivered
         if "attempts" in self.abilities:
             assert delivery.attempt == 2
+
+    @needs("lease", "shared")
+    def test_B11_of_several_dead_workers_each_is_found_among_the_living(
+        self, url: str, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        elsewhere = f"{queue}-elsewhere"
+        transport.declare([QueueSpec(elsewhere)])
+        open_consumer(elsewhere, poller=Bench())  # lives, and was there first
+        with self._victim(url, elsewhere, 0) as idle, ExitStack() as stack:
+            victims = [idle]
+            for _ in range(2):
+                transport.send([make_payload(queue)])
+                victims.append(stack.enter_context(self._victim(url, queue, 1)))
+            open_consumer(elsewhere, poller=Bench())
+            consumer = open_consumer(queue)
+            bench.take_none(consumer)
+            for victim in victims:
+                victim.kill()
+            deliveries = bench.take(consumer, 2, self.recovery_s + 1)
+        flags = [delivery.redelivered for delivery in deliveries]
+        assert flags == [True, True], f"of two messages of dead workers came back: {flags}"
+        transport.delete(elsewhere)
+
+    @contextmanager
+    def _victim(self, url: str, queue: str, count: int) -> Iterator[subprocess.Popen[str]]:
+        """A process that has taken so many messages; whether it was killed or not, it is gone at the end."""
+        words = [self.plugin, url, repr(dict(self.settings)), queue, str(count)]
+        victim = subprocess.Popen([sys.executable, "-c", _VICTIM, *words], stdout=subprocess.PIPE, text=True)
+        try:
+            assert victim.stdout is not None
+            assert victim.stdout.readline() == f"taken {count}\n"
+            yield victim
+        finally:
+            victim.kill()
+            victim.communicate()
 
     def test_B12_a_living_worker_keeps_what_it_has(
         self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
@@ -414,7 +443,7 @@ class BrokerConformance(AbilityAware):
         (delivery,) = bench.take(holder, 1)
         other = Bench()
         rival = open_consumer(queue, poller=other)
-        for _ in range(4):
+        for _ in range(9 if "lease" in self.abilities else 2):  # however long its task runs
             assert holder.renew() == []
             other.take_none(rival, 0.3)
         holder.settle([Settlement(delivery.tag)])

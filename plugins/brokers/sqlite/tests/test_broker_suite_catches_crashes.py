@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,11 @@ from celeriac.testing.broker_suite import BrokerConformance
 from celeriac.testing.kit import Bench, make_transport
 from celeriac_broker_sqlite.transport import SqliteTransport
 
+KILLED, SEVERAL, LIVING = (
+    "test_B11_B13_a_killed_worker_s_message_comes_back_flagged",
+    "test_B11_of_several_dead_workers_each_is_found_among_the_living",
+    "test_B12_a_living_worker_keeps_what_it_has",
+)
 #: What is changed in the sqlite broker, in the test's process and in the victim's.
 MUTANTS = {
     "keeps_its_promise": "pass",
@@ -34,7 +41,32 @@ MUTANTS = {
         store.remove_owner = clean
     """,
     "doubts_everybody": "consumer.is_alive = lambda folder, page, lease_s: False",
+    "rescues_by_idle_time": """
+        import time
+        seen = {}
+        def is_alive(folder, page, lease_s):
+            return time.monotonic() - seen.setdefault(page, time.monotonic()) < 1.0
+        consumer.is_alive = is_alive
+    """,
+    "ends_its_search_early": """
+        import time
+        def tend(self):
+            self._tend_at = time.monotonic() + consumer.IDLE_S
+            for owner, page in store.owners(self._conn):
+                if consumer.is_alive(self._folder, page, consumer.LEASE_S):
+                    return
+                self._take_over(owner, page)
+        consumer.SqliteConsumer._tend = tend
+    """,
 }
+FOUND_BY = [
+    ("pops_then_records", KILLED),
+    ("never_doubts_an_owner", KILLED),
+    ("does_not_flag_what_it_rescues", KILLED),
+    ("doubts_everybody", KILLED),
+    ("rescues_by_idle_time", LIVING),
+    ("ends_its_search_early", SEVERAL),
+]
 SOURCE = """
 from celeriac_broker_sqlite import celeriac_make_transport, consumer, store
 def change():
@@ -49,6 +81,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     from celeriac_broker_sqlite import consumer, store
 
     originals = [(store, dict(vars(store))), (consumer, dict(vars(consumer)))]
+    monkeypatch.setattr(consumer.SqliteConsumer, "_tend", consumer.SqliteConsumer._tend)  # to have it back afterwards
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -65,10 +98,26 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_B11_the_suite_tells_the_sound_from_the_broken(mutant: str, load: Callable[[str], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mutant", "clause"), FOUND_BY)
+def test_the_suite_finds_a_broker_that_breaks_a_clause(
+    mutant: str, clause: str, load: Callable[[str], str], tmp_path: Path
+) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        run(load(mutant), clause, tmp_path)
+
+
+@pytest.mark.parametrize("clause", [KILLED, SEVERAL, LIVING])
+def test_the_same_tests_pass_with_a_broker_that_keeps_them(
+    clause: str, load: Callable[[str], str], tmp_path: Path
+) -> None:
+    run(load("keeps_its_promise"), clause, tmp_path)
+
+
+def run(module: str, clause: str, tmp_path: Path) -> None:
+    """Call one test of the suite as pytest would."""
+
     class Suite(BrokerConformance):
-        plugin = load(mutant)
+        plugin = module
         abilities = SqliteTransport.abilities
         recovery_s = 2.0
 
@@ -80,15 +129,12 @@ def test_B11_the_suite_tells_the_sound_from_the_broken(mutant: str, load: Callab
         opened.append(transport.consumer(specs, owner="kit", poller=poller, window=window))
         return opened[-1]
 
-    def run() -> None:
-        Suite().test_B11_B13_a_killed_worker_s_message_comes_back_flagged(url, transport, "kit", bench, open_consumer)
-
+    test: Callable[..., Any] = getattr(Suite(), clause)
+    fixtures = {
+        "url": url, "transport": transport, "queue": "kit", "bench": bench, "open_consumer": open_consumer,
+    }  # fmt: skip
     try:
-        if mutant == "keeps_its_promise":
-            run()
-        else:
-            with pytest.raises((AssertionError, ValueError)):
-                run()
+        test(**{name: fixtures[name] for name in inspect.signature(test).parameters})
     finally:
         for consumer in opened:
             consumer.close()
