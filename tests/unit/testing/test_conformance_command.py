@@ -50,6 +50,25 @@ def test_it_runs_a_broker_s_suite_on_the_url_that_it_was_given(tmp_path: Path) -
     assert "B18     kept" in done.stdout
 
 
+@pytest.mark.parametrize("spread", [(), ("-n", "2")], ids=["in one process", "spread over two"])
+def test_a_plugin_s_own_test_run_ends_with_the_table(tmp_path: Path, spread: tuple[str, ...]) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        "from celeriac.testing.serializer_suite import SerializerConformance\n"
+        "class TestMine(SerializerConformance):\n"
+        "    plugin, name, content_type = 'celeriac_serializer_json', 'json', 'application/json'\n"
+        "    content_encoding, unsafe = 'utf-8', False\n"
+        "def test_of_something_else():\n"
+        "    pass\n"
+    )
+    words = ["-p", "celeriac.testing.conformance", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", *spread]
+    command = [sys.executable, "-m", "pytest", "-q", *words, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "TestMine: the delivery contract, clause by clause" in done.stdout
+    assert "B26     kept" in done.stdout
+    assert "of_something_else" not in done.stdout.partition("clause by clause")[2]
+
+
 @pytest.mark.parametrize("words", [("--broker", "nothing://host"), ("--pool", "nopool")])
 def test_what_is_not_installed_is_one_sentence(words: tuple[str, str]) -> None:
     done = run(*words)

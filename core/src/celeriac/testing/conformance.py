@@ -8,12 +8,15 @@
 It runs the suite of the plugin's kind against a real store that is yours to give (tests use queues and ids of their
 own, and purge nothing else) and prints the delivery contract clause by clause: kept, broken, or left out since the
 plugin does not declare the ability that the clause hangs on. The exit code is 0 if no clause was broken. A plugin's own
-tests subclass the suites instead: see `docs/plugins/`.
+tests subclass the suites instead (see `docs/plugins/`), and have the same table at the end of their run with
+
+    pytest -p celeriac.testing.conformance
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import tempfile
@@ -52,6 +55,9 @@ __all__ = [
 KINDS: Final = ("broker", "backend", "pool", "serializer")
 #: Tests whose names begin with no clause are about the verbs themselves.
 VERBS: Final = "verbs"
+SUITES: Final = (BackendConformance, BrokerConformance, PoolConformance, SerializerConformance, StateConformance)
+#: By this property a test's report says, perhaps from another process, of which suite it is and what is left out.
+PROPERTY: Final = "celeriac_suite"
 
 
 class Row(NamedTuple):
@@ -152,14 +158,22 @@ class Recorder:
 
 def report(suite: type, outcomes: dict[str, str]) -> dict[str, Row]:
     """The table of clauses, in their order."""
+    return _report(outcomes, _left_out(suite))
+
+
+def _report(outcomes: dict[str, str], left_out: dict[str, str]) -> dict[str, Row]:
     rows: dict[str, Row] = defaultdict(lambda: Row([], [], [], {}))
     for test, outcome in outcomes.items():
         for clause in clauses_of(test):
             getattr(rows[clause], outcome).append(test)
-    for test in getattr(suite, "left_out", ()):
+    for test, why in left_out.items():
         for clause in clauses_of(test):
-            rows[clause].left_out[test] = _why_left_out(suite, test)
+            rows[clause].left_out[test] = why
     return dict(sorted(rows.items(), key=lambda item: _place(item[0])))
+
+
+def _left_out(suite: type) -> dict[str, str]:
+    return {test: _why_left_out(suite, test) for test in sorted(getattr(suite, "left_out", ()))}
 
 
 def _why_left_out(suite: type, test: str) -> str:
@@ -183,6 +197,40 @@ def table(rows: dict[str, Row]) -> str:
         lines.append(f"{clause:8}{row.verdict:14}{tests}")
         lines += [f"{'':22}broken: {test}" for test in row.failed]
     return "\n".join(lines)
+
+
+class Summary:
+    """Prints the table of each suite that ran, at the end of a pytest run; with pytest-xdist too."""
+
+    def __init__(self) -> None:
+        self._recorders: dict[str, Recorder] = {}
+        self._left_out: dict[str, dict[str, str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Called by pytest where the tests run."""
+        for item in items:
+            suite = getattr(item, "cls", None)
+            if suite is not None and issubclass(suite, SUITES):
+                item.user_properties.append((PROPERTY, json.dumps([suite.__name__, _left_out(suite)])))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called by pytest where the results are gathered."""
+        said = dict(report.user_properties).get(PROPERTY)
+        if said is not None:
+            name, left_out = json.loads(str(said))
+            self._left_out[name] = left_out
+            self._recorders.setdefault(name, Recorder()).pytest_runtest_logreport(report)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Called by pytest at the end."""
+        for name, recorder in sorted(self._recorders.items()):
+            terminalreporter.section(f"{name}: the delivery contract, clause by clause")
+            terminalreporter.write_line(table(_report(recorder.outcomes, self._left_out[name])))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Called by pytest if this module is one of its plugins (`-p`)."""
+    config.pluginmanager.register(Summary(), "celeriac-conformance-summary")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
