@@ -182,6 +182,7 @@ def test_tasks_with_hooks(program: Program) -> None:
         "class": 3,
         "registered": "Counting",
         "called": ["crawler.give_up", 3],
+        "not over": ["crawler.own_state starts 0", "crawler.unwanted starts 0", "unwanted is rejected"],
     }
 
 

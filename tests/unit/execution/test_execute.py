@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celeriac import Celery, Task, signals
-from celeriac.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celeriac.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celeriac.execution.execute import TaskProgram
 from celeriac.spec import JobReport, envelope
 from celeriac.spec.data import Job
@@ -146,6 +146,29 @@ def test_a_soft_limit_is_marked(app: Celery) -> None:
         raise SoftTimeLimitExceeded
 
     assert run(app, "t").timed_out
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(None, ["SUCCESS"]), (KeyError(), ["FAILURE"]), (Retry("later"), []), (Ignore(), []), (Reject("no"), [])],
+    ids=lambda value: type(value).__name__,
+)
+def test_after_return_is_told_how_a_call_ended_and_of_nothing_else(
+    app: Celery, error: Exception | None, told: list[str]
+) -> None:
+    seen: list[str] = []
+
+    class Told(Task[..., Any]):
+        def after_return(self, status: str, *ending: Any) -> None:
+            seen.append(status)
+
+    @app.task(name="t", base=Told)
+    def t() -> None:
+        if error is not None:
+            raise error
+
+    run(app, "t")
+    assert seen == told
 
 
 def test_hooks_that_raise_do_not_change_the_outcome(app: Celery) -> None:

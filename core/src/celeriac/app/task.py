@@ -498,7 +498,7 @@ class Task(Generic[P, R]):
         """Called in the slot when another run was asked for."""
 
     def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Called in the slot last, whatever came of it."""
+        """Called in the slot last, with SUCCESS or FAILURE; not when it is tried again, ignored or rejected."""
 
     def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str | None:
         """The name to show for a call, if not the task's."""

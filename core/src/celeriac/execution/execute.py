@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import wraps
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -85,7 +86,7 @@ class ReadyTask:
         self.on_success = own("on_success")
         self.on_failure = own("on_failure")
         self.on_retry = own("on_retry")
-        self.after_return = own("after_return")
+        self.after_return = _when_over(own("after_return"))
         self.throws = tuple(task.throws or ())
         self.repr_chars = task.resultrepr_maxsize
 
@@ -568,6 +569,19 @@ def _add_loader_hooks(ready: ReadyTask, loader: Any) -> None:
             loader.on_process_cleanup()
 
     ready.before_start, ready.after_return = before_start, after_return
+
+
+def _when_over(hook: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The hook `after_return`, for calls that have ended: one that is tried again, ignored or rejected has not."""
+    if hook is None:
+        return None
+
+    @wraps(hook)
+    def after_return(state: str, *ending: Any) -> None:
+        if state in (states.SUCCESS, states.FAILURE):
+            hook(state, *ending)
+
+    return after_return
 
 
 def _guarded(hook: Callable[..., Any], *args: Any) -> None:

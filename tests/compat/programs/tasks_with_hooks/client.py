@@ -44,5 +44,6 @@ answers["rejected"] = wait_until(lambda: "unwanted is rejected" in notes())
 answers["class"] = counting.delay(3).get(timeout=60)
 answers["registered"] = type(app.tasks["crawler.counting"]).__name__
 answers["called"] = give_up.name, fetch.max_retries
+answers["not over"] = [line for line in notes() if "own_state" in line or "unwanted" in line]
 
 print(json.dumps(answers))

@@ -37,8 +37,7 @@ class Noisy(celery.Task):
         note(self.name, "failed with", type(exc).__name__, isinstance(einfo.exception, Exception))
 
     def after_return(self, status, retval, task_id, args, kwargs, einfo):
-        if status != "RETRY":
-            note(self.name, "is over", status)
+        note(self.name, "is over", status)
 
 
 class Flaky(Exception):
@@ -77,13 +76,13 @@ def long_one():
         return "stopped in time"
 
 
-@app.task(bind=True)
+@app.task(bind=True, base=Noisy)
 def own_state(self):
     self.update_state(state="PROGRESS", meta={"done": 3, "of": 7})
     raise Ignore()
 
 
-@app.task(bind=True, acks_late=True)
+@app.task(bind=True, base=Noisy, acks_late=True)
 def unwanted(self):
     note("unwanted is rejected")
     raise Reject("nobody wants it", requeue=False)
