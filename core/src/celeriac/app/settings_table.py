@@ -72,6 +72,12 @@ PLUGINS: Final[tuple[Row, ...]] = (
     ("plugins_allowed", "texts", None, "If there are any, only these may be loaded; `CELERIAC_PLUGINS_ALLOWED` adds."),
     ("plugins_enabled", "texts", None, "Extensions to load, by name. None: every one that is installed."),
     (
+        "extension_options",
+        "dict",
+        {},
+        "Options for extensions by name, as in `{'prometheus': {'port': 9808}}`; see the page of each.",
+    ),
+    (
         "allow_unsafe_serializers",
         "bool",
         False,

@@ -35,6 +35,7 @@ from celeriac.spec.data import (
     reply_queue_spec,
 )
 from celeriac.spec.hooks import hookimpl, hookspec
+from celeriac.spec.listener import Run, RunListener
 from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SaysStuck, SlotProgram
 from celeriac.spec.serializer import Serializer, SerializerHost
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
@@ -80,6 +81,8 @@ __all__ = [
     "QueueSpec",
     "ResultBackend",
     "Route",
+    "Run",
+    "RunListener",
     "SaysStuck",
     "Serializer",
     "SerializerHost",

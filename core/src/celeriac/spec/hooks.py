@@ -90,8 +90,23 @@ class ExtensionHooks:
         """Add commands to the `celeriac` command line."""
 
     @hookspec
+    def celeriac_worker_starting(self, worker: Any) -> None:
+        """The worker is about to start; nothing of it is connected, and no process forked.
+
+        What is done to this process now (signals listened to, say) holds in the processes that run tasks too.
+
+        Args:
+            worker: As for the other hooks; `app` and `hostname` are there, the rest may not be yet.
+        """
+
+    @hookspec
     def celeriac_worker_ready(self, worker: Any) -> None:
-        """The worker consumes from now on."""
+        """The worker consumes from now on.
+
+        Args:
+            worker: Of interest: `app`, `hostname`, `queue_names`, `concurrency`, `pool_name`, `in_flight()`,
+                `given_back()`, `listen(listener)` for a `RunListener`, `transport.unpack(raw)`.
+        """
 
     @hookspec
     def celeriac_worker_stopped(self, worker: Any) -> None:

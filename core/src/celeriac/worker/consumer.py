@@ -21,6 +21,7 @@ from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
+from celeriac.worker.listening import tell_listeners
 from celeriac.worker.marks import Story
 from celeriac.worker.plans import TaskPlan
 from celeriac.worker.revoked import Revoked, obey
@@ -29,6 +30,7 @@ from celeriac.worker.window import BRIEF_S, Window
 if TYPE_CHECKING:
     from celeriac.app.revocations import Revocation
     from celeriac.log import TaskLog
+    from celeriac.spec.listener import RunListener
     from celeriac.spec.pool import Pool
     from celeriac.spec.state import Snapshot
     from celeriac.spec.transport import Transport
@@ -54,6 +56,7 @@ class Loop:
 
     Attributes:
         revoked: What may not run.
+        listeners: Who hears of the runs that have ended.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Loop:
             clock=clock,
         )
         self.revoked = self._admission.revoked
+        self.listeners: list[RunListener] = []
         self._snapshots: deque[Snapshot] = deque(maxlen=1)  # of revocations; only the last one counts
         self._complaint = ""
         #: How often the loop has turned: for the watchdog.
@@ -199,6 +203,8 @@ class Loop:
             self._drop_unstarted()
         reports = self._pool.collect()
         if reports:
+            if self.listeners:
+                tell_listeners(self.listeners, self.flights, reports)
             self.endings.digest(reports)
         if link.consumer is None and not self._stopping:
             link.try_reopen(self._wanted_window())

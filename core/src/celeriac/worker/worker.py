@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celeriac import signals
 from celeriac.beat import EmbeddedService
@@ -54,6 +54,9 @@ from celeriac.worker.spool import Spool
 from celeriac.worker.stuck import StuckSlots
 from celeriac.worker.watchdog import Watchdog
 from celeriac.worker.window import Window
+
+if TYPE_CHECKING:
+    from celeriac.spec.listener import RunListener
 
 EXIT_OK: Final = 0
 EXIT_FORCED: Final = 1
@@ -226,6 +229,7 @@ class Worker:
         self._extensions = app.kernel.extensions()
         for info in self._extensions:
             app.kernel.load(info)
+        self._tell_extensions("celeriac_worker_starting")
         # First what may be wrong, then what costs: plugins, broker, results, and only then processes.
         self.transport = app.make_transport(app.conf["broker_read_url"])
         self.broker_info = self._reach_broker()
@@ -609,6 +613,20 @@ class Worker:
     def time_limits(self) -> tuple[float, float]:
         """Soft and hard, in seconds; 0 for none."""
         return self._soft_s or 0.0, self._hard_s or 0.0
+
+    # -- for extensions -------------------------------------------------------------------------------------
+
+    def listen(self, listener: RunListener) -> None:
+        """Let it hear of the runs that end from now on; once the worker is ready."""
+        self.loop.listeners.append(listener)
+
+    def in_flight(self) -> int:
+        """How many deliveries the pool has now. From any thread."""
+        return len(self.loop.flights)
+
+    def given_back(self) -> int:
+        """How many deliveries went back to their queue so far. From any thread."""
+        return self.loop.endings.given_back
 
     # -- for the start-up page ------------------------------------------------------------------------------
 
