@@ -35,6 +35,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "events": ("celeriac.cli.events", "Watch workers and tasks."),
     "multi": ("celeriac.cli.multi", "Start and stop several workers on this machine."),
     "plugins": ("celeriac.cli.plugins", "List, show and check the installed plugins."),
+    "check": ("celeriac.cli.check", "Check settings, tasks and plugins; for CI."),
+    "doctor": ("celeriac.cli.doctor", "Find out what is wrong with settings, servers and workers."),
     "report": ("celeriac.cli.report", "Print versions and settings, for bug reports."),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from celeriac.spec.abilities import ABILITIES
 from celeriac.spec.backend import ChordBackend, GroupBackend, ResultBackend
+from celeriac.spec.diagnosis import Diagnoses
 from celeriac.spec.pool import Pool, SaysStuck
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.state import KeepsState
@@ -27,8 +28,14 @@ PROTOCOLS: Mapping[str, type] = {
 #: Members that only a declared ability calls for: ability → what it adds to the kind's protocol. A plugin written
 #: before an ability was thought of lacks both, and loads.
 ADDITIONS: Mapping[str, Mapping[str, type]] = {
-    "backend": {"state": KeepsState, "count": ChordBackend, "groups": GroupBackend},
-    "broker": {"state": KeepsState, "fanout": FanoutTransport, "browse_dead": DeadLetters, "once": OnceTransport},
+    "backend": {"state": KeepsState, "count": ChordBackend, "groups": GroupBackend, "diagnose": Diagnoses},
+    "broker": {
+        "state": KeepsState,
+        "fanout": FanoutTransport,
+        "browse_dead": DeadLetters,
+        "once": OnceTransport,
+        "diagnose": Diagnoses,
+    },
     "pool": {"stuck": SaysStuck},
 }
 #: What the data members of the contracts are; the others are methods.

@@ -34,6 +34,7 @@ from celeriac.spec.data import (
     StoredResult,
     reply_queue_spec,
 )
+from celeriac.spec.diagnosis import Diagnoses, Finding
 from celeriac.spec.hooks import hookimpl, hookspec
 from celeriac.spec.listener import Run, RunListener
 from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SaysStuck, SlotProgram
@@ -61,10 +62,12 @@ __all__ = [
     "DeadLetter",
     "DeadLetters",
     "Delivery",
+    "Diagnoses",
     "Document",
     "Entry",
     "ExchangeSpec",
     "FanoutTransport",
+    "Finding",
     "GroupBackend",
     "Head",
     "Host",

@@ -16,6 +16,7 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
             "dead_letter",
             "delay",
             "depth",
+            "diagnose",
             "durable",
             "fanout",
             "lease",
@@ -26,6 +27,8 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
             "state",
         }
     ),
-    "backend": frozenset({"push", "expire", "persistent", "joint", "replies", "count", "shared", "state", "groups"}),
+    "backend": frozenset(
+        {"push", "expire", "persistent", "joint", "replies", "count", "shared", "state", "groups", "diagnose"}
+    ),
     "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes", "coroutines", "stuck"}),
 }

@@ -17,6 +17,7 @@ Abilities a transport may declare, each a promise that the conformance kit check
 `shared`            several processes may use one URL
 `purge` `depth`     those verbs work
 `once`              `send_once` takes a message one time, however often and by whomever it is sent
+`diagnose`          looks at its server for trouble, for `celeriac doctor`: `celeriac.spec.diagnosis.Diagnoses`
 `state`             it keeps shared state too: one member more, `celeriac.spec.state.KeepsState`
 ==================  ======================================================================================
 """

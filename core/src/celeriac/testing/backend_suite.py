@@ -33,6 +33,7 @@ from celeriac.spec import (
     Chord,
     ChordClaim,
     ChordPart,
+    Diagnoses,
     Document,
     Host,
     ResultBackend,
@@ -112,6 +113,13 @@ class BackendConformance(AbilityAware):
     def test_it_has_the_abilities_it_was_said_to_have(self, backend: ResultBackend) -> None:
         assert backend.abilities == self.abilities
         assert ("joint" in backend.abilities) == (backend.joint is not None)
+
+    @needs("diagnose")
+    def test_a_diagnosis_of_a_working_store_finds_no_error(self, backend: ResultBackend) -> None:
+        assert isinstance(backend, Diagnoses)
+        found = backend.diagnose(longest_task_s=60.0, timeout_s=10.0)
+        assert all(one.level and one.about and one.text for one in found)
+        assert [one for one in found if one.level == "error"] == []
 
     @pytest.mark.parametrize(
         "value", [5, None, "grün \N{SNOWMAN}", [1, [2.5, {"a": None}]], {"exc_type": "E", "exc_message": ["x"]}]

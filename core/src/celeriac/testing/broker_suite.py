@@ -35,6 +35,7 @@ from celeriac.exceptions import PublishRejected, TransportLost
 from celeriac.spec import (
     Consumer,
     DeadLetters,
+    Diagnoses,
     ExchangeSpec,
     Head,
     Malformed,
@@ -917,6 +918,17 @@ class BrokerConformance(AbilityAware):
         transport.delete(queue)
         transport.delete(queue)
         bench.take_none(open_consumer(queue))
+
+    @needs("diagnose")
+    def test_a_diagnosis_of_a_working_broker_finds_no_error_and_leaves_nothing_behind(
+        self, transport: Transport, queue: str
+    ) -> None:
+        transport.send([make_payload(queue)])
+        assert isinstance(transport, Diagnoses)
+        found = transport.diagnose(longest_task_s=60.0, timeout_s=10.0)
+        assert all(one.level and one.about and one.text for one in found)
+        assert [one for one in found if one.level == "error"] == []
+        eventually(lambda: transport.depth(queue) == 1)
 
     def test_ping_names_the_broker(self, transport: Transport) -> None:
         assert transport.ping(5.0)

@@ -13,12 +13,14 @@ from typing import Any, Final
 from celeriac.exceptions import BackendError, BackendLost, BackendUnreachable, SettingError
 from celeriac.spec.backend import CLAIM_S, Document, Host
 from celeriac.spec.data import Chord, ChordClaim, ChordPart, StoredResult
+from celeriac.spec.diagnosis import Finding
 from celeriac.spec.serializer import Serializer
 from celeriac.states import FAILURE, READY_STATES, SUCCESS
 from celeriac_backend_redis.chords import RedisChords
 from celeriac_backend_redis.compression import compressor, decompress
 from celeriac_backend_redis.scripts import STORE, STORE_ALONE, Script
 from celeriac_backend_redis.watch import RedisWatch
+from celeriac_support_redis import health
 from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import (
     Address,
@@ -33,7 +35,9 @@ from celeriac_support_redis.wire import (
 )
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel")
-ABILITIES: Final = frozenset({"push", "expire", "persistent", "joint", "shared", "state", "count", "groups"})
+ABILITIES: Final = frozenset(
+    {"push", "expire", "persistent", "joint", "shared", "state", "count", "groups", "diagnose"}
+)
 #: The version of what `commands` returns: Lua and its words, which the redis broker runs in its own script.
 JOINT: Final = "redis-lua-1"
 TASK_KEY: Final = "celery-task-meta-"
@@ -218,6 +222,19 @@ class RedisBackend:
         words = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
         name = "Valkey" if "valkey_version" in words else "Redis"
         return f"{name} {words.get('valkey_version') or words.get('redis_version', '')}".strip()
+
+    def diagnose(self, *, longest_task_s: float | None, timeout_s: float) -> list[Finding]:
+        """See `Diagnoses.diagnose`."""
+        try:
+            wire = connect(self._address, timeout_s=timeout_s)
+        except WireUnreachable as exc:
+            raise self._translated(exc) from exc
+        try:
+            return health.examine(wire, "backend", timeout_s)
+        except (WireLost, ReplyError) as exc:
+            raise self._translated(exc) from exc
+        finally:
+            wire.close()
 
     def after_fork(self) -> None:
         """See `ResultBackend.after_fork`."""

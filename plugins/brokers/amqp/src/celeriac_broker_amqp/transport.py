@@ -9,20 +9,23 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from celeriac.exceptions import (
     ImproperlyConfigured,
     OperationalError,
     PublishRejected,
+    PublishUncertain,
     TransportLost,
     TransportUnreachable,
 )
-from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec
-from celeriac_broker_amqp import deadletters, message, topology
+from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, Route
+from celeriac.spec.diagnosis import Finding
+from celeriac_broker_amqp import deadletters, health, message, topology
 from celeriac_broker_amqp.connector import Connector
 from celeriac_broker_amqp.consumer import AmqpConsumer
 from celeriac_broker_amqp.link import Link
@@ -34,6 +37,8 @@ CONSUMER_HEARTBEAT_S: Final = 6.0
 #: Making the delay queues, which is done once in the life of a broker, may take so long.
 DELAYS_TIMEOUT_S: Final = 30.0
 SEND_TIMEOUT_S: Final = 10.0
+#: A publisher that is to be blocked hears of it at once; so long its message is waited for.
+ALARM_S: Final = 2.0
 
 Result = TypeVar("Result")
 
@@ -51,7 +56,19 @@ class AmqpTransport:
     """
 
     abilities = frozenset(
-        {"browse_dead", "dead_letter", "delay", "depth", "durable", "fanout", "lease", "priority", "purge", "shared"}
+        {
+            "browse_dead",
+            "dead_letter",
+            "delay",
+            "depth",
+            "diagnose",
+            "durable",
+            "fanout",
+            "lease",
+            "priority",
+            "purge",
+            "shared",
+        }
     )
     joint: str | None = None
 
@@ -302,6 +319,26 @@ class AmqpTransport:
             return self._use_publisher(ask, deadline)
         except TransportLost as exc:
             raise TransportUnreachable(str(exc), url=self._connector.url, hint="Is it up?") from exc
+
+    def diagnose(self, *, longest_task_s: float | None, timeout_s: float) -> list[Finding]:
+        """See `Diagnoses.diagnose`. RabbitMQ tells of an alarm only those who publish: an empty message goes out that
+        no queue wants."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            publisher = self._open_publisher(deadline)
+        except TransportLost as exc:
+            raise TransportUnreachable(str(exc), url=self._connector.url, hint="Is it up?") from exc
+        try:
+            nobody = Route(f"celeriac.doctor.{uuid.uuid4()}")
+            empty = Payload(b"", "application/octet-stream", "binary", {}, {"mandatory": False}, nobody)
+            with suppress(PublishRejected, PublishUncertain):
+                publisher.send([make_item(empty)], min(deadline, time.monotonic() + ALARM_S))
+            server = publisher.link.server
+            version, product = str(server.get("version", "")), str(server.get("product", ""))
+            url, blocked = self._connector.url, publisher.link.blocked
+            return list(health.judge(version, product, url, blocked, longest_task_s))
+        finally:
+            publisher.link.close()
 
     def after_fork(self) -> None:
         for publisher in self._idle:

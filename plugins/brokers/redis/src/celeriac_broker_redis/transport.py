@@ -19,6 +19,7 @@ from celeriac.exceptions import (
     TransportUnreachable,
 )
 from celeriac.spec.data import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, QueueSpec
+from celeriac.spec.diagnosis import Finding
 from celeriac.spec.envelope import pack as pack_envelope
 from celeriac.spec.envelope import read_head, unpack
 from celeriac.spec.transport import Poller
@@ -28,6 +29,7 @@ from celeriac_broker_redis.listener import RedisListener, listen_at_list, listen
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
 from celeriac_broker_redis.scripts import SEND, SEND_ONCE, Script
+from celeriac_support_redis import health
 from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
 
@@ -38,6 +40,7 @@ ABILITIES: Final = frozenset(
         "browse_dead",
         "dead_letter",
         "depth",
+        "diagnose",
         "durable",
         "fanout",
         "lease",
@@ -299,6 +302,15 @@ class RedisTransport:
         finally:
             wire.close()
         return server_name(info)
+
+    def diagnose(self, *, longest_task_s: float | None, timeout_s: float) -> list[Finding]:
+        """See `Diagnoses.diagnose`. How long tasks run does not matter: leases are renewed."""
+        with self._translate():
+            wire = connect(self._conf.address, timeout_s=timeout_s)
+            try:
+                return health.examine(wire, "broker", timeout_s)
+            finally:
+                wire.close()
 
     def after_fork(self) -> None:
         """See `Transport.after_fork`."""

@@ -12,10 +12,12 @@ from typing import Any
 
 from celeriac.exceptions import OperationalError, PublishRejected, TransportLost, TransportUnreachable
 from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, envelope
+from celeriac.spec.diagnosis import Finding
 from celeriac_broker_sqlite import store
 from celeriac_broker_sqlite.consumer import SqliteConsumer, queue_topic
 from celeriac_broker_sqlite.fanout import Fanout, SqliteListener
 from celeriac_broker_sqlite.store import Packed
+from celeriac_support_sqlite import health
 from celeriac_support_sqlite.file import LOCK_TIMEOUT_S, Database, Location, StoreTrouble
 from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell
@@ -37,6 +39,7 @@ class SqliteTransport:
             "shared",
             "purge",
             "depth",
+            "diagnose",
             "state",
             "once",
         }
@@ -146,6 +149,10 @@ class SqliteTransport:
         except StoreTrouble as exc:
             raise TransportUnreachable(f"sqlite broker: {exc.message}", url=self.url, hint=exc.hint) from exc
         return f"SQLite {sqlite3.sqlite_version}, {self.database.path}"
+
+    def diagnose(self, *, longest_task_s: float | None, timeout_s: float) -> list[Finding]:
+        with self.errors():
+            return health.examine(self.database)
 
     def after_fork(self) -> None:
         self.database.forget()
