@@ -74,7 +74,7 @@ def look_at_settings(app: Any, ignored: Iterable[str]) -> tuple[Section, Facts |
     except ImproperlyConfigured as exc:
         section.findings.append(("wrong-setting", Finding("error", "setting", str(exc))))
         return section, None
-    tasks = app.tasks.regular()
+    tasks = {name: task for name, task in app.tasks.regular().items() if not name.startswith("celeriac.")}
     section.facts.append(f"{len(app.conf.without_defaults())} given; tasks: {len(tasks)}")
     facts = Facts(app, app.conf, tasks, _abilities_of_backend(app))
     for name, judge in RULES.items():

@@ -20,7 +20,7 @@ from celeriac.exceptions import PluginError
 PROG = "celeriac"
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: name → (module with an object of that name, what it does)
+#: name → (module with an object of that name, or module:object; what it does)
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "worker": ("celeriac.cli.worker", "Run tasks: start a worker."),
     "call": ("celeriac.cli.call", "Send a call of a task and print its id."),
@@ -37,6 +37,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "plugins": ("celeriac.cli.plugins", "List, show and check the installed plugins."),
     "check": ("celeriac.cli.check", "Check settings, tasks and plugins; for CI."),
     "doctor": ("celeriac.cli.doctor", "Find out what is wrong with settings, servers and workers."),
+    "shell": ("celeriac.cli.shell", "Start a Python shell with the app and its tasks."),
+    "list": ("celeriac.cli.listing:list_group", "List the app's queues and their bindings."),
+    "graph": ("celeriac.cli.listing", "Print graphs of workers and of what a worker starts."),
+    "logtool": ("celeriac.cli.logtool", "Count and find things in worker logs."),
+    "migrate": ("celeriac.cli.migrate", "Send waiting messages from one broker to another."),
+    "upgrade": ("celeriac.cli.upgrade", "Rewrite old names of settings in a file."),
     "report": ("celeriac.cli.report", "Print versions and settings, for bug reports."),
 }
 
@@ -53,6 +59,7 @@ class Common(NamedTuple):
     result_backend: str | None = None
     broker_plugin: str | None = None
     backend_plugin: str | None = None
+    loader: str | None = None
     config: str | None = None
     workdir: str | None = None
     no_color: bool = False
@@ -100,6 +107,8 @@ class State:
                 )
             self._app = find_app(self.given.app)
         if self._applied != self.given:  # the app may have been wanted before all options were read
+            if self.given.loader:
+                self._app.loader_cls = self.given.loader
             names = {"broker": "broker_url", "result_backend": "result_backend"}
             changes = {name: getattr(self.given, option) for option, name in names.items()}
             changes |= {name: getattr(self.given, name) for name in ("broker_plugin", "backend_plugin")}
@@ -171,6 +180,10 @@ def common_options(*, hidden: bool) -> list[click.Option]:
             help="The module of settings, for an app that names none.",
         ),
         Option(
+            ["--loader"], metavar="NAME", envvar=envvar("CELERIAC_LOADER", "CELERY_LOADER", "LOADER"), **shared,
+            help="The loader class: app, default, or module:Class.",
+        ),
+        Option(
             ["--workdir"], metavar="FOLDER", envvar=envvar("CELERIAC_WORKDIR", "CELERY_WORKDIR"), **shared,
             help="Go to this folder first.",
         ),
@@ -216,14 +229,17 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Our commands in their order, then those of extensions."""
         _add_extension_commands(self)
-        return [*COMMANDS, *sorted(set(self.commands) - set(COMMANDS))]
+        return [*COMMANDS, *sorted({*self.commands, *_commands_for_celery()} - set(COMMANDS))]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import one command."""
         if name in COMMANDS:
-            command: click.Command = getattr(import_module(COMMANDS[name][0]), name)
+            module, _, attribute = COMMANDS[name][0].partition(":")
+            command: click.Command = getattr(import_module(module), attribute or name)
             return command
         _add_extension_commands(self)
+        if name not in self.commands and name in _commands_for_celery():
+            return _load_command_for_celery(ctx, name)
         return self.commands.get(name)
 
     def resolve_command(
@@ -247,7 +263,12 @@ class Group(click.Group):
         """Write the table of commands without importing ours."""
         rows = []
         for name in self.list_commands(ctx):
-            text = COMMANDS[name][1] if name in COMMANDS else self.commands[name].get_short_help_str()
+            if name in COMMANDS:
+                text = COMMANDS[name][1]
+            elif name in self.commands:
+                text = self.commands[name].get_short_help_str()
+            else:
+                text = "A command of a program written for Celery."
             rows.append((name, text))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
@@ -279,6 +300,45 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
 
         click.echo(f"{PROG} {version('celeriac')}")
         ctx.exit()
+
+
+class CeleryContext:
+    """What commands written for Celery find as `ctx.obj`.
+
+    Attributes:
+        app: The app of `-A`.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.app = state.app()
+        self.no_color = state.given.no_color
+        self.quiet = state.given.quiet
+        self.workdir = state.given.workdir
+
+    def echo(self, *args: Any, **kwargs: Any) -> None:
+        """As `click.echo`."""
+        click.echo(*args, **kwargs)
+
+
+def _commands_for_celery() -> Mapping[str, Any]:
+    """Commands of entry points that were made for Celery: name → entry point, unloaded."""
+    from celeriac.kernel.discovery import named_objects  # not needed by our own commands' help
+
+    return named_objects(("celery.commands",))
+
+
+def _load_command_for_celery(ctx: click.Context, name: str) -> click.Command | None:
+    try:
+        command = _commands_for_celery()[name].load()
+    except Exception as exc:  # whatever the import of a stranger's module raises
+        say(f"Warning: the command {name!r}, written for Celery, cannot be loaded: {type(exc).__name__}: {exc}")
+        return None
+    if not isinstance(command, click.Command):
+        say(f"Warning: the command {name!r}, written for Celery, is {type(command).__name__}, not a click command.")
+        return None
+    if isinstance(ctx.obj, State) and not ctx.resilient_parsing:
+        ctx.obj = CeleryContext(ctx.obj)
+    return command
 
 
 _extensions_added = False

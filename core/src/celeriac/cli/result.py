@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -11,6 +14,7 @@ from celeriac.cli.errors import FAILED, say
 from celeriac.cli.group import Command, State, option
 from celeriac.cli.progress import show
 from celeriac.exceptions import TimeoutError
+from celeriac.log.lines import clean
 from celeriac.result import GroupResult
 
 
@@ -19,6 +23,7 @@ from celeriac.result import GroupResult
 @option("-t", "--task", metavar="NAME", help="The task's name, if it keeps its results in a place of its own.")
 @option("--traceback", "show_traceback", is_flag=True, help="Print the traceback instead of the value.")
 @option("--timeout", type=float, metavar="SECONDS", help="Wait no longer than this (0: do not wait).")
+@option("--wait/--no-wait", default=True, help="Wait for it to end (the default), or tell how it stands.")
 @option("--json", "as_json", is_flag=True, help="Print state, result and traceback as a JSON object.")
 @option("--group", "as_group", is_flag=True, help="ID is that of a saved group: wait for all its calls, with a bar.")
 @click.pass_context
@@ -29,6 +34,7 @@ def result(
     task: str | None,
     show_traceback: bool,
     timeout: float | None,
+    wait: bool,
     as_json: bool,
     as_group: bool,
 ) -> None:
@@ -39,13 +45,15 @@ def result(
     state: State = ctx.obj
     app = state.app()
     found = app.tasks[task].AsyncResult(task_id) if task else app.AsyncResult(task_id)
+    timeout = timeout if wait else 0
     if as_group:
         ctx.exit(_group(app, task_id, timeout, as_json))
     if timeout is None and not found.exists():
         say(f"Nothing is known of {task_id} yet; waiting for it. Ctrl-C or --timeout ends that.")
     try:
         if timeout != 0:
-            found.get(timeout=timeout, propagate=False)
+            with _sign_of_life(task_id, state.given.quiet):
+                found.get(timeout=timeout, propagate=False)
     except TimeoutError:
         if not as_json:
             raise
@@ -60,6 +68,21 @@ def result(
     else:
         say(f"{task_id} has not ended; its state is {found.state}.")
     ctx.exit(0 if found.successful() else FAILED)
+
+
+@contextmanager
+def _sign_of_life(task_id: str, quiet: bool) -> Iterator[None]:
+    """On a terminal, show for how long this has been waiting."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(f"Waiting for {clean(task_id)}", total=None)
+        yield
 
 
 def _document(found: Any) -> dict[str, Any]:
