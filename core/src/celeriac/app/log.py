@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from celeriac import signals
-from celeriac.log import configure, has_colors, open_stream, route_structlog
+from celeriac.log import Formats, configure, has_colors, open_stream, route_structlog
 from celeriac.utils.log import get_logger, task_logger
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Logging:
             route_structlog()
             return True
         stream = open_stream(logfile) if logfile else sys.stderr
-        configure(style, level, stream, conf["worker_log_color"] if colorize is None else colorize)
+        color = conf["worker_log_color"] if colorize is None else colorize
+        configure(style, level, stream, color, Formats.of(conf), hijack=conf["worker_hijack_root_logger"])
         signals.after_setup_logger.send(None, logger=logging.getLogger(), **facts)
         signals.after_setup_task_logger.send(None, logger=task_logger, **facts)
         return False
@@ -116,6 +117,7 @@ class LoggedStream:
         self._level = level
         self._rest = ""
         self._writing = False
+        self._printed = sys.__stdout__
 
     def write(self, text: str | bytes) -> int:
         """Log the lines that are complete."""
@@ -143,3 +145,9 @@ class LoggedStream:
     def isatty(self) -> bool:
         """It is no terminal."""
         return False
+
+    def fileno(self) -> int:
+        """Of the real one: programs that a task starts write there (`subprocess.run(..., stdout=sys.stdout)`)."""
+        if self._printed is None:
+            raise OSError("this process has no standard output")
+        return self._printed.fileno()

@@ -326,8 +326,13 @@ LOGGING: Final[tuple[Row, ...]] = (
     ("worker_task_log_format", "text", None, "The same for task loggers; may use `task_name` and `task_id`."),
     ("worker_task_log_datefmt", "text", None, "`strftime` format of times in them."),
     ("worker_log_color", "bool", None, "Colours. None: on a terminal."),
-    ("worker_hijack_root_logger", "bool", True, "Remove other handlers of the root logger."),
-    ("worker_redirect_stdouts", "bool", True, "What tasks print becomes log lines."),
+    (
+        "worker_hijack_root_logger",
+        "bool",
+        True,
+        "Remove other handlers of the root logger. False: where it has some, they keep the log to themselves.",
+    ),
+    ("worker_redirect_stdouts", "bool", True, "What tasks print becomes lines of the log."),
     ("worker_redirect_stdouts_level", "loglevel", "WARNING", "At this level."),
 )
 
@@ -613,10 +618,9 @@ NOT_YET: Final = frozenset(
         "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",
         "worker_disable_prefetch", "worker_enable_prefetch_count_reduction",
         "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
-        "worker_executable", "worker_gid", "worker_hijack_root_logger", "worker_log_datefmt",
-        "worker_log_format", "worker_logfile", "worker_pidfile",
-        "worker_pool_start_method", "worker_redirect_stdouts", "worker_redirect_stdouts_level",
-        "worker_task_log_datefmt", "worker_task_log_format",
+        "worker_executable", "worker_gid",
+        "worker_logfile", "worker_pidfile",
+        "worker_pool_start_method",
         "worker_timer_precision", "worker_uid", "worker_umask",
     }
 )  # fmt: skip

@@ -50,9 +50,9 @@ def report_error(exc: BaseException) -> int:
         say("Aborted.")
         return INTERRUPTED
     if isinstance(exc, UserCodeFailed) and exc.__cause__ is not None:
-        say(_traceback_of_user(exc.__cause__).rstrip())
+        say(mask_url(_traceback_of_user(exc.__cause__)).rstrip())
     elif wants_traceback():
-        say("".join(traceback.format_exception(exc)).rstrip())
+        say(mask_url("".join(traceback.format_exception(exc))).rstrip())
     say(f"{click.style('Error:', fg='red', bold=True)} {mask_url(_sentence(exc))}")
     return _exit_code(exc)
 

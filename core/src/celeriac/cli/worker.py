@@ -88,12 +88,14 @@ def _run(ctx: click.Context, options: dict[str, Any], detached: Detached) -> int
         app.conf.config_from_cmdline(ctx.args, namespace="worker")
     if options["include"]:
         app.conf.override({"include": [*app.conf.include, *options["include"]]})
-    set_up_log(app, options, state.given.no_color)
+    ours = set_up_log(app, options, state.given.no_color)
     import_tasks(app)
     kernel = app.kernel
     kernel.load(kernel.find("pool", options["pool"] or app.conf.worker_pool))  # a bad one is told of first
     given = {("logformat" if name == "log_format" else name): value for name, value in options.items()}
     given |= {"quiet": state.given.quiet, "no_color": state.given.no_color}
+
+    printed = sys.stdout  # for the page, when all else that is printed goes to the log
 
     def say_ready(worker: Worker) -> None:
         plugins = {info.kind: info for info in kernel.loaded()}
@@ -101,12 +103,14 @@ def _run(ctx: click.Context, options: dict[str, Any], detached: Detached) -> int
             with_tasks = options["loglevel"] <= logging.INFO
             page = startup_page(worker, plugins, with_tasks=with_tasks)
             with contextlib.suppress(OSError):  # nobody reads it: no reason not to work
-                click.echo(page)
+                click.echo(page, file=printed)
         names = {kind: info.name for kind, info in plugins.items()}
         log.get_logger("celeriac.worker").info("worker.ready", node=worker.hostname, **names)
         detached.ready()
 
     made = Worker(app, **given, on_ready=say_ready, ends_process=True)
+    if app.conf.worker_redirect_stdouts and ours:
+        app.log.redirect_stdouts(app.conf.worker_redirect_stdouts_level)
     code = made.run()
     if made.restarts:
         sys.stdout.flush()
@@ -116,21 +120,31 @@ def _run(ctx: click.Context, options: dict[str, Any], detached: Detached) -> int
     return code
 
 
-def set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> None:
-    """The log of a command with the options `loglevel`, `log_format` and `logfile`."""
+def set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> bool:
+    """The log of a command with the options `loglevel`, `log_format` and `logfile`.
+
+    Returns:
+        False if the app does it itself (signal `setup_logging`).
+    """
     options["log_format"] = options["log_format"] or app.conf.worker_log_style
     level, format, path = options["loglevel"], options["log_format"], options["logfile"]
     facts = {"loglevel": level, "logfile": path, "format": format, "colorize": not no_color}
     if signals.setup_logging.send(None, **facts):  # the app does it itself
         log.route_structlog()
-        return
+        return False
     try:
         stream = log.open_stream(path)
     except OSError as exc:
         raise click.UsageError(f"--logfile: cannot write to {path!r}: {exc.strerror}.") from exc
-    log.configure(format, level, stream, False if no_color else app.conf.worker_log_color)
+    conf = app.conf
+    color = False if no_color else conf.worker_log_color
+    try:
+        log.configure(format, level, stream, color, log.Formats.of(conf), hijack=conf.worker_hijack_root_logger)
+    except ValueError as exc:
+        raise click.UsageError(f"worker_log_format, worker_task_log_format: {exc}.") from exc
     signals.after_setup_logger.send(None, logger=logging.getLogger(), **facts)
     signals.after_setup_task_logger.send(None, logger=task_logger, **facts)
+    return True
 
 
 def import_tasks(app: Any) -> None:

@@ -8,8 +8,10 @@ from celeriac.log.lines import parse_level
 from celeriac.log.setup import configure, get_logger, route_structlog
 from celeriac.log.stream import Stream, has_colors, open_stream
 from celeriac.log.tasks import TaskLog
+from celeriac.log.template import Formats
 
 __all__ = [
+    "Formats",
     "Stream",
     "TaskLog",
     "configure",

@@ -144,7 +144,7 @@ class Console:
         parts.append(self._paint(_BRIGHT, event.ljust(_EVENT_WIDTH) if named else event))
         line = " ".join(parts + named)
         for text in behind:
-            line += "\n" + _indent(text)
+            line += "\n" + indent(text)
         return line
 
     def sentence(self, now: float, level: int, event: str) -> str:
@@ -194,7 +194,7 @@ def _mask(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float)) else mask_url(repr(value))
 
 
-def _indent(text: str) -> str:
+def indent(text: str) -> str:
     """A text of several lines, indented so that none of them can pass for an event."""
     lines = _CONTROL_BUT_NEWLINE.sub(_escape, mask_url(text)).rstrip("\n")
     return "  " + lines.replace("\n", "\n  ")

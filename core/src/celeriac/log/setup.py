@@ -14,6 +14,8 @@ from typing import Any
 from celeriac._state import running
 from celeriac.log.lines import Console, Format, json_line, parse_level, put_in_words
 from celeriac.log.stream import Stream, has_colors
+from celeriac.log.template import Formats, Template
+from celeriac.utils.log import task_logger
 
 
 @contextmanager
@@ -44,7 +46,13 @@ _OF_EVERY_RECORD = frozenset({*vars(logging.makeLogRecord({})), "message", "asct
 
 
 def configure(
-    format: Format = "console", level: str | int = "info", stream: Stream | None = None, color: bool | None = None
+    format: Format = "console",
+    level: str | int = "info",
+    stream: Stream | None = None,
+    color: bool | None = None,
+    formats: Formats | None = None,
+    *,
+    hijack: bool = True,
 ) -> None:
     """Take the place of whatever log set-up this process had.
 
@@ -52,12 +60,15 @@ def configure(
         format: `console` for people; `json` for programs, one object a line.
         stream: Default: standard error.
         color: None: if the stream is a terminal.
+        formats: The user's own, for `console`.
+        hijack: Remove other handlers of the root logger. False: where there are some, they keep the log to themselves.
     """
     stream = stream if stream is not None else sys.stderr
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Formatter(format, has_colors(stream) if color is None else color))
+    handler.setFormatter(_Formatter(format, has_colors(stream) if color is None else color, formats))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    if hijack or not root.handlers:
+        root.handlers[:] = [handler]
     root.setLevel(parse_level(level))
     logging.captureWarnings(True)
     route_structlog()
@@ -88,9 +99,15 @@ def _hand_over(logger: Any, method: str, event_dict: Event) -> tuple[tuple[str],
 class _Formatter(logging.Formatter):
     """Writes records, structlog's and others, in one of our formats."""
 
-    def __init__(self, format: Format, color: bool) -> None:
+    def __init__(self, format: Format, color: bool, formats: Formats | None = None) -> None:
         super().__init__()
         self._console = Console(color) if format == "console" else None
+        self._template = self._task_template = None
+        if format == "console" and formats is not None:
+            if formats.line:
+                self._template = Template(formats.line, formats.line_date)
+            if formats.task:
+                self._task_template = Template(formats.task, formats.task_date)
 
     def format(self, record: logging.LogRecord) -> str:
         handed_over = getattr(record, EVENT, None)
@@ -103,12 +120,25 @@ class _Formatter(logging.Formatter):
         traces = [self.formatException(record.exc_info)] if record.exc_info and record.exc_info[0] else []
         if record.stack_info:
             traces.insert(0, self.formatStack(record.stack_info))
+        template = self._template
+        if self._task_template is not None and _is_task_logger(record.name):
+            template = self._task_template
+        if template is not None:
+            return template.record(record, event, fields, traces)
         if self._console is not None:
             name = record.name
             return self._console.line(record.created, record.levelno, event, fields, logger=name, behind=traces)
         if traces:
             fields["exception"] = "\n".join(traces)
         return json_line(record.created, record.levelno, event, {"logger": record.name, **fields})
+
+
+def _is_task_logger(name: str) -> bool:
+    """Whether `get_task_logger` made it, or it stands below the one that all of these have above them."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None and logger is not task_logger:
+        logger = logger.parent
+    return logger is not None
 
 
 def _running_task() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from celeriac.log.lines import KEYS, WORDS, Console, Format, json_line, parse_level
 from celeriac.log.stream import Stream, has_colors
+from celeriac.log.template import Formats, Template
 
 
 class TaskLog:
@@ -31,11 +32,22 @@ class TaskLog:
         lost: How many lines could not be written.
     """
 
-    def __init__(self, format: Format, level: str | int, stream: Stream, color: bool | None = None) -> None:
+    def __init__(
+        self,
+        format: Format,
+        level: str | int,
+        stream: Stream,
+        color: bool | None = None,
+        formats: Formats | None = None,
+    ) -> None:
         self._level = parse_level(level)
         self._stream = stream
         self._lines: list[str] = []
-        self._console = Console(has_colors(stream) if color is None else color) if format == "console" else None
+        self._console: Console | Template | None = None
+        if format == "console" and formats is not None and formats.line:
+            self._console = Template(formats.line, formats.line_date)
+        elif format == "console":
+            self._console = Console(has_colors(stream) if color is None else color)
         self.info_on = self._level <= logging.INFO
         self.debug_on = self._level <= logging.DEBUG
         self.lost = 0

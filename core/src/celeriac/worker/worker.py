@@ -32,7 +32,7 @@ from celeriac.exceptions import (
 )
 from celeriac.execution.execute import TaskProgram
 from celeriac.kernel.discovery import PluginInfo
-from celeriac.log import TaskLog, open_stream
+from celeriac.log import Formats, TaskLog, open_stream
 from celeriac.messaging.broadcasts import require_fanout
 from celeriac.spec.data import QueueSpec
 from celeriac.spec.pool import Pool, PoolOptions
@@ -163,6 +163,7 @@ class Worker:
             logging.CRITICAL + 1 if loglevel is None else loglevel,
             open_stream(logfile) if logfile else sys.stderr,
             False if no_color else conf["worker_log_color"],
+            Formats.of(conf),
         )
         self._ready_file = ready_file or conf["worker_ready_file"]
         self._health_port = conf["worker_health_port"] if health_port is None else health_port

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeVar
 from urllib.parse import parse_qs, unquote
 
-from celeriac.exceptions import ImproperlyConfigured
+from celeriac.exceptions import ImproperlyConfigured, mask_url
 
 DEFAULT_FILE: Final = "celeriac.db"
 MIN_SQLITE: Final = (3, 35, 0)
@@ -68,9 +68,10 @@ class Location:
         if rest.startswith("//"):
             host, slash, path = rest[2:].partition("/")
             if host:
+                host = mask_url(f"x://{host}").removeprefix("x://")
                 raise ImproperlyConfigured(
-                    f"sqlite: {url!r} has {host!r} where a host would stand; a file beside you is sqlite:///{host}{slash}"
-                    f"{path}, an absolute one sqlite:////{host}{slash}{path}"
+                    f"sqlite: {mask_url(url)!r} has {host!r} where a host would stand; a file beside you is "
+                    f"sqlite:///{host}{slash}{path}, an absolute one sqlite:////{host}{slash}{path}"
                 )
         else:
             path = rest

@@ -1,0 +1,153 @@
+"""The log in the user's own format, handlers that were there before, and what is printed."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from celeriac import Celery, signals
+from celeriac._state import running
+from celeriac.app.log import LoggedStream, Logging
+from celeriac.cli.worker import set_up_log
+from celeriac.log import Formats, TaskLog, configure
+from celeriac.utils.log import get_task_logger, task_logger
+
+CELERYS = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """Logging is the process's; give it back."""
+    root = logging.getLogger()
+    kept = root.handlers[:], root.level, sys.stdout, sys.stderr
+    structlog.reset_defaults()
+    yield
+    root.handlers[:], root.level = kept[0], kept[1]
+    sys.stdout, sys.stderr = kept[2], kept[3]
+    structlog.reset_defaults()
+    logging.captureWarnings(False)
+
+
+def lines_of(formats: Formats) -> io.StringIO:
+    stream = io.StringIO()
+    configure("console", "info", stream, False, formats)
+    return stream
+
+
+def test_all_lines_have_the_format_of_the_setting() -> None:
+    stream = lines_of(Formats("%(levelname)s|%(name)s|%(message)s"))
+    logging.getLogger("mine").warning("hot %d", 5)
+    structlog.get_logger("theirs").info("plugin.loaded", plugin="redis")
+    assert stream.getvalue().splitlines() == ["WARNING|mine|hot 5", "INFO|theirs|plugin.loaded plugin='redis'"]
+
+
+def test_lines_about_tasks_have_it_too_and_celery_s_words() -> None:
+    stream = io.StringIO()
+    log = TaskLog("console", "info", stream, False, Formats(CELERYS, "%H"))
+    log.line(20, "task.succeeded", task_id="1", task_name="t", runtime_s=0.5, result="4")
+    log.line(40, "task.failed", task_id="1", task_name="t", error="E()", traceback="Traceback:\n  x")
+    log.flush()
+    first, second, *trace = stream.getvalue().splitlines()
+    assert first.endswith(": INFO/MainProcess] Task t[1] succeeded in 0.5s: 4")
+    assert second.endswith(": ERROR/MainProcess] Task t[1] raised unexpected: E()")
+    assert trace == ["  Traceback:", "    x"]
+
+
+def test_task_loggers_have_a_format_of_their_own_which_may_name_the_task() -> None:
+    stream = lines_of(Formats("%(message)s", None, "%(task_name)s[%(task_id)s] %(message)s"))
+    logging.getLogger("app").info("plain")
+    get_task_logger("proj.tasks").info("from a task")
+    assert stream.getvalue().splitlines() == ["plain", "???[???] from a task"]
+    assert running() is None
+
+
+def test_whatever_is_logged_stays_one_line_in_any_format() -> None:
+    stream = lines_of(Formats("%(levelname)s %(message)s"))
+    logging.getLogger("x").error("a\nCRITICAL forged %s", "\x1b[2J\r")
+    structlog.get_logger("x").error("event\nforged", key="v\nw", url="redis://:geheim@h")
+    assert len(stream.getvalue().splitlines()) == 2
+    assert "\x1b" not in stream.getvalue()
+    assert "geheim" not in stream.getvalue()
+
+
+def test_a_format_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="format"):
+        lines_of(Formats("%(message"))
+
+
+def test_json_stays_json_whatever_the_format() -> None:
+    stream = io.StringIO()
+    configure("json", "info", stream, False, Formats("%(message)s"))
+    logging.getLogger("x").warning("hello")
+    assert stream.getvalue().startswith('{"timestamp"')
+
+
+def test_handlers_that_were_there_stay_if_the_app_says_so() -> None:
+    mine = logging.NullHandler()
+    logging.getLogger().handlers[:] = [mine]
+    configure("console", "info", io.StringIO(), False, hijack=False)
+    assert logging.getLogger().handlers == [mine]
+    configure("console", "info", io.StringIO(), False)
+    assert mine not in logging.getLogger().handlers
+
+
+def test_what_is_printed_becomes_whole_lines_of_the_log_once() -> None:
+    stream = lines_of(Formats("%(levelname)s %(name)s %(message)s"))
+    Logging(Celery("t", set_as_current=False)).redirect_stdouts("ERROR")
+    print("half", end=" ")
+    print("whole\nand more")
+    sys.stderr.write("oops\n")
+    assert stream.getvalue().splitlines() == [
+        "ERROR celeriac.redirected half whole",
+        "ERROR celeriac.redirected and more",
+        "ERROR celeriac.redirected oops",
+    ]
+
+
+def test_a_program_that_a_task_starts_can_write_to_what_stands_for_standard_output() -> None:
+    stream = LoggedStream(logging.getLogger("x"), logging.WARNING)
+    assert sys.__stdout__ is not None
+    assert stream.fileno() == sys.__stdout__.fileno()
+    assert not stream.isatty()
+
+
+# -- signals ----------------------------------------------------------------------------------------------
+
+
+def test_an_app_that_sets_logging_up_itself_is_left_alone() -> None:
+    told: list[object] = []
+
+    def mine(**facts: object) -> None:
+        told.append((facts["loglevel"], facts["format"]))
+
+    before = logging.getLogger().handlers[:]
+    signals.setup_logging.connect(mine)
+    try:
+        words = {"loglevel": 20, "log_format": None, "logfile": None}
+        assert set_up_log(Celery("t", set_as_current=False), words, False) is False
+    finally:
+        signals.setup_logging.disconnect(mine)
+    assert told == [(20, "console")]
+    assert logging.getLogger().handlers == before
+
+
+def test_those_who_want_to_change_the_loggers_get_them() -> None:
+    told: list[object] = []
+
+    def note(logger: logging.Logger | None = None, **facts: object) -> None:
+        told.append(logger)
+
+    signals.after_setup_logger.connect(note)
+    signals.after_setup_task_logger.connect(note)
+    try:
+        words = {"loglevel": 20, "log_format": None, "logfile": None}
+        assert set_up_log(Celery("t", set_as_current=False), words, False) is True
+    finally:
+        signals.after_setup_logger.disconnect(note)
+        signals.after_setup_task_logger.disconnect(note)
+    assert told == [logging.getLogger(), task_logger]
