@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "events": ("celeriac.cli.events", "Watch workers and tasks."),
     "multi": ("celeriac.cli.multi", "Start and stop several workers on this machine."),
     "plugins": ("celeriac.cli.plugins", "List, show and check the installed plugins."),
+    "top": ("celeriac.cli.top", "Watch workers, queues and tasks on a live page."),
     "check": ("celeriac.cli.check", "Check settings, tasks and plugins; for CI."),
     "doctor": ("celeriac.cli.doctor", "Find out what is wrong with settings, servers and workers."),
     "shell": ("celeriac.cli.shell", "Start a Python shell with the app and its tasks."),

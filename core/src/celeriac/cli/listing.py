@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from celeriac.cli.group import Command, State, option
-from celeriac.exceptions import Unsupported
 
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -82,18 +81,12 @@ def workers(state: State, /, words: tuple[str, ...], timeout: float) -> None:
         queues = [name for name in given.get("queues", "").split(",") if name] or list(app.router.queues)
         found: dict[str, list[str]] = {name: queues for name in given["nodes"].split(",") if name}
     else:
-        answers = _active_queues(app, timeout)
+        answers = app.control.inspect(timeout=timeout).active_queues() or {}
         found = {node: [queue["name"] for queue in queues] for node, queues in sorted(answers.items())}
     names = sorted({queue for queues in found.values() for queue in queues})
     edges = [(node, queue) for node, queues in found.items() for queue in queues]
     edges += [(queue, "broker") for queue in names]
     click.echo("\n".join(dot("workers", [*found, *names, "broker"], edges)))
-
-
-def _active_queues(app: Any, timeout: float) -> dict[str, list[dict[str, Any]]]:
-    if not hasattr(app, "control"):
-        raise Unsupported("workers cannot be asked in this version. Name them: celeriac graph workers nodes:w1,w2")
-    return app.control.inspect(timeout=timeout).active_queues() or {}
 
 
 def dot(name: str, nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -147,7 +147,7 @@ def prefetch_of_long_tasks(facts: Facts) -> Iterator[Finding]:
             "warning",
             "prefetch",
             f"worker_prefetch_multiplier is {multiplier}: a worker holds {held}, and they wait behind long tasks "
-            f"({_some(long)}) although others are idle.",
+            f"({some(long)}) although others are idle.",
             "Leave it unset, so that the worker finds the number itself, or set 1.",
         )
 
@@ -158,7 +158,7 @@ def chords_without_results(facts: Facts) -> Iterator[Finding]:
     users = _users_of_chords(facts.tasks)
     if not users:
         return
-    told = f"Chords are used (in {_some(users)}), and "
+    told = f"Chords are used (in {some(users)}), and "
     if facts.backend_abilities is None:
         yield Finding("error", "chords", f"{told}there is no result backend to join them.", "Set result_backend.")
     elif "replies" in facts.backend_abilities:
@@ -202,7 +202,7 @@ def results_that_nobody_keeps(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "note",
             "results",
-            f"There is no result backend: what {_some(keeping)} return is dropped, and get() cannot work.",
+            f"There is no result backend: what {some(keeping)} return is dropped, and get() cannot work.",
             "Set result_backend, or task_ignore_result = True if that is meant.",
         )
 
@@ -345,5 +345,6 @@ def no_tasks(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first three of these, and how many more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
