@@ -268,7 +268,7 @@ def test_an_unreachable_result_store_is_one_sentence_and_69(folder: Path) -> Non
         (("worker", "--loglevel", "loud"), "no log level is called 'loud'"),
         (("worker", "--logfile", "/nonexistent/x"), "cannot write to '/nonexistent/x'"),
         (("worker", "-Q", "a", "-X", "a"), "excluded"),
-        (("worker", "--autoscale", "3,1"), "No such option"),
+        (("worker", "--autoscale", "3,1"), "cannot grow or shrink"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence_and_2(folder: Path, words: tuple[str, ...], text: str) -> None:

@@ -32,7 +32,8 @@ def make_connection(app: Celery, url: str | list[str] | None, setting: str, **op
     first = (wanted if isinstance(wanted, str) else wanted[0]).partition(";")[0]
     scheme = first.partition("://")[0]
     # A broker inside this process is ours alone: kombu's of the same name would be another one.
-    if scheme not in kombu.transport.TRANSPORT_ALIASES or "shared" not in app.transport.abilities:
+    aliases = import_module("kombu.transport").TRANSPORT_ALIASES  # kombu itself imports it when it is used
+    if scheme not in aliases or "shared" not in app.transport.abilities:
         raise Unsupported(
             f"kombu cannot speak to the broker {mask_url(first)!r}, so there is no kombu connection to it. "
             f"Use app.send_task and celeriac's own verbs, or a broker that kombu knows too (redis://, amqp://)."

@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "graph": ("celeriac.cli.listing", "Print graphs of workers and of what a worker starts."),
     "logtool": ("celeriac.cli.logtool", "Count and find things in worker logs."),
     "migrate": ("celeriac.cli.migrate", "Send waiting messages from one broker to another."),
+    "amqp": ("celeriac.cli.amqp", "Speak AMQP with the broker by hand."),
     "upgrade": ("celeriac.cli.upgrade", "Rewrite old names of settings in a file."),
     "report": ("celeriac.cli.report", "Print versions and settings, for bug reports."),
 }

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -109,15 +109,26 @@ def _run(ctx: click.Context, options: dict[str, Any], detached: Detached) -> int
         detached.ready()
 
     made = Worker(app, **given, on_ready=say_ready, ends_process=True)
-    if app.conf.worker_redirect_stdouts and ours:
-        app.log.redirect_stdouts(app.conf.worker_redirect_stdouts_level)
-    code = made.run()
+    with _redirected(app) if ours else contextlib.nullcontext():
+        code = made.run()
     if made.restarts:
         sys.stdout.flush()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, signal.SIG_DFL)  # ignored by now, which the new program would inherit
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return code
+
+
+@contextlib.contextmanager
+def _redirected(app: Any) -> Iterator[None]:
+    """While the worker runs, what is printed becomes lines of the log, if the settings say so."""
+    before = sys.stdout, sys.stderr
+    if app.conf.worker_redirect_stdouts:
+        app.log.redirect_stdouts(app.conf.worker_redirect_stdouts_level)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> bool:
