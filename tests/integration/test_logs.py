@@ -203,17 +203,28 @@ def test_no_secret_is_said_by_any_command_or_by_a_worker(tmp_path: Path, locked_
     assert ran.stdout.count("\n= 0\n") >= len(COMMANDS) - 3, ran.stdout + ran.stderr
     assert CANARY not in ran.stdout + ran.stderr
     for number, log_format in enumerate(("console", "json")):
-        call(tmp_path, "-A", "secretive", "call", "secretive.fail")
         folder = tmp_path / str(number)
         folder.mkdir()
         write_app(folder, locked_redis, locked_redis)
-        worker = Worker(folder, "-A", "secretive", "worker", "-P", "solo", "-l", "debug", "--log-format", log_format)
+        words = ("-P", "solo", "-l", "debug", "-E", "--log-format", log_format)
+        worker = Worker(folder, "-A", "secretive", "worker", *words)
+        (folder / "events").mkdir()
+        write_app(folder / "events", locked_redis, locked_redis)
+        monitor = Worker(folder / "events", "-A", "secretive", "events", "--json")
         try:
+            worker.wait_for("ready")
+            deadline = time.monotonic() + 60
+            while "task-failed" not in monitor.out:
+                assert time.monotonic() < deadline, monitor.out + monitor.err + worker.err
+                call(tmp_path, "-A", "secretive", "call", "secretive.fail")
+                time.sleep(0.5)
             worker.wait_for("cannot reach redis://")
             worker.stop()
         finally:
             worker.close()
+            monitor.close()
         assert CANARY not in worker.out + worker.err
+        assert CANARY not in monitor.out + monitor.err
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp", "sqlite"])

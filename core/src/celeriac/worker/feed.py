@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac.events.dispatcher import utc_offset_h
+from celeriac.exceptions import mask_url
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Payload
 from celeriac.utils.clock import LamportClock
 
@@ -80,9 +81,13 @@ class Feed:
             elif outcome == "succeeded":
                 self.note("task-succeeded", uuid, result=report.detail, runtime=report.runtime_s)
             elif outcome == "failed":
-                self.note("task-failed", uuid, exception=report.detail, traceback=report.traceback or "")
+                self.note(
+                    "task-failed", uuid, exception=mask_url(report.detail), traceback=mask_url(report.traceback or "")
+                )
             elif outcome == "retried":
-                self.note("task-retried", uuid, exception=report.detail, traceback=report.traceback or "")
+                self.note(
+                    "task-retried", uuid, exception=mask_url(report.detail), traceback=mask_url(report.traceback or "")
+                )
             elif outcome == "timed_out":
                 self.note("task-failed", uuid, exception=f"TimeLimitExceeded({report.detail})", traceback="")
             elif outcome == "rejected":
@@ -121,7 +126,7 @@ class Feed:
         except ValueError:
             return {}  # the slot finds that too, and says so
         return {
-            "args": headers.get("argsrepr") or "",
-            "kwargs": headers.get("kwargsrepr") or "",
+            "args": mask_url(str(headers.get("argsrepr") or "")),
+            "kwargs": mask_url(str(headers.get("kwargsrepr") or "")),
             **{name: headers.get(name) for name in _CALL_HEADERS},
         }
