@@ -10,7 +10,7 @@ PROGRAM = """
 import click
 from celeriac import Celery, bootsteps, signals
 
-app = Celery("mine", broker="memory://mine")
+app = Celery("mine", broker="memory://mine", worker_redirect_stdouts=False)
 app.user_options["worker"].add(click.Option(["--shade"], default="grey", help="A shade of mine."))
 app.user_options["preload"].add(click.Option(["--site"], default="none", help="For every command."))
 
