@@ -35,7 +35,7 @@ def test_term_under_load_loses_nothing_and_runs_nothing_twice(house: House) -> N
         time.sleep(0.03 * round)
         begun = time.monotonic()
         assert worker.stop() == 0
-        assert time.monotonic() - begun < 4, "the running ones take 0.05 s"
+        assert time.monotonic() - begun < 10, "the running ones take 0.05 s"
         assert "0 given up" in worker.log
         assert names(house, "start") == names(house, "end"), "one was cut short"
     last = house.worker("-c", "3")

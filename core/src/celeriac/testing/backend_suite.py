@@ -327,7 +327,7 @@ class BackendConformance(AbilityAware):
         self.put(backend, dropped, (states.SUCCESS, 1))
         started = time.monotonic()
         assert watch.wait(0.4) == []
-        assert 0.3 < time.monotonic() - started < 0.9
+        assert 0.3 < time.monotonic() - started < 3
         watch.close()
 
     @needs("push")

@@ -134,8 +134,8 @@ def test_a_settlement_wakes_the_worker_that_made_it_so_that_it_is_written_at_onc
     (delivery,) = consumer.receive(1)
     consumer.settle([Settlement(delivery.tag)])
     started = time.monotonic()
-    bench.sleep(consumer, 0.4)
-    assert time.monotonic() - started < 0.2
+    bench.sleep(consumer, 20)
+    assert time.monotonic() - started < 10
     assert consumer.receive(0) == []
     assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
 
@@ -168,7 +168,7 @@ def test_an_idle_consumer_does_not_wait_for_writers(
     writer.execute("BEGIN IMMEDIATE")
     started = time.monotonic()
     assert consumer.receive(5) == []
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 5  # who waits for a lock does so for 30 s
     writer.execute("ROLLBACK")
     writer.close()
 
@@ -633,7 +633,7 @@ def test_B29_close_is_bounded_however_long_a_lock_stays(
     writer.execute("BEGIN IMMEDIATE")
     started = time.monotonic()
     consumer.close()
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 5  # not the 30 s for which others wait
     writer.execute("ROLLBACK")
     writer.close()
     other = Bench()
