@@ -108,6 +108,36 @@ def test_an_error_too_large_to_be_stored_is_stored_as_text(app: Celery) -> None:
     assert len(stored["traceback"]) <= 8192
 
 
+def test_what_a_retry_says_is_bounded_like_a_result(app: Celery) -> None:
+    app.conf.result_max_bytes = 20_000
+
+    @app.task(name="loud_retry", bind=True)
+    def loud_retry(self: Any) -> None:
+        raise self.retry(exc=ValueError("x" * 100_000), countdown=0)
+
+    report = run(app, "loud_retry")
+    assert report.outcome == "retried"
+    stored = result_in(report)
+    assert stored["status"] == "RETRY"
+    assert "of 20000 allowed" in stored["result"]["exc_message"][0]
+    assert len(stored["traceback"]) <= 8192
+
+
+def test_a_state_too_large_to_be_stored_is_refused_where_it_is_said(app: Celery) -> None:
+    app.conf.result_max_bytes = 20_000
+
+    @app.task(name="chatty", bind=True)
+    def chatty(self: Any) -> str:
+        self.update_state(state="PROGRESS", meta="x" * 10_000)
+        with pytest.raises(ValueError, match=r"chatty.*'PROGRESS'.*of 20000 allowed \(result_max_bytes\)"):
+            self.update_state(state="PROGRESS", meta="x" * 30_000)
+        return "done"
+
+    assert run(app, "chatty").outcome == "succeeded"
+    with pytest.raises(ValueError, match="of 20000 allowed"):
+        chatty.update_state("some-id", "PROGRESS", "x" * 30_000)
+
+
 class Nasty(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text either")

@@ -406,19 +406,30 @@ class Task(Generic[P, R]):
         """Store a state of the running task (or of `task_id`), with any meta data.
 
         In a worker the worker stores it, at once and in order with the task's other states.
+
+        Raises:
+            ValueError: It is larger than `result_max_bytes`; nothing is stored.
         """
         request = self.request
         task_id = task_id or request.id
         if task_id is None:
             raise ValueError(f"update_state of {self.name} outside a run needs a task_id")
-        app = self.app
-        if state is None:
-            state = states.PENDING
+        store = self.app.backend
+        if store.plugin is None:
+            return
+        state = states.PENDING if state is None else state
+        result = store.failure(meta) if isinstance(meta, BaseException) else meta
+        made = store.make(task_id, state, result, None, request if request.id else None)
+        allowed = int(self.app.conf["result_max_bytes"])
+        if len(made.data) > allowed:
+            raise ValueError(
+                f"update_state of {self.name}: state {state!r} with its meta has {len(made.data)} bytes, "
+                f"of {allowed} allowed (result_max_bytes)"
+            )
         if request._emit is None or task_id != request.id:
-            app.backend.store_result(task_id, meta, state, request=request if request.id else None)
-        elif app.backend.plugin is not None:
-            result = app.backend.failure(meta) if isinstance(meta, BaseException) else meta
-            request._emit(app.backend.make(task_id, state, result, None, request))
+            store.plugin.store([made])
+        else:
+            request._emit(made)
 
     def replace(self, sig: Any) -> Any:
         """Let another call (of any shape) stand in this one's place: with its id, its place in chains and chords, and

@@ -387,9 +387,7 @@ class TaskProgram:
             report.outcome, report.detail = "retried", str(exc)
             reason = exc.exc or exc
             if self._store.plugin is not None and not ignored:
-                report.stored.append(
-                    self._store.make(request.id, states.RETRY, self._store.failure(reason), traceback, request)
-                )
+                report.stored.append(self._failure(request, reason, traceback, states.RETRY))
             if ready.on_retry is not None:
                 _guarded(ready.on_retry, reason, request.id, request.args, request.kwargs, info)
             if signals.task_retry.receivers:
@@ -446,9 +444,11 @@ class TaskProgram:
             )
         return report
 
-    def _failure(self, request: Context, exc: BaseException, traceback: str) -> StoredResult:
+    def _failure(
+        self, request: Context, exc: BaseException, traceback: str, state: str = states.FAILURE
+    ) -> StoredResult:
         try:
-            made = self._store.make(request.id, states.FAILURE, self._store.failure(exc), traceback, request)
+            made = self._store.make(request.id, state, self._store.failure(exc), traceback, request)
             if len(made.data) <= self._max_result_bytes:
                 return made
             trouble = f"it has {len(made.data)} bytes, of {self._max_result_bytes} allowed"
@@ -456,7 +456,7 @@ class TaskProgram:
         except Exception as problem:  # an exception that the serializer cannot take: its text always works
             trouble = str(problem)
         plain = Exception(f"{type(exc).__qualname__}: {bounded_repr(exc)} (not storable: {trouble:.1000})")
-        return self._store.make(request.id, states.FAILURE, self._store.failure(plain), traceback, request)
+        return self._store.make(request.id, state, self._store.failure(plain), traceback, request)
 
     @staticmethod
     def _finish(ready: ReadyTask, request: Context, state: str, value: Any, info: ExceptionInfo | None) -> None:

@@ -6,6 +6,7 @@ others wait, in the order of their keys. Times are unix seconds of the database'
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -69,6 +70,8 @@ TOUCH: Final = (
 NO_PART: Final = sa.delete(PART).where(
     PART.c.chord_key == _KEY, PART.c.task_key == sa.bindparam("task"), PART.c.place == sa.bindparam("at")
 )
+#: Begins an id that is written as JSON.
+_QUOTED: Final = "json:"
 
 
 class Chords:
@@ -136,7 +139,7 @@ class Chords:
         """Keys and ids of chords that are overdue, for `claim`: in a transaction of its own, which sees all parts."""
         overdue = sa.and_(CHORD.c.overdue <= unix_now(conn), CHORD.c.done == 0)
         query = sa.select(CHORD.c.chord_key, CHORD.c.group_id).where(overdue).order_by(CHORD.c.overdue).limit(limit)
-        return sorted(conn.execute(query).tuples().all())
+        return sorted((key, _read_group(group)) for key, group in conn.execute(query).tuples().all())
 
     def claim(self, conn: sa.Connection, late: Iterable[tuple[str, str]], claim_s: float) -> list[ChordClaim]:
         now = unix_now(conn)
@@ -162,7 +165,14 @@ class Chords:
         """Rows for these, so that there is something to lock."""
         until = None if self._lifetime_s is None else now + self._lifetime_s
         rows: list[dict[str, Any]] = [
-            {"chord_key": key, "group_id": groups[key], "token": "", "claimed": 0.0, "done": 0, "expires": until}
+            {
+                "chord_key": key,
+                "group_id": _write_group(groups[key]),
+                "token": "",
+                "claimed": 0.0,
+                "done": 0,
+                "expires": until,
+            }
             for key in sorted(groups)
         ]
         statement = insert_or_leave(conn.dialect.name)
@@ -194,3 +204,12 @@ def insert_or_leave(dialect: str) -> sa.sql.expression.Insert | None:
     if dialect in ("mysql", "mariadb"):
         return sa.insert(CHORD).prefix_with("IGNORE")
     return None
+
+
+def _write_group(group: str) -> str:
+    """A group's id as a column takes it: PostgreSQL has no NUL in a text (R11)."""
+    return _QUOTED + json.dumps(group) if "\0" in group or group.startswith(_QUOTED) else group
+
+
+def _read_group(text: str) -> str:
+    return str(json.loads(text.removeprefix(_QUOTED))) if text.startswith(_QUOTED) else text

@@ -28,6 +28,8 @@ from celeriac_backend_rpc.mailbox import Mailbox
 ABILITIES: Final = frozenset({"push", "replies", "shared"})
 #: AMQP allows no longer queue name, so nobody can be listening on one.
 MAX_QUEUE_BYTES: Final = 255
+#: … and of the id that a reply names.
+MAX_ID_BYTES: Final = 255
 #: The `task` header of core's notice that a worker keeps results elsewhere.
 NOTICE: Final = "celeriac.notice"
 
@@ -102,6 +104,10 @@ class RpcBackend:
             return False
         if len(result.reply_to.encode("utf-8", "surrogatepass")) > MAX_QUEUE_BYTES:
             _log.warning("The result of %s was dropped: no queue can have the name to reply to.", result.task_id)
+            return False
+        if len(result.task_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+            # The broker would refuse it each time, and the worker would take that for a store that is away.
+            _log.warning("The result of %.255s… was dropped: no reply can carry so long an id.", result.task_id)
             return False
         return True
 

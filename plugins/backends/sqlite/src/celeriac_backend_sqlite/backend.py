@@ -38,6 +38,8 @@ STORE: Final = """INSERT INTO celeriac_results (task_id, state, ready, data, exp
        OR celeriac_results.expires <= ?6"""
 FETCH: Final = """SELECT task_id, data FROM celeriac_results
     WHERE task_id IN (SELECT value FROM json_each(?1)) AND (expires IS NULL OR expires > ?2)"""
+#: For an id with a NUL, at which `json_each` ends a text.
+FETCH_ONE: Final = "SELECT task_id, data FROM celeriac_results WHERE task_id = ?1 AND (expires IS NULL OR expires > ?2)"
 #: The oldest that have expired, a bounded number.
 EXPIRE: Final = """DELETE FROM celeriac_results WHERE id IN
     (SELECT id FROM celeriac_results WHERE expires <= ?1 ORDER BY expires LIMIT ?2)"""
@@ -98,7 +100,15 @@ class SqliteBackend:
     def fetch(self, task_ids: Sequence[str]) -> dict[str, bytes]:
         wanted = json.dumps(list(task_ids))
         with self._errors():
-            return dict(self._database.read(lambda conn: conn.execute(FETCH, (wanted, time.time())).fetchall()))
+            found = dict(self._database.read(lambda conn: conn.execute(FETCH, (wanted, time.time())).fetchall()))
+            if "\\u0000" in wanted:
+                found.update(self._database.read(lambda conn: self._fetch_odd(conn, task_ids)))
+        return found
+
+    @staticmethod
+    def _fetch_odd(conn: sqlite3.Connection, task_ids: Sequence[str]) -> list[tuple[str, bytes]]:
+        odd = [task_id for task_id in task_ids if "\0" in task_id]
+        return [row for task_id in odd for row in conn.execute(FETCH_ONE, (task_id, time.time())).fetchall()]
 
     def watch(self, task_ids: Sequence[str]) -> Watch:
         with self._errors():
