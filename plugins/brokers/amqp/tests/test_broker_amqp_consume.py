@@ -184,12 +184,14 @@ def test_a_full_queue_holds_the_delivery_until_there_is_room(transport: AmqpTran
     listener = listen(transport, tools.spec("q"))
     (delivery,) = listener.take(1)
     listener.consumer.settle(acks([delivery]), publish=[tools.payload("next")])
+    before = listener.consumer._followers._publisher
     listener.stay_empty(0.5)
     assert listener.consumer._followers.count == 1
     assert transport.purge("next") == 1
     tools.wait_until(
         lambda: listener.consumer.receive(1) == [] and not listener.consumer._followers.count, "tried again"
     )
+    assert listener.consumer._followers._publisher is not before, "over another channel"
     assert transport.depth("next") == 1
 
 

@@ -108,6 +108,18 @@ def test_a_full_queue_refuses(transport: AmqpTransport, tools: Any) -> None:
     assert transport.depth("full") == 2
 
 
+def test_what_was_refused_is_sent_over_another_channel_the_next_time(transport: AmqpTransport, tools: Any) -> None:
+    transport.declare([tools.spec("full", **{"x-max-length": 1, "x-overflow": "reject-publish"})])
+    transport.send([tools.payload("full")])
+    (before,) = transport._idle
+    with pytest.raises(PublishRejected):
+        transport.send([tools.payload("full")])
+    assert before not in transport._idle, "after the death of a queue's leader it may refuse everything for ever"
+    transport.purge("full")
+    transport.send([tools.payload("full")])
+    assert transport.depth("full") == 1
+
+
 def test_B5_of_several_messages_those_that_were_refused_are_named(transport: AmqpTransport, tools: Any) -> None:
     transport.declare([tools.spec("full", **{"x-max-length": 1, "x-overflow": "reject-publish"}), tools.spec("free")])
     transport.send([tools.payload("full")])

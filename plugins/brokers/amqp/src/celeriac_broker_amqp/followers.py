@@ -48,7 +48,7 @@ class Followers:
     """What follows from the deliveries of one consumer, and the deliveries that wait for it.
 
     Args:
-        open_publisher: Called once, when first needed.
+        open_publisher: Called when first needed, and when the broker has refused the one before.
     """
 
     def __init__(self, open_publisher: Callable[[], Publisher], poller: Poller, owner: str) -> None:
@@ -80,13 +80,7 @@ class Followers:
         Raises:
             TransportLost: The broker cannot be reached, or the connection dropped.
         """
-        publisher = self._publisher
-        if publisher is None:
-            try:
-                publisher = self._publisher = self._open_publisher()
-            except TransportUnreachable as exc:
-                raise TransportLost(str(exc)) from exc
-            self._poller.watch(publisher.link.fileno())
+        publisher = self._publisher or self._open()
         held = _Held(tags, items)
         self._held.append(held)
         self._publish(publisher, held, items)
@@ -111,12 +105,17 @@ class Followers:
         safe: list[int] = []
         waiting = []
         for held in self._held:
-            if held.retry and held.retry_at <= now:
-                self._publish(publisher, held, held.retry)
             if held.retry or not publisher.is_settled(held.last):
                 waiting.append(held)
             else:
                 safe.extend(held.tags)
+        due = [held for held in waiting if held.retry and held.retry_at <= now]
+        if due and publisher.was_refused and publisher.is_settled(publisher.last):
+            # After the death of a quorum queue's leader a channel may be refused for ever, while a new one is not.
+            self.close()
+            publisher = self._open()
+        for held in due:
+            self._publish(publisher, held, held.retry)
         self._held = waiting
         return safe
 
@@ -138,6 +137,14 @@ class Followers:
         if self._publisher is not None:
             self._publisher.link.drop()
 
+    def _open(self) -> Publisher:
+        try:
+            publisher = self._publisher = self._open_publisher()
+        except TransportUnreachable as exc:
+            raise TransportLost(str(exc)) from exc
+        self._poller.watch(publisher.link.fileno())
+        return publisher
+
     def _publish(self, publisher: Publisher, held: _Held, items: list[Item]) -> None:
         if publisher.link.blocked:  # it would not read us; acknowledgements go through all the same
             held.retry, held.retry_at = items, time.monotonic() + REFUSED_WAIT_S
@@ -149,6 +156,7 @@ class Followers:
     def _take_refusals(self, publisher: Publisher) -> None:
         """Full queues: what they refused is tried again, and its deliveries stay ours until it is taken."""
         refused, publisher.refused = publisher.refused, []
+        publisher.was_refused = True
         _log.warning(
             "%d message(s) were refused by a full queue at %s; trying again.", len(refused), publisher.link.where
         )

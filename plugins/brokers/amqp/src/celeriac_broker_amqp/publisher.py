@@ -120,6 +120,7 @@ class Publisher:
         # While messages that found no queue are on their way again: the queues made for them, and the messages.
         self._declared: set[str] = set()
         self._again: set[bytes] = set()
+        self.was_refused = False  #: the broker has refused a message in earnest, for its queue
         self._delayed: set[str] | None = None  # queues bound for delays; None: the delay queues are not known to exist
 
     @property
@@ -229,6 +230,7 @@ class Publisher:
         if not refused and not unroutable:
             return
         places = [number - first for number in refused if 0 <= number - first < count]
+        self.was_refused = bool(refused)
         records = [record for _, record in unroutable] + [record_of(items[place]) for place in places]
         error = self._describe_refusals(refused, unroutable, count)
         if len(records) < count:

@@ -129,7 +129,12 @@ class AmqpTransport:
         try:
             result = use(publisher)
         except PublishRejected:
-            self._idle.append(publisher)  # the broker said no in good order
+            if publisher.was_refused:
+                # By a full queue, or by one whose leader has died: then this channel may be refused for ever (seen with
+                # RabbitMQ 3.10 and quorum queues), while a new one is not.
+                publisher.link.drop()
+            else:
+                self._idle.append(publisher)  # the broker said no in good order
             raise
         except BaseException:  # whatever it was, half a frame may be out
             publisher.link.drop()
