@@ -85,8 +85,8 @@ def wait_for(log: Path, text: str, timeout_s: float = 30) -> None:
 
 def test_it_is_listed_with_its_dist_and_version(tmp_path: Path, environment: dict[str, str]) -> None:
     listed = json.loads(celeriac(tmp_path, environment, "plugins", "list", "--json"))
-    mine = [one for one in listed if one["name"] == "file"]
-    assert [(one["kind"], one["dist"], one["version"]) for one in mine] == [("broker", "celeriac-broker-file", "1.0.0")]
+    mine = [one for one in listed if (one["kind"], one["name"]) == ("broker", "file")]
+    assert [(one["dist"], one["version"]) for one in mine] == [("celeriac-broker-file", "1.0.0")]
 
 
 def test_it_passes_the_check(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -228,7 +228,7 @@ def daemonized(options: dict[str, Any], node: str) -> Iterator[Detached]:
         if options.get(name):
             options[name] = os.path.abspath(expand(options[name], node)) if options[name] != "-" else "-"
     logfile = options.get("logfile")
-    if logfile and logfile != "-":
+    if options["detach"] and logfile and logfile != "-":
         with contextlib.suppress(OSError):  # whoever opens it says what is wrong
             os.makedirs(os.path.dirname(logfile), exist_ok=True)
     try:

@@ -244,6 +244,7 @@ class BackendConformance(AbilityAware):
         backend.close()
         brief.close()
 
+    @needs("persistent")
     @needs_no("expire")
     def test_R7_cleaning_up_removes_what_is_older_than_the_setting_says_and_only_that(
         self, url: str, host: Host
