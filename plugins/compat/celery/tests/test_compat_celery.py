@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,14 @@ def test_dists_that_are_named_like_it_are_no_celery(tmp_path: Path) -> None:
     for name in ("celery_types-0.23.0.dist-info", "celery_batches-0.9.dist-info", "pytest_celery-1.0.dist-info"):
         (tmp_path / name).mkdir()
     run("import celery.app", tmp_path)
+
+
+def test_type_checkers_find_a_stub_for_each_module() -> None:
+    source = ROOT / "plugins" / "compat" / "celery" / "src" / "celery"
+    wanted = dict(runpy.run_path(str(ROOT / "scripts" / "make_celery_stubs.py"))["stubs"]())
+    found = {path.relative_to(source): path.read_text() for path in source.glob("**/*.pyi")}
+    assert found == wanted, "run scripts/make_celery_stubs.py"
+    assert found[Path("app/task.pyi")] == "from celeriac.app.task import *\n"
 
 
 def test_the_command_is_celeriacs_by_this_name(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+from celeriac.contrib.django.task import *

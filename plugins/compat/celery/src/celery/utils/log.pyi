@@ -1,0 +1,1 @@
+from celeriac.utils.log import *
