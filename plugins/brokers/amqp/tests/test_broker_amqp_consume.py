@@ -352,3 +352,23 @@ def test_heartbeats_keep_an_idle_worker_and_silence_is_noticed(
         while True:
             link._last_received -= 3.0
             link.pump()
+
+
+def test_a_window_that_widens_at_every_turn_costs_no_connection(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    """RabbitMQ's channel crashes if a consumer is cancelled before it has said that it is open."""
+    listener = listen(transport, tools.spec("q"), window=1)
+    for _ in range(10):
+        for window in range(2, 33):
+            listener.consumer.resize(window)
+            listener.consumer.receive(0)  # raises when the connection is lost
+        listener.consumer._shrink_to = 1
+        listener.consumer._shrink()
+    for window in range(2, 33):
+        listener.consumer.resize(window)
+    transport.send([tools.payload("q") for _ in range(40)])
+    got = listener.take(32)  # the last width counts
+    assert len(got) == 32
+    listener.consumer.settle(acks(got))
+    assert len(listener.take(8)) == 8

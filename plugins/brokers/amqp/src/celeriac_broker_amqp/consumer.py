@@ -93,6 +93,8 @@ class AmqpConsumer:
         self._max_header_bytes = link.frame_max - methods.FRAME_OVERHEAD_BYTES
         self._prefetch = _choose_prefetch(window)
         self._prefetch_told = 0
+        self._asked = 0  # consumers that the broker was asked to open
+        self._wider = 0  # the prefetch count to ask for once it has opened them
         self._shrink_to = 0
         self._shrink_at: float | None = None
         self._numbers = itertools.count(1)
@@ -127,6 +129,7 @@ class AmqpConsumer:
 
     def resize(self, window: int) -> None:
         wanted = _choose_prefetch(window)
+        self._wider = 0
         self._shrink_at = self._shrink_at if wanted < self._prefetch else None
         if wanted > self._prefetch and (wanted <= FAIR_WINDOW or wanted >= self._prefetch * 2):
             self._widen(wanted)
@@ -136,12 +139,20 @@ class AmqpConsumer:
             self._shrink_at = self._shrink_at or time.monotonic() + SHRINK_AFTER_S
 
     def _widen(self, prefetch: int) -> None:
-        """Ask for more at once: a new consumer for each queue, without waiting for an answer."""
+        """Ask for more at once: a new consumer for each queue, without waiting for an answer.
+
+        One at a time: RabbitMQ's channel crashes (541) if a consumer is cancelled before it has said that it is open.
+        """
+        self._wider = 0
+        if self._channel.opened < self._asked:
+            self._wider = prefetch
+            return
         self._prefetch = self._prefetch_told = prefetch
         out = [frame(METHOD, CHANNEL, methods.limit_prefetch(prefetch))]
         for subscription in self._subscriptions.values():
             out.append(frame(METHOD, CHANNEL, methods.cancel(subscription.tags[-1], wait=False)))
             out.append(frame(METHOD, CHANNEL, methods.consume(subscription.spec.name, self._new_tag(subscription))))
+            self._asked += 1
         self._link.send(b"".join(out))
 
     def _shrink(self) -> None:
@@ -158,6 +169,7 @@ class AmqpConsumer:
             self._call(methods.limit_prefetch(self._prefetch), methods.BASIC_QOS_OK)
             self._prefetch_told = self._prefetch
         tag = self._new_tag(subscription)
+        self._asked += 1
         self._call(methods.consume(subscription.spec.name, tag), methods.BASIC_CONSUME_OK)
 
     def _new_tag(self, subscription: _Subscription) -> str:
@@ -172,9 +184,19 @@ class AmqpConsumer:
 
     def _cancel(self, subscription: _Subscription) -> None:
         """Have nothing more pushed; what was on its way is in `ready` afterwards."""
+        self._await_opened()
         self._call(methods.cancel(subscription.tags[-1]), methods.BASIC_CANCEL_OK)
         self._take_arrived()
         self._forget_tags(subscription)
+
+    def _await_opened(self) -> None:
+        """Until the broker has opened what it was asked to: see `_widen`."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        while self._channel.opened < self._asked and self._channel.closed is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise self._lose(f"a consumer was not opened within {CLOSE_TIMEOUT_S:g} s")
+            self._link.pump(left_s)
 
     def _forget_tags(self, subscription: _Subscription) -> None:
         for tag in subscription.tags:
@@ -235,6 +257,8 @@ class AmqpConsumer:
         channel.replies.clear()  # to what was asked without waiting
         if channel.cancelled:
             self._consume_anew()
+        if self._wider and not self._stopped:
+            self._widen(self._wider)
         if self._shrink_at is not None and not self._stopped and time.monotonic() >= self._shrink_at:
             self._shrink()
         link.beat()

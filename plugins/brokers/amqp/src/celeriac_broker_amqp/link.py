@@ -61,9 +61,10 @@ class Channel:
         returned: (reply code, reply text, record) of messages that no queue wanted.
         cancelled: Consumer tags that the broker cancelled, for their queues are gone.
         closed: Why the broker closed the channel.
+        opened: How many consumers the broker has opened.
     """
 
-    __slots__ = ("cancelled", "closed", "confirms", "number", "replies", "returned")
+    __slots__ = ("cancelled", "closed", "confirms", "number", "opened", "replies", "returned")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -72,6 +73,7 @@ class Channel:
         self.returned: list[tuple[int, str, bytes]] = []
         self.cancelled: list[str] = []
         self.closed: ChannelClosed | None = None
+        self.opened = 0
 
 
 class Link:
@@ -366,6 +368,7 @@ class Link:
         elif method == methods.CHANNEL_FLOW:
             self.send(frame(METHOD, number, methods.CHANNEL_FLOW_OK.to_bytes(4, "big") + arguments[:1]))
         else:
+            channel.opened += method == methods.BASIC_CONSUME_OK
             channel.replies.append((method, arguments))
 
     def _dispatch_connection(self, method: int, arguments: bytes) -> None:
