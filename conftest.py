@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+import celeriac.app.builtin  # noqa: F401 - its tasks are every app's, whichever test is the first to make one
+from celeriac import _state
 
 pytest_plugins = ["celeriac.testing.fixtures"]
 
@@ -35,6 +39,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if ADDRESS.search(item.nodeid):
             item._nodeid = ADDRESS.sub("", item.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Tests do not meet each other's apps and shared tasks: those of all that live enter every app, as in Celery."""
+    _state._apps.clear()
+    shared = list(_state._on_finalize)
+    yield
+    _state._on_finalize[:] = shared
 
 
 @pytest.hookimpl(trylast=True)

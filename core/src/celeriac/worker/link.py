@@ -299,6 +299,8 @@ class Link:
             return
         if following.publish:
             self._declare_targets(following.publish)
+            if not self._is_up():  # that has cost the link, so it comes again
+                return
         if following.chords is not None and self._joiner is not None:
             self._joiner.add(settlement, following.stored, following.publish, following.chords, False)
         else:
@@ -328,11 +330,13 @@ class Link:
         elif self._settler is None or flight.epoch != self.epoch:
             return
         if publish:
-            if self._router.broadcasts:
-                publish = self._broadcast(publish)
-                if self.consumer is None:
-                    return
-            self._declare_targets(publish)
+            rest = self._broadcast(publish) if self._router.broadcasts else publish
+            self._declare_targets(rest)
+            if not self._is_up():  # that has cost the link, so it comes again; or would never, if acknowledged
+                if flight.acked:
+                    self._homeless.append((None, stored, publish, True))
+                return
+            publish = rest
         self._settler.add(settlement, stored, publish, flight.acked)
 
     def perform(self) -> None:
@@ -379,6 +383,9 @@ class Link:
         except OperationalError as exc:
             self.lose(exc)
             return []
+
+    def _is_up(self) -> bool:
+        return self._settler is not None
 
     def _declare_targets(self, payloads: Sequence[Payload]) -> None:
         for payload in payloads:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ KILLED, SEVERAL, LIVING = (
     "test_B11_of_several_dead_workers_each_is_found_among_the_living",
     "test_B12_a_living_worker_keeps_what_it_has",
 )
+#: An error that depends on the order in which the dead are met may be lucky now and then.
+TRIES = 6
 MUTANTS = {
     "keeps_its_promise": "pass",
     "locks_without_expiry": "LOCK = ()",
@@ -107,8 +110,20 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 def test_the_suite_finds_a_broker_that_breaks_a_clause(
     mutant: str, clause: str, complaint: str, load: Callable[[str], str], redis_url: str
 ) -> None:
-    with pytest.raises((AssertionError, ValueError), match=complaint):
-        run(load(mutant), clause, redis_url, 5.0)
+    module = load(mutant)
+    said = ""
+    for _ in range(TRIES):
+        said = said or complaint_of(module, clause, redis_url)
+    assert re.search(complaint, said, re.MULTILINE), said or f"{clause} has passed {TRIES} times"
+
+
+def complaint_of(module: str, clause: str, url: str) -> str:
+    """What a test of the suite complains of; empty if it passes."""
+    try:
+        run(module, clause, url, 5.0)
+    except (AssertionError, ValueError) as exc:
+        return str(exc) or type(exc).__name__
+    return ""
 
 
 @pytest.mark.parametrize("clause", [KILLED, SEVERAL, LIVING])
