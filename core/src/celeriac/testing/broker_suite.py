@@ -54,12 +54,12 @@ OpenListener = Callable[..., ListenerBench]
 
 #: Takes deliveries and is killed with them. Arguments: plugin, url, settings (a repr), queue, how many.
 _VICTIM = """
-import sys, time
+import os, sys, time
 from celeriac.spec import QueueSpec
 from celeriac.testing.kit import Bench, make_transport
 plugin, url, settings, queue, count = sys.argv[1:]
 bench, transport = Bench(), make_transport(plugin, url, eval(settings))
-consumer = transport.consumer([QueueSpec(queue)], owner="victim", poller=bench, window=1)
+consumer = transport.consumer([QueueSpec(queue)], owner=f"victim-{os.getpid()}", poller=bench, window=1)
 taken = bench.take(consumer, int(count))
 print("taken", len(taken), flush=True)
 time.sleep(600)
