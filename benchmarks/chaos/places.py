@@ -15,7 +15,7 @@ from celeriac.testing.faults import FaultProxy
 from celeriac.testing.services import RabbitMQService, RedisService
 from celeriac_support_redis.wire import connect, parse_url
 
-#: Room for the file of a campaign on sqlite, when it has a file system of its own.
+#: Room enough for a campaign.
 ROOM_MB = 512
 
 
@@ -24,6 +24,7 @@ class Place:
 
     Args:
         durable: Redis writes everything to its disk before it answers.
+        room_mb: Room for sqlite's file, when it has a file system of its own.
         server: A RabbitMQ that runs already, whose life is not ours to end; the place is a virtual host on it.
 
     Attributes:
@@ -34,9 +35,9 @@ class Place:
         can_mount: The file has a file system of its own, which may be filled and made read-only.
     """
 
-    def __init__(self, kind: str, *, durable: bool = True, server: Any = None) -> None:
+    def __init__(self, kind: str, *, durable: bool = True, room_mb: int = ROOM_MB, server: Any = None) -> None:
         self.kind = kind
-        self._durable = durable
+        self._durable, self._room_mb = durable, room_mb
         self._is_guest = server is not None
         self.vhost = "/"
         self.direct = ""
@@ -71,7 +72,7 @@ class Place:
         room = self.folder / "room"
         room.mkdir()
         if os.geteuid() == 0:
-            command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_MB}m", "celeriac-chaos", str(room)]
+            command = ["mount", "-t", "tmpfs", "-o", f"size={self._room_mb}m", "celeriac-chaos", str(room)]
             self.can_mount = subprocess.run(command, check=False, capture_output=True).returncode == 0
         self.file = room / "chaos.db"
         self.direct = self.broker = self.backend = f"sqlite:///{self.file}"
