@@ -30,7 +30,7 @@ from celeriac import Celery
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 1000
-SETTLE_S = 5.0
+SETTLE_S = 2.0
 PATIENCE_S = 120.0
 #: What the tasks' file on sqlite may grow to.
 ROOM_MB = 4096
@@ -47,15 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if found["early"] or found["missing"] or found["again"] else 0
 
 
-def measure(broker: str, tasks: int, soon_s: float, span_s: float) -> dict[str, Any]:
+def measure(broker: str, tasks: int, soon_s: float, span_s: float, server: Any = None) -> dict[str, Any]:
     """What was found, as data for JSON.
 
     Args:
         soon_s: When the first is due, from when sending begins: all must be sent and everything restarted by then, or
             what is late is late by that (`ready_before_due_s` is negative).
         span_s: Over how long they are spread.
+        server: A RabbitMQ that runs already; it is not restarted.
     """
-    with Place(broker, room_mb=ROOM_MB) as place:
+    with Place(broker, room_mb=ROOM_MB, server=server) as place:
         ledger = Ledger(place.folder / "ledger")
         environment = {
             "CHAOS_BROKER": place.broker, "CHAOS_BACKEND": place.backend, "CHAOS_LEDGER": str(ledger.path),
@@ -76,7 +77,7 @@ def measure(broker: str, tasks: int, soon_s: float, span_s: float) -> dict[str, 
             time.sleep(SETTLE_S)
             loaded = _memory(fleet)
             fleet.stop()
-            if place.server is not None:
+            if place.server is not server:
                 place.server.restart()
             fleet.fill()
             ready_s = first - time.time()
