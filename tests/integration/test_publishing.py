@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from tests.integration.conftest import wait_until
 
-from celeriac import Celery
+from celeriac import Celery, Signature
+from celeriac.canvas.launch import SEND_AT_ONCE
 from celeriac.exceptions import OperationalError, PublishUncertain
 from celeriac.spec import QueueSpec
 from celeriac.testing.faults import DOWN, FaultProxy
@@ -75,4 +76,28 @@ def test_N6_the_first_send_after_the_broker_was_away_is_confirmed_or_an_error(ur
     with Celery("reader", broker=url, set_as_current=False) as reader:
         assert len(confirmed) >= 2
         wait_until(lambda: reader.transport.depth("celery") >= len(confirmed))
+    app.close()
+
+
+def test_publish_many_says_which_calls_were_taken_when_the_broker_fails_on_the_way(url: str, proxy: FaultProxy) -> None:
+    app = Celery("sender", broker=proxy.url, set_as_current=False)
+    app.conf.publish_timeout = 4.0
+
+    def calls() -> Iterator[Signature]:
+        for number in range(2 * SEND_AT_ONCE + 1):
+            if number == SEND_AT_ONCE + 3:
+                proxy.swallow(DOWN)
+            yield app.signature("t", task_id=f"call {number}")
+
+    with pytest.raises(PublishUncertain) as caught:
+        app.publish_many(calls())
+    assert [result.id for result in caught.value.accepted] == [f"call {n}" for n in range(SEND_AT_ONCE)]
+    assert caught.value.task_ids == [f"call {n}" for n in range(SEND_AT_ONCE, 2 * SEND_AT_ONCE)]
+    proxy.heal()
+    assert len(app.send_again(caught.value)) == SEND_AT_ONCE
+    results = app.publish_many([app.signature("t", task_id="last"), app.signature("t") | app.signature("u")])
+    assert results[0].id == "last"
+    assert results[1].parent is not None
+    with Celery("reader", broker=url, set_as_current=False) as reader:
+        assert reader.transport.depth("celery") in (2 * SEND_AT_ONCE + 2, 3 * SEND_AT_ONCE + 2)
     app.close()

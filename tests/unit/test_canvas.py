@@ -223,3 +223,24 @@ def test_a_chord_needs_a_store_that_can_join(add: Any) -> None:
         call = app.signature("x")
         with pytest.raises(error, match="chord"):
             chord([call], call, app=app).apply_async()
+
+
+def test_publish_many_sends_signatures_of_every_kind_and_returns_their_results(app: Celery, add: Any) -> None:
+    results = app.publish_many(
+        add.s(n, n) if n % 2 else add.si(n).set(task_id=f"own {n}") | add.s(1) for n in range(1201)
+    )
+    assert len(results) == 1201
+    assert app.transport.depth("celery") == 1201
+    assert results[2].parent.id == "own 2"
+    assert results[3].parent is None
+    assert app.publish_many([]) == []
+
+
+def test_publish_many_under_task_always_eager_runs_them_here(app: Celery, add: Any) -> None:
+    app.conf.task_always_eager = True
+    assert [result.get() for result in app.publish_many(add.s(n, 1) for n in range(3))] == [1, 2, 3]
+
+
+def test_publish_many_checks_arguments_as_apply_async_does(app: Celery, add: Any) -> None:
+    with pytest.raises(TypeError, match="argument"):
+        app.publish_many([add.s(1, 2, 3)])

@@ -275,7 +275,13 @@ class ChordError(TaskError):
 
 
 class OperationalError(CeleriacError):
-    """The broker could not do what was asked; trying again later may help."""
+    """The broker could not do what was asked; trying again later may help.
+
+    Attributes:
+        accepted: From `publish_many`, the results of the calls that the broker had taken before.
+    """
+
+    accepted: Sequence[Any] = ()
 
 
 class TransportLost(OperationalError):

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone, tzinfo
 from functools import cached_property, partial
@@ -29,8 +29,14 @@ from celeriac.app.revocations import Revocations
 from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
+from celeriac.canvas.launch import Sending
 from celeriac.canvas.signature import Signature, signature
-from celeriac.exceptions import AlwaysEagerIgnored, DuplicateTaskNameWarning, ImproperlyConfigured
+from celeriac.exceptions import (
+    AlwaysEagerIgnored,
+    DuplicateTaskNameWarning,
+    ImproperlyConfigured,
+    OperationalError,
+)
 from celeriac.execution.execute import run_eagerly
 from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
 from celeriac.utils.clock import LamportClock
@@ -502,6 +508,40 @@ class Celery:
         if wanted:
             self.backend.expect(wanted)
         publish(self, payloads, steering)
+        running = _state.running()
+        if running is not None and add_to_parent and running.task.trail:
+            running.request.children.extend(results)
+        return results
+
+    def publish_many(self, signatures: Iterable[Signature], *, add_to_parent: bool = True) -> list[Any]:
+        """Send many calls, some hundreds in one exchange with the broker: `app.publish_many(add.s(n, n) for n in ids)`.
+
+        Unlike the members of a group they have nothing in common; each may be a canvas. They are taken from the
+        iterable as they are sent, so a long one needs memory only for the results.
+
+        Args:
+            add_to_parent: Record them as children of the running task.
+        Returns:
+            The result of each, once the broker has taken all.
+        Raises:
+            OperationalError: The broker did not take all; `accepted` has the results of those that it had taken for
+                certain before. Of those in the exchange that failed the error says what is known: none was taken,
+                but for `PublishUncertain` and those that `PublishRejected` does not name.
+        """
+        if self.conf["task_always_eager"]:
+            return [signature.apply() for signature in signatures]
+        launch = Sending(self)
+        results: list[Any] = []
+        taken = 0
+        try:
+            for signature in signatures:
+                results.append(signature.launch(launch))
+                if not launch.calls:
+                    taken = len(results)
+            launch.flush()
+        except OperationalError as exc:
+            exc.accepted = results[:taken]
+            raise
         running = _state.running()
         if running is not None and add_to_parent and running.task.trail:
             running.request.children.extend(results)

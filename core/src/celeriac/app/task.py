@@ -182,11 +182,7 @@ class Task(Generic[P, R]):
             OperationalError: The broker did not take it; `PublishUncertain` if that is not known.
         """
         app = self.app
-        if self._check is not None and self.typing is not False:
-            try:
-                self._check(*(args or ()), **(kwargs or {}))
-            except TypeError as exc:
-                raise TypeError(str(exc).replace("<lambda>", self.name)) from None
+        self.check_arguments(args, kwargs)
         if app.conf["task_always_eager"]:
             return self.apply(args, kwargs, task_id=task_id or uuid(), link=link, link_error=link_error, **options)
         if link is not None:
@@ -198,6 +194,18 @@ class Task(Generic[P, R]):
         if shadow is not None:
             options["shadow"] = shadow
         return app._send(self.name, args, kwargs, task_id or uuid(), options)
+
+    def check_arguments(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> None:
+        """Nothing, if a call with these arguments fits the function or `typing` is off.
+
+        Raises:
+            TypeError: It does not, in Python's words.
+        """
+        if self._check is not None and self.typing is not False:
+            try:
+                self._check(*(args or ()), **(kwargs or {}))
+            except TypeError as exc:
+                raise TypeError(str(exc).replace("<lambda>", self.name)) from None
 
     def apply(
         self,

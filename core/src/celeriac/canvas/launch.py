@@ -81,12 +81,18 @@ class Sending(Launch):
     """Sends what it gathers, a part at a time, so that a long group needs little memory."""
 
     def call(self, task: str, args: Any, kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]) -> None:
-        """See `Launch.call`."""
+        """See `Launch.call`.
+
+        Raises:
+            TypeError: The arguments do not fit the task.
+        """
         own = self.app.tasks.get(task)
-        if own is not None and own.sends_its_own_way:
-            self.flush()
-            own.apply_async(args, kwargs, task_id=task_id, add_to_parent=False, **options)
-            return
+        if own is not None:
+            if own.sends_its_own_way:
+                self.flush()
+                own.apply_async(args, kwargs, task_id=task_id, add_to_parent=False, **options)
+                return
+            own.check_arguments(args, kwargs)
         super().call(task, args, kwargs, task_id, options)
         if len(self.calls) >= SEND_AT_ONCE:
             self.flush()
