@@ -17,6 +17,7 @@ A test's name begins with its clause. Tests of abilities that the backend does n
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import uuid
@@ -416,6 +417,33 @@ class BackendConformance(AbilityAware):
         backend.close_chords([first])  # it is late: the chord is the other's now
         (held,) = backend.join([_part(group, 1)])
         assert held.token == ""
+
+    @needs("count", "shared")
+    def test_R9_who_is_killed_while_joining_loses_no_part_and_fires_nothing_twice(self, backend: Any) -> None:
+        for joined_before in (1, 4, 9):
+            group = _new_id()
+            backend.open_chords([Chord(group, 30, b"", 3600.0)])
+            told, tells = os.pipe()
+            pid = os.fork()
+            if pid == 0:  # pragma: no cover - runs in the child, which is killed in the middle of a step
+                try:
+                    backend.after_fork()
+                    for index in range(29):
+                        backend.join([_part(group, index)])
+                        os.write(tells, b".")
+                    time.sleep(PATIENCE_S)
+                finally:
+                    os._exit(1)
+            os.close(tells)
+            for _ in range(joined_before):
+                assert os.read(told, 1) == b"."
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(told)
+            # What was not acknowledged comes again; so may all the rest.
+            claims = [claim for index in range(30) for claim in backend.join([_part(group, index)])]
+            assert [len(claim.parts) for claim in claims] == [30]
+            assert claims[0].token
 
     @needs("count")
     def test_R9_a_closed_chord_stays_closed(self, backend: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,12 +20,12 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, ImproperlyConfigured, SettingError, Unsupported
-from celeriac.spec import StoredResult
+from celeriac.spec import Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
 from celeriac.testing.services import PostgresService
 from celeriac_backend_django.cache import DjangoCacheBackend
 from celeriac_backend_django.database import DjangoDatabaseBackend
-from celeriac_backend_django.models import GroupResult, TaskResult
+from celeriac_backend_django.models import ChordCounter, GroupResult, JoinedChord, TaskResult
 
 LABEL = "django_celery_results"
 
@@ -90,9 +91,39 @@ def test_models_and_migration_agree(project: Path) -> None:
     names = {
         name for (name,) in peek(project, "SELECT name FROM django_migrations WHERE app = 'django_celery_results'")
     }
-    assert len(names) == 14
+    assert len(names) == 15
     indexes = {name for (name,) in peek(project, "SELECT name FROM sqlite_master WHERE name LIKE 'django_cele_%'")}
     assert {index.name for model in (TaskResult, GroupResult) for index in model._meta.indexes} <= indexes
+
+
+def test_a_chord_that_django_celery_results_has_begun_is_joined_and_its_row_goes(project: Path) -> None:
+    backend = make()
+    members = [[["a", None], None], [["b", None], None]]
+    ChordCounter.objects.create(group_id="g", sub_tasks=json.dumps(members), count=2)
+    first, second = (ChordPart("g", name, place, name.encode(), b"body") for place, name in enumerate("ab"))
+    assert backend.join([first, first]) == []
+    (claim,) = backend.join([second])
+    assert (claim.size, claim.parts, claim.body) == (2, [(0, b"a"), (1, b"b")], b"body")
+    assert ChordCounter.objects.get(group_id="g").count == 2
+    backend.close_chords([claim])
+    assert backend.join([first]) == []
+    assert not ChordCounter.objects.filter(group_id="g").exists()
+
+
+def test_a_chord_begun_in_a_transaction_that_is_undone_was_not_begun(project: Path) -> None:
+    backend = make()
+    with transaction.atomic():
+        backend.open_chords([Chord("g", 1, b"body", 60.0)])
+        transaction.set_rollback(True)
+    assert not JoinedChord.objects.exists()
+    assert backend.join([ChordPart("g", "a", 0, b"a")]) == []
+
+
+def test_with_the_original_app_chords_are_left_to_a_message_that_polls(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apps, "is_installed", lambda name: name != "celeriac_backend_django")
+    assert make().abilities == {"groups", "persistent", "shared"}
 
 
 def test_the_admin_shows_results_and_writes_none(project: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import StoredResult
+from celeriac.spec import Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
 from celeriac_backend_filesystem.backend import OWN_FOLDER, FilesystemBackend
 
@@ -82,6 +82,29 @@ def test_S8_a_reader_sees_whole_results_also_of_a_writer_that_is_killed(tmp_path
     (tmp_path / OWN_FOLDER / "new-still-written").touch()
     backend.cleanup()
     assert [path.name for path in (tmp_path / OWN_FOLDER).glob("new-*")] == ["new-still-written"]
+
+
+def test_what_a_killed_writer_left_behind_the_end_of_a_log_is_written_over(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    backend.open_chords([Chord("g", 2, b"body", 60.0)])
+    backend.join([ChordPart("g", "a", 0, b"a")])
+    with (tmp_path / OWN_FOLDER / "chords" / "g.parts").open("ab") as log:
+        log.write(b"\0\0\xff\xff torn")
+    (claim,) = backend.join([ChordPart("g", "b", 1, b"b")])
+    assert claim.parts == [(0, b"a"), (1, b"b")]
+    backend.close_chords([claim])
+    assert os.listdir(tmp_path / OWN_FOLDER / "chords") == ["g.state"]
+
+
+def test_R7_chords_without_news_are_removed_with_the_rest(tmp_path: Path) -> None:
+    backend, others = make(tmp_path, result_chord_expires=0.01), make(tmp_path, result_expires=3600)
+    backend.open_chords([Chord("g", 2, b"body", 60.0)])
+    others.open_chords([Chord("h", 2, b"body", 60.0)])
+    deadline = time.monotonic() + 30
+    while not (removed := others.cleanup()):
+        assert time.monotonic() < deadline
+    assert removed == 1
+    assert sorted(os.listdir(tmp_path / OWN_FOLDER / "chords")) == ["h.body", "h.state"]
 
 
 def test_R7_cleaning_up_is_bounded_and_leaves_what_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import pytest
 from pymemcache.client.base import Client
 from pymemcache.client.hash import HashClient
 
-from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import StoredResult
+from celeriac.exceptions import BackendLost, BackendStoreError, BackendUnreachable, SettingError, Unsupported
+from celeriac.spec import Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
 from celeriac.testing.services import MemcachedService
 from celeriac_backend_memcached.backend import MemcachedBackend
@@ -118,6 +118,53 @@ def test_a_result_too_big_for_the_server_fails_and_says_so(private_service: Any,
     assert document["status"] == "FAILURE"
     assert "2000" in document["result"]["exc_message"][0]
     assert "memcached -I" in document["result"]["exc_message"][0]
+
+
+def test_a_part_too_big_for_the_server_has_failed_and_a_body_is_done_without(private_service: Any, make: Make) -> None:
+    server = private_service(MemcachedService())
+    backend = make(f"memcached://127.0.0.1:{server.port}")
+    backend.open_chords([Chord("g", 2, b"x" * 2_000_000, 60.0)])
+    assert backend.join([ChordPart("g", "a", 0, b'[1, "a", "SUCCESS", 1]')]) == []
+    (claim,) = backend.join([ChordPart("g", "b", 1, b'[1, "b", "SUCCESS", "' + b"x" * 2_000_000 + b'"]')])
+    assert claim.parts[0] == (0, b'[1, "a", "SUCCESS", 1]')
+    _, task_id, state, described = json.loads(claim.parts[1][1])
+    assert (task_id, state, described["exc_type"]) == ("b", "FAILURE", "BackendStoreError")
+    assert "memcached -I" in described["exc_message"][0] or "too large" in described["exc_message"][0]
+    assert claim.body == b""
+    with pytest.raises(BackendStoreError, match="500001 parts"):
+        backend.open_chords([Chord("huge", 500_001, b"", 60.0)])
+
+
+def test_of_a_chord_that_has_ended_little_is_left(private_service: Any, make: Make) -> None:
+    server = private_service(MemcachedService())
+    backend = make(f"memcached://127.0.0.1:{server.port}")
+    client = Client(("127.0.0.1", server.port))
+    parts = [ChordPart("g", f"t{n}", n, b"data") for n in range(50)]
+    backend.open_chords([Chord("g", 50, b"body", 60.0)])
+    (claim,) = backend.join(parts)
+    items = int(client.stats()[b"curr_items"])
+    backend.close_chords([claim])
+    assert backend.join(parts) == []
+    deadline = time.monotonic() + 10
+    while (left := int(client.stats()[b"curr_items"])) > items - 50 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left <= items - 50
+    assert [text for text in client.get_many([f"celeriac-chords-{n:x}" for n in range(16)]).values() if text] == []
+    client.close()
+
+
+def test_a_chord_s_counter_that_the_server_has_dropped_delays_its_end_and_does_not_hide_it(make: Make) -> None:
+    backend = make()
+    group = f"g-{time.monotonic_ns()}"
+    backend.open_chords([Chord(group, 2, b"body", 0.5)])
+    assert backend.join([ChordPart(group, "a", 0, b"a")]) == []
+    backend._cache.delete(f"celeriac-chord-count-{group}")
+    assert backend.join([ChordPart(group, "b", 1, b"b")]) == []
+    deadline = time.monotonic() + 30
+    while not (claims := [one for one in backend.overdue_chords(1000) if one.group == group]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert claims[0].parts == [(0, b"a"), (1, b"b")]
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ from celeriac.exceptions import (
     ImproperlyConfigured,
     Unsupported,
 )
-from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
 from celeriac.states import FAILURE, READY_STATES, STARTED, SUCCESS
+from celeriac_backend_django.chords import Chords
 from celeriac_backend_django.common import bring_up, fitting_id, lifetime, winners
 
 T = TypeVar("T")
@@ -84,7 +85,7 @@ _unpack: Final = msgspec.msgpack.Decoder(Row).decode
 class DjangoDatabaseBackend:
     """See `celeriac.spec.ResultBackend`."""
 
-    abilities = frozenset({"groups", "persistent", "shared"})
+    abilities = frozenset({"count", "groups", "persistent", "shared"})
     joint: str | None = None
 
     def __init__(self, settings: Mapping[str, Any], host: Host) -> None:
@@ -92,6 +93,10 @@ class DjangoDatabaseBackend:
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._host = host
         self._pid = os.getpid()
+        chords_kept = lifetime(settings.get("result_chord_expires") or settings.get("result_expires"))
+        self._chords = Chords(None if chords_kept is None else chords_kept.total_seconds(), self._model)
+        if not self._can_join():
+            self.abilities = self.abilities - {"count"}
 
     # documents
 
@@ -206,6 +211,28 @@ class DjangoDatabaseBackend:
                     break
         return removed
 
+    # chords
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        """See `ChordBackend.open_chords`."""
+        self._do(lambda: self._chords.open(chords))
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.join`."""
+        return self._do(lambda: self._chords.join(parts, claim_s))
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        """See `ChordBackend.grow_chord`."""
+        self._do(lambda: self._chords.grow(group))
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        """See `ChordBackend.close_chords`."""
+        self._do(lambda: self._chords.close(claims))
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.overdue_chords`."""
+        return self._do(lambda: self._chords.overdue(limit, claim_s))
+
     # groups
 
     def save_group(self, group_id: str, members: Any) -> None:
@@ -303,6 +330,12 @@ class DjangoDatabaseBackend:
     def _groups(self) -> Any:
         model = self._model("GroupResult")
         return model._base_manager.using(router.db_for_write(model)).order_by()
+
+    @staticmethod
+    def _can_join() -> bool:
+        """The project has our models, and not django-celery-results' own."""
+        bring_up("django-db")
+        return bool(apps.is_installed("celeriac_backend_django"))
 
     def _model(self, name: str) -> Any:
         bring_up("django-db")

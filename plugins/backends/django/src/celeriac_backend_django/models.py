@@ -50,7 +50,7 @@ class TaskResult(models.Model):
 
 
 class ChordCounter(models.Model):
-    """What django-celery-results counts chords with. Kept for its workers; celeriac does not use it."""
+    """What django-celery-results counts chords with: celeriac joins those that it finds here, and begins none."""
 
     group_id = models.CharField(max_length=255, unique=True, verbose_name="group id")
     sub_tasks = models.TextField(verbose_name="tasks of the header")
@@ -85,3 +85,46 @@ class GroupResult(models.Model):
 
     def __str__(self) -> str:
         return f"<Group: {self.group_id}>"
+
+
+class JoinedChord(models.Model):
+    """A chord that celeriac joins; times are unix seconds of the database's clock."""
+
+    id = models.BigAutoField(primary_key=True)
+    chord_key = models.CharField(max_length=255, unique=True, verbose_name="key")
+    group_id = models.TextField(verbose_name="group id, as JSON")
+    size = models.PositiveIntegerField(null=True, default=None, verbose_name="how many parts are expected")
+    body = models.BinaryField(null=True, default=None, verbose_name="what is called at the end")
+    patience = models.FloatField(null=True, default=None, verbose_name="seconds without news after which it has failed")
+    overdue = models.FloatField(null=True, default=None, db_index=True, verbose_name="when it has failed")
+    token = models.CharField(max_length=32, default="", verbose_name="claim")
+    claimed = models.FloatField(default=0.0, verbose_name="end of the claim")
+    done = models.BooleanField(default=False, verbose_name="ended")
+    expires = models.FloatField(null=True, default=None, db_index=True, verbose_name="when it is forgotten")
+
+    class Meta:
+        app_label = "django_celery_results"
+        db_table = "celeriac_joined_chord"
+
+    def __str__(self) -> str:
+        return f"<Chord: {self.group_id}>"
+
+
+class JoinedPart(models.Model):
+    """A part that has come, of a chord that has not ended."""
+
+    id = models.BigAutoField(primary_key=True)
+    chord_key = models.CharField(max_length=255, verbose_name="key of the chord")
+    task_key = models.CharField(max_length=255, verbose_name="task id")
+    place = models.BigIntegerField(verbose_name="place among the parts")
+    data = models.BinaryField(verbose_name="what it gave")
+
+    class Meta:
+        app_label = "django_celery_results"
+        db_table = "celeriac_joined_part"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["chord_key", "task_key", "place"], name="celeriac_joined_part_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"<Part: {self.task_key}>"

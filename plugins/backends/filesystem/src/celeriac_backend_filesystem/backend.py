@@ -20,13 +20,16 @@ from urllib.parse import unquote, urlsplit
 from zlib import crc32
 
 from celeriac.exceptions import BackendLost, BackendStoreError, BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
 from celeriac.states import READY_STATES, SUCCESS
+from celeriac_backend_filesystem.chords import Chords
 
 TASK_KEY: Final = "celery-task-meta-"
 GROUP_KEY: Final = "celery-taskset-meta-"
 #: A folder within the folder, for locks and for files that are being written.
 OWN_FOLDER: Final = ".celeriac"
+#: A folder within that one.
+CHORDS_FOLDER: Final = "chords"
 SHARDS: Final = 64
 #: File names have 255 bytes; longer ids are hashed.
 LONGEST_ID_BYTES: Final = 200
@@ -38,7 +41,7 @@ LEFT_BEHIND_S: Final = 3600
 class FilesystemBackend:
     """See `celeriac.spec.ResultBackend`."""
 
-    abilities = frozenset({"groups", "persistent", "shared"})
+    abilities = frozenset({"count", "groups", "persistent", "shared"})
     joint: str | None = None
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
@@ -47,6 +50,8 @@ class FilesystemBackend:
         self._host = host
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._lifetime_s = _lifetime_s(settings.get("result_expires"))
+        lifetime_s = _lifetime_s(settings.get("result_chord_expires") or settings.get("result_expires"))
+        self._chords = Chords(self._chord_path, lifetime_s, self._locked, self._write)
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
         """See `ResultBackend.encode`."""
@@ -66,7 +71,7 @@ class FilesystemBackend:
                     known = self._status(path)
                     if known is None or _replaces(known, result.state):
                         self._write(path, result.data)
-            self._sync_folder()
+            self._sync(self._folder)
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
         """Not with this backend."""
@@ -96,15 +101,44 @@ class FilesystemBackend:
         with self._errors():
             now = self._clock()
             self._remove(self._own_folder(), "new-", now - LEFT_BEHIND_S)
-            if not self._lifetime_s:
-                return 0
-            return self._remove(self._folder, "celery-task", now - self._lifetime_s)
+            removed = self._chords.expire(self._chord_folder(), now, EXPIRED_PER_CLEANUP)
+            if self._lifetime_s:
+                removed += self._remove(self._folder, "celery-task", now - self._lifetime_s)
+            return removed
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        """See `ChordBackend.open_chords`."""
+        with self._errors():
+            self._chords.open(chords, self._clock())
+            self._sync(self._chord_folder())
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.join`."""
+        with self._errors():
+            claims = self._chords.join(parts, claim_s, self._clock())
+            self._sync(self._chord_folder())
+        return claims
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        """See `ChordBackend.grow_chord`."""
+        with self._errors():
+            self._chords.grow(group)
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        """See `ChordBackend.close_chords`."""
+        with self._errors():
+            self._chords.close(claims, self._clock())
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.overdue_chords`."""
+        with self._errors():
+            return self._chords.overdue(self._chord_folder(), limit, claim_s, self._clock())
 
     def save_group(self, group_id: str, members: Any) -> None:
         """See `GroupBackend.save_group`."""
         with self._errors():
             self._write(self._path(GROUP_KEY, group_id), self._serializer.dumps({"result": members}))
-            self._sync_folder()
+            self._sync(self._folder)
 
     def load_group(self, group_id: str) -> Any:
         """See `GroupBackend.load_group`."""
@@ -142,17 +176,17 @@ class FilesystemBackend:
         return self._host.serializer(self._serializer_name)
 
     def _path(self, prefix: str, text: str) -> Path:
-        """Where a result is: under its id, unless that is no part of a file's name (R11)."""
-        data = text.encode("utf-8", "surrogatepass")
-        if len(data) > LONGEST_ID_BYTES or "/" in text or "\0" in text:
-            text = "sha256-" + hashlib.sha256(data).hexdigest()
-        return self._folder / (prefix + text)
+        """Where a result is."""
+        return self._folder / (prefix + _fitting(text))
+
+    def _chord_path(self, group: str) -> Path:
+        return self._chord_folder() / _fitting(group)
 
     def _own_folder(self) -> Path:
-        folder = self._folder / OWN_FOLDER
-        if not folder.is_dir():
-            folder.mkdir(exist_ok=True)  # the folder above is the user's to make
-        return folder
+        return _made(self._folder / OWN_FOLDER)  # the folder above is the user's to make
+
+    def _chord_folder(self) -> Path:
+        return _made(self._own_folder() / CHORDS_FOLDER)
 
     def _write(self, path: Path, data: bytes) -> None:
         new = self._own_folder() / f"new-{uuid.uuid4().hex}"
@@ -166,9 +200,10 @@ class FilesystemBackend:
             new.unlink(missing_ok=True)
             raise
 
-    def _sync_folder(self) -> None:
+    @staticmethod
+    def _sync(folder: Path) -> None:
         """Names are on the disk too."""
-        fd = os.open(self._folder, os.O_RDONLY)
+        fd = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:
@@ -235,6 +270,20 @@ class FilesystemBackend:
             if exc.errno in (errno.EFBIG, errno.ENAMETOOLONG):
                 raise BackendStoreError(f"filesystem backend: {self._folder}: {exc.strerror}") from exc
             raise BackendLost(f"filesystem backend: {self._folder}: {exc.strerror}") from exc
+
+
+def _fitting(text: str) -> str:
+    """An id as a file's name takes it: as it is, or its hash (R11)."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) > LONGEST_ID_BYTES or "/" in text or "\0" in text:
+        return "sha256-" + hashlib.sha256(data).hexdigest()
+    return text
+
+
+def _made(folder: Path) -> Path:
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _read(path: Path) -> bytes | None:

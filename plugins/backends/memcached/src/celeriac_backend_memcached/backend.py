@@ -14,8 +14,9 @@ from typing import Any, Final
 from pymemcache.exceptions import MemcacheError, MemcacheServerError
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
 from celeriac.states import FAILURE, READY_STATES, SUCCESS
+from celeriac_backend_memcached.chords import CAS_TRIES, Chords, is_too_large
 from celeriac_backend_memcached.servers import make_cache
 
 TASK_KEY: Final = "celery-task-meta-"
@@ -23,9 +24,7 @@ GROUP_KEY: Final = "celery-taskset-meta-"
 PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 #: What is longer than thirty days the server takes for a unix time.
 LONGEST_RELATIVE_S: Final = 2_592_000
-#: How often a state that another writer changed meanwhile is looked at again, before the store counts as away.
-CAS_TRIES: Final = 1000
-PRIVATE: Final = frozenset({"expire", "groups", "persistent"})
+PRIVATE: Final = frozenset({"count", "expire", "groups", "persistent"})
 
 
 class MemcachedBackend:
@@ -40,6 +39,13 @@ class MemcachedBackend:
         self._host = host
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._lifetime_s = _lifetime_s(settings.get("result_expires"))
+        self._chord_lifetime_s = _lifetime_s(settings.get("result_chord_expires") or settings.get("result_expires"))
+        self._chords = Chords(
+            self._cache,
+            fitting=lambda group: _key("", group),
+            expire=lambda least_s: _until(max(self._chord_lifetime_s, int(least_s))),
+            failed=self._failed_part,
+        )
         self._pid = os.getpid()
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
@@ -86,6 +92,35 @@ class MemcachedBackend:
     def cleanup(self) -> int:
         """Nothing to do: the server removes what has expired."""
         return 0
+
+    def open_chords(self, chords: Sequence[Chord]) -> None:
+        """See `ChordBackend.open_chords`.
+
+        Raises:
+            BackendStoreError: One has more parts than fit.
+        """
+        with self._errors():
+            self._chords.open(chords)
+
+    def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.join`. A part that is too big for the server is kept as one that failed."""
+        with self._errors():
+            return self._chords.join(parts, claim_s)
+
+    def grow_chord(self, group: str, task_id: str) -> None:
+        """See `ChordBackend.grow_chord`."""
+        with self._errors():
+            self._chords.grow(group)
+
+    def close_chords(self, claims: Sequence[ChordClaim]) -> None:
+        """See `ChordBackend.close_chords`."""
+        with self._errors():
+            self._chords.close(claims)
+
+    def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
+        """See `ChordBackend.overdue_chords`."""
+        with self._errors():
+            return self._chords.overdue(limit, claim_s)
 
     def save_group(self, group_id: str, members: Any) -> None:
         """See `GroupBackend.save_group`."""
@@ -148,21 +183,18 @@ class MemcachedBackend:
         )
 
     def _expire(self) -> int:
-        """As the protocol has it: seconds, or a unix time; 0 for ever."""
-        if self._lifetime_s <= LONGEST_RELATIVE_S:
-            return self._lifetime_s
-        return int(time.time()) + self._lifetime_s
+        return _until(self._lifetime_s)
 
     def _failure(self, result: StoredResult, exc: Exception) -> bytes:
-        described = {
-            "exc_type": "BackendStoreError",
-            "exc_message": [f"the result of {len(result.data)} bytes ({result.state}) could not be stored: {exc}"],
-            "exc_module": "celery.exceptions",
-        }
+        described = _refused(f"the result of {len(result.data)} bytes ({result.state})", exc)
         document = {**self.decode(result.data), "status": FAILURE, "result": described}
         for name in ("args", "kwargs"):
             document.pop(name, None)  # they may be what was too big
         return self._serializer.dumps(document)
+
+    def _failed_part(self, part: ChordPart, exc: Exception) -> bytes:
+        described = _refused(f"the part of {len(part.data)} bytes", exc)
+        return self._serializer.dumps([1, part.task_id, FAILURE, described])
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -170,7 +202,7 @@ class MemcachedBackend:
         try:
             yield
         except MemcacheServerError as exc:
-            if "too large" in str(exc):
+            if is_too_large(exc):
                 raise _TooBig(
                     "the server takes no values of that size (memcached -I says how large they may be, 1 MB by default)"
                 ) from exc
@@ -181,6 +213,20 @@ class MemcachedBackend:
 
 class _TooBig(BackendLost):
     """A value that the server refuses for its size."""
+
+
+def _refused(what: str, exc: Exception) -> dict[str, Any]:
+    """A failure as it is stored: the server refuses this."""
+    return {
+        "exc_type": "BackendStoreError",
+        "exc_message": [f"{what} could not be stored: {exc}"],
+        "exc_module": "celery.exceptions",
+    }
+
+
+def _until(lifetime_s: int) -> int:
+    """As the protocol has it: seconds, or a unix time; 0 for ever."""
+    return lifetime_s if lifetime_s <= LONGEST_RELATIVE_S else int(time.time()) + lifetime_s
 
 
 def _replaces(old: str, new: str) -> bool:

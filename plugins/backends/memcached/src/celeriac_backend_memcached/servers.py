@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from pymemcache.client.base import PooledClient
@@ -20,6 +20,8 @@ from celeriac.exceptions import SettingError
 DEFAULT_PORT: Final = 11211
 #: What Celery's users write for «Memcached, by this client»; there is one client here.
 CLIENTS: Final = frozenset({"memcached", "memcache", "pymemcache", "pylibmc"})
+#: So long what a server's clock says is reckoned with before it is asked again.
+CLOCK_S: Final = 60.0
 DEFAULTS: Final = {"connect_timeout": 4.0, "timeout": 10.0, "no_delay": True, "max_pool_size": 16}
 
 
@@ -41,8 +43,23 @@ class Cache(Protocol):
     def set(self, key: str, value: bytes, expire: int) -> None:
         """Keep a value."""
 
+    def set_many(self, values: Mapping[str, bytes], expire: int) -> None:
+        """Keep values."""
+
+    def append(self, key: str, more: bytes) -> bool:
+        """Add to the end of a value; False if there is none."""
+
+    def incr(self, key: str, by: int) -> int | None:
+        """Add to a value that is a number; None if there is none."""
+
     def delete(self, key: str) -> None:
         """Remove a value."""
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Remove values, without waiting for the answer."""
+
+    def now(self, key: str) -> float:
+        """The clock of the server that has this key, as unix time."""
 
     def version(self) -> str:
         """What answers, of each server."""
@@ -86,14 +103,12 @@ class Servers:
         self._options = dict(options)
         self._ring = RendezvousHash(list(self._servers))
         self._left_to_parents: list[Any] = []
+        self._clocks: dict[str, tuple[float, float]] = {}  # when a server was asked, how far ahead of time.monotonic
         self._clients = self._connectable()
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
-        by_server: dict[str, list[str]] = {}
-        for key in keys:
-            by_server.setdefault(self._ring.get_node(key), []).append(key)
         found: dict[str, bytes] = {}
-        for name, own in by_server.items():
+        for name, own in self._by_server(keys).items():
             found.update(self._clients[name].get_many(own))
         return found
 
@@ -110,8 +125,31 @@ class Servers:
     def set(self, key: str, value: bytes, expire: int) -> None:
         self._client(key).set(key, value, expire, noreply=False)
 
+    def set_many(self, values: Mapping[str, bytes], expire: int) -> None:
+        for name, own in self._by_server(values).items():
+            self._clients[name].set_many({key: values[key] for key in own}, expire, noreply=False)
+
+    def append(self, key: str, more: bytes) -> bool:
+        return bool(self._client(key).append(key, more, noreply=False))
+
+    def incr(self, key: str, by: int) -> int | None:
+        found: int | None = self._client(key).incr(key, by, noreply=False)
+        return found
+
     def delete(self, key: str) -> None:
         self._client(key).delete(key, noreply=False)
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        for name, own in self._by_server(keys).items():
+            self._clients[name].delete_many(own, noreply=True)
+
+    def now(self, key: str) -> float:
+        name, here = self._ring.get_node(key), time.monotonic()
+        asked_at, ahead_s = self._clocks.get(name, (-CLOCK_S, 0.0))
+        if here - asked_at >= CLOCK_S:
+            ahead_s = float(self._clients[name].stats()[b"time"]) - here
+            self._clocks[name] = here, ahead_s
+        return here + ahead_s
 
     def version(self) -> str:
         words = [f"{client.version().decode()} at {name}" for name, client in self._clients.items()]
@@ -124,6 +162,12 @@ class Servers:
     def close(self) -> None:
         for client in self._clients.values():
             client.close()
+
+    def _by_server(self, keys: Iterable[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for key in keys:
+            found.setdefault(self._ring.get_node(key), []).append(key)
+        return found
 
     def _client(self, key: str) -> PooledClient:
         return self._clients[self._ring.get_node(key)]
@@ -176,9 +220,28 @@ class Local:
         with self._lock:
             self._put(key, value, expire)
 
-    def delete(self, key: str) -> None:
+    def set_many(self, values: Mapping[str, bytes], expire: int) -> None:
         with self._lock:
-            self._kept.pop(key, None)
+            for key, value in values.items():
+                self._put(key, value, expire)
+
+    def append(self, key: str, more: bytes) -> bool:
+        return self._alter(key, lambda value: value + more) is not None
+
+    def incr(self, key: str, by: int) -> int | None:
+        made = self._alter(key, lambda value: str(int(value) + by).encode())
+        return None if made is None else int(made)
+
+    def delete(self, key: str) -> None:
+        self.delete_many([key])
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                self._kept.pop(key, None)
+
+    def now(self, key: str) -> float:
+        return time.time()
 
     def version(self) -> str:
         return f"memory of process {os.getpid()}"
@@ -197,6 +260,16 @@ class Local:
             del self._kept[key]
             return None
         return kept[:2]
+
+    def _alter(self, key: str, change: Callable[[bytes], bytes]) -> bytes | None:
+        with self._lock:
+            kept = self._get(key)
+            if kept is None:
+                return None
+            self._mark += 1
+            value = change(kept[0])
+            self._kept[key] = value, self._mark, self._kept[key][2]
+            return value
 
     def _put(self, key: str, value: bytes, expire: int) -> None:
         self._mark += 1
