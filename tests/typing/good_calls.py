@@ -43,6 +43,16 @@ def named(flag: bool, *, key: str) -> None:
     return None
 
 
+@app.task(rate_limit="5/s", rate_limit_scope="cluster", rate_limit_key="{tenant}", rate_limit_group="api")
+def limited(tenant: str) -> int:
+    return len(tenant)
+
+
+class Limited(Task[[str], int]):
+    rate_limit = 10
+    rate_limit_scope = "cluster"
+
+
 @app.task()
 def called_with_nothing() -> float:
     return 1.5

@@ -82,6 +82,13 @@ WRONG: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], Configure]] = {
     "schedule-of-unknown-task": ("warning", "'tasks.ad'", {}, {}, schedule_typo),
     "early-acknowledgement": ("note", "lost", {"task_acks_late": False}, {}, lambda app: None),
     "eager": ("warning", "task_always_eager", {"task_always_eager": True}, {}, lambda app: None),
+    "rate-limits": (
+        "error",
+        "tasks.add hold for all workers together",
+        {"broker_url": "amqp://nowhere.invalid//", "result_backend": None, "task_ignore_result": True},
+        {"rate_limit": "5/s", "rate_limit_scope": "cluster"},
+        lambda app: None,
+    ),
     "memory-limit-too-low": ("warning", "KiB", {"worker_max_memory_per_child": 200}, {}, lambda app: None),
 }
 

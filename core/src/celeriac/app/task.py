@@ -10,7 +10,7 @@ import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, ParamSpec, TypeVar
 
 from celeriac import _state, states
 from celeriac.app.annotations import add_around, annotate
@@ -55,7 +55,11 @@ class Task(Generic[P, R]):
         retry_jitter: The pause is drawn at random between 0 and that.
         throws: Exceptions that are expected: logged without a traceback.
         time_limit, soft_time_limit: Seconds.
-        rate_limit: `'10/s'`, `'10/m'`, `'10/h'` or a number per second; per worker.
+        rate_limit: `'10/s'`, `'10/m'`, `'10/h'` or a number per second.
+        rate_limit_scope: `'worker'`: in each worker; `'cluster'`: over all workers together.
+        rate_limit_key: With the scope `'cluster'`, what is limited apart: text with the names of arguments, such as
+            `'{tenant}'`, or a function of the arguments. None: all calls together.
+        rate_limit_group: With the scope `'cluster'`, tasks of one group share one limit.
         expires: Seconds, or a datetime.
     """
 
@@ -65,6 +69,7 @@ class Task(Generic[P, R]):
     from_config: ClassVar[tuple[tuple[str, str], ...]] = (
         ("serializer", "task_serializer"),
         ("rate_limit", "task_default_rate_limit"),
+        ("rate_limit_scope", "task_default_rate_limit_scope"),
         ("priority", "task_default_priority"),
         ("track_started", "task_track_started"),
         ("acks_late", "task_acks_late"),
@@ -88,6 +93,9 @@ class Task(Generic[P, R]):
     retry_backoff_max: float = 600
     retry_jitter: bool = True
     rate_limit: str | float | None = None
+    rate_limit_scope: Literal["worker", "cluster"] | None = None
+    rate_limit_key: str | Callable[..., Any] | None = None
+    rate_limit_group: str | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
     ignore_result: bool | None = None

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from celeriac.app.rate_limits import cluster_wide, trouble_with
 from celeriac.app.settings_source import declared
 from celeriac.app.settings_table import NOT_YET
 from celeriac.exceptions import CeleriacError, join_words
@@ -330,6 +331,30 @@ def memory_limit_too_low(facts: Facts) -> Iterator[Finding]:
             f"worker_max_memory_per_child is {limit} KiB, less than a Python process needs: it is replaced after every "
             f"task.",
             f"It counts KiB: {limit} MiB would be {int(limit) * 1024}.",
+        )
+
+
+@rule
+def rate_limits(facts: Facts) -> Iterator[Finding]:
+    """A worker would refuse to start."""
+    for _, task in sorted(facts.tasks.items()):
+        trouble = trouble_with(task)
+        if trouble:
+            yield Finding("error", "rate limits", f"{trouble}.")
+    limited = cluster_wide(facts.tasks.values())
+    if not limited or facts.conf.worker_disable_rate_limits:
+        return
+    try:
+        has_state = facts.app.shared_state is not None
+    except CeleriacError:  # the plugins' part of the check tells
+        return
+    if not has_state:
+        yield Finding(
+            "error",
+            "rate limits",
+            f"The rate limits of {some(limited)} hold for all workers together, and neither the broker nor the result "
+            f"backend keeps what all workers share: workers would not start.",
+            "Set result_backend to one that does (redis, sqlite), or rate_limit_scope to 'worker'.",
         )
 
 

@@ -1,7 +1,8 @@
 """Shared state: a small durable map that all processes of an app see, whichever store it lives in.
 
 Revocations, the lease of a scheduler, live schedules and cluster-wide limits are kept here. It is no place for results
-or messages: a space holds thousands of entries, not millions, and nothing asks it once per message.
+or messages: a space holds thousands of entries, not millions, and nothing asks it once per message (limits ask once per
+batch of messages of the tasks that have them).
 
 A transport or a result backend with the ability `state` has one method more than its contract, `state`
 (`KeepsState`). Where neither has it, what needs it says so at the start or falls back as its docs say.

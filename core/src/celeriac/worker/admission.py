@@ -8,9 +8,10 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from celeriac.app.rate_limits import is_cluster_wide
 from celeriac.spec.data import Delivery, Head
 from celeriac.utils.rates import parse_rate
 from celeriac.utils.times import to_unix
@@ -27,8 +28,8 @@ UNKNOWN_REMEMBERED: Final = 10_000
 class Verdict(NamedTuple):
     """What is to be done with a message that does not simply run.
 
-    `what`: run, wait (until unix time `when`), defer (give back to the broker until `when`), expired, revoked,
-    unknown (give back until `when`), dead (with `reason`).
+    `what`: run, wait (until unix time `when`), defer (give back to the broker until `when`), ask (for a slot in the
+    rate of all workers), expired, revoked, unknown (give back until `when`), dead (with `reason`).
     """
 
     what: str
@@ -39,6 +40,7 @@ class Verdict(NamedTuple):
 RUN: Final = Verdict("run")
 #: `judge_unknown` says what is to be done.
 UNKNOWN: Final = Verdict("unknown")
+ASK: Final = Verdict("ask")
 
 
 class Admission:
@@ -69,9 +71,11 @@ class Admission:
         """
         now = self._clock.unix()
         if self.revoked.match(head) is not None:
+            self._promised.discard(head.id)
             return Verdict("revoked")
         try:
             if head.expires is not None and to_unix(head.expires) <= now:
+                self._promised.discard(head.id)
                 return Verdict("expired")
             eta = None if head.eta is None else to_unix(head.eta)
         except (ValueError, TypeError, OverflowError) as exc:
@@ -106,14 +110,28 @@ class Admission:
         pause_s = min(10.0, max(0.5, waited / 5)) * self._clock.uniform(0.5, 1.5)
         return Verdict("unknown", now + min(pause_s, self._patience_s - waited))
 
-    def forget_promises(self) -> None:
-        """What waited for its rate waits no more."""
-        self._promised.clear()
+    @property
+    def promised(self) -> int:
+        """How many messages wait for a start that their rate allows them."""
+        return len(self._promised)
+
+    def promise(self, task_id: str) -> None:
+        """This one has its start: it runs when it is judged next."""
+        self._promised.add(task_id)
+
+    def forget_promises(self, ids: Iterable[str] | None = None) -> None:
+        """These (None: all) that waited for their rate wait no more."""
+        if ids is None:
+            self._promised.clear()
+        else:
+            self._promised.difference_update(ids)
 
     def _judge_rate(self, head: Head, plan: TaskPlan, now: float) -> Verdict:
         if head.id in self._promised:  # its time has come
             self._promised.discard(head.id)
             return RUN
+        if is_cluster_wide(plan.task):
+            return ASK
         bucket = self._buckets.get(plan.name)
         if bucket is None or bucket.limit != plan.task.rate_limit:
             bucket = self._buckets[plan.name] = Bucket(plan.task.rate_limit)
@@ -195,10 +213,12 @@ class Waiting:
         """Seconds until the first is due."""
         return max(0.0, self._heap[0][0] - now) if self._heap else None
 
-    def drop(self, tags: set[Any]) -> None:
-        """Forget these deliveries."""
+    def drop(self, tags: set[Any]) -> list[Delivery]:
+        """Forget these deliveries; those of them that were here."""
+        dropped = [entry[2] for entry in self._heap if entry[2].tag in tags]
         self._heap = [entry for entry in self._heap if entry[2].tag not in tags]
         heapq.heapify(self._heap)
+        return dropped
 
     def clear(self) -> list[Delivery]:
         """All of them, held no more."""

@@ -16,7 +16,7 @@ from celeriac import signals
 from celeriac.exceptions import NotRegistered, TransportLost
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
-from celeriac.worker.admission import RUN, Admission, Courtesy, Verdict, Waiting
+from celeriac.worker.admission import MEMORY_LIMIT, RUN, Admission, Courtesy, Verdict, Waiting
 from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from celeriac.spec.state import Snapshot
     from celeriac.spec.transport import Transport
     from celeriac.worker.autoscale import Autoscaler
+    from celeriac.worker.cluster_rates import ClusterRates
     from celeriac.worker.feed import Feed
     from celeriac.worker.poller import Sleeper
     from celeriac.worker.remote import Errands
@@ -57,6 +58,7 @@ class Loop:
     Attributes:
         revoked: What may not run.
         listeners: Who hears of the runs that have ended.
+        rates: Takes slots for tasks whose rate is limited over all workers; None without shared state.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Loop:
         self.flights = Flights()
         self.errands: Errands | None = None
         self.scaler: Autoscaler | None = None
+        self.rates: ClusterRates | None = None
         self._max_crashes = int(app.conf["task_max_crashes"])
         self._max_returns = int(app.conf["task_max_returns"])
         self._counts_losses = "attempts" in transport.abilities
@@ -133,6 +136,10 @@ class Loop:
         self._link.stop()
         for delivery in self._waiting.clear():
             self.endings.give_back(delivery)
+        if self.rates is not None:
+            self.rates.stop()
+            for delivery in self.rates.clear():
+                self.endings.give_back(delivery)
         self._pool.withdraw()
 
     @property
@@ -216,6 +223,8 @@ class Loop:
         deliveries = link.receive(self.room)
         if len(self._waiting) and not self._stopping:
             deliveries = [*deliveries, *self._waiting.due(self._clock.unix())]
+        if self.rates is not None and len(self.rates):
+            deliveries = [*deliveries, *self._hear_rates(self.rates)]
         if deliveries:
             self._take(deliveries)
             link.perform()
@@ -254,6 +263,8 @@ class Loop:
     def _drop_unstarted(self) -> None:
         """What the lost link had delivered comes again, here or elsewhere: of that, nothing begins any more (B10)."""
         self._waiting.clear()
+        if self.rates is not None:
+            self.rates.clear()
         self._trial = None
         self._admission.forget_promises()
         self._pool.withdraw()
@@ -262,7 +273,10 @@ class Loop:
         """Flights whose lease is lost may neither settle nor begin: somebody else has their messages (B8, B10)."""
         tags = set(self._link.lost_tags)
         self._link.lost_tags.clear()
-        self._waiting.drop(tags)
+        dropped = self._waiting.drop(tags)
+        self._admission.forget_promises([one.head.id for one in dropped if isinstance(one.head, Head)])
+        if self.rates is not None:
+            self.rates.drop(tags)
         for token, flight in self.flights.items():
             if flight.epoch == self._epoch and flight.delivery.tag in tags:
                 _log.warning("Lost the lease of %s[%s]: another may run it too.", flight.plan.name, flight.head.id)
@@ -297,6 +311,8 @@ class Loop:
                 # More long or unknown tasks than slots: somebody else may be free for them.
                 window.shrink()
                 self.endings.give_back(delivery)
+                if self.rates is not None and plan.task.rate_limit:
+                    self.rates.missed()
                 continue
             if delivery.redelivered and self._is_held_up(delivery, plan):
                 continue
@@ -381,6 +397,8 @@ class Loop:
     def _wanted_window(self) -> int:
         """The window in few steps, so that a broker that pushes need not follow each change."""
         size = self._window.size + len(self._waiting) + self._link.held()
+        if self.rates is not None:
+            size += len(self.rates)
         return size if self._window.fixed or size <= self._window.slots else 1 << (size - 1).bit_length()
 
     def _make_plan(self, name: str) -> TaskPlan | None:
@@ -409,6 +427,10 @@ class Loop:
             self._waiting.add(verdict.when, delivery)
         elif verdict.what == "defer":
             self.endings.give_back(delivery, verdict.when)
+        elif verdict.what == "ask":
+            assert plan is not None
+            if self.rates is None or not self.rates.ask(delivery, plan):
+                self._put_off(delivery, self._clock.unix() + self._clock.uniform(1.0, 3.0))
         elif verdict.what == "unknown":
             self._decide_unknown(delivery, head)
         elif verdict.what in ("expired", "revoked"):
@@ -417,6 +439,29 @@ class Loop:
         else:
             error = ValueError(verdict.reason)
             self.endings.set_aside(delivery, verdict.reason, self.endings.failure(delivery, error))
+
+    def _hear_rates(self, rates: ClusterRates) -> list[Delivery]:
+        """Those whose slot has come; the others wait for it here, or for another one in the broker."""
+        now, due = self._clock.unix(), []
+        for delivery, answer in rates.answers():
+            assert isinstance(delivery.head, Head)
+            if answer.start is None:
+                self._put_off(delivery, answer.again)
+                continue
+            self._admission.promise(delivery.head.id)
+            if answer.start <= now:
+                due.append(delivery)
+            else:
+                self._waiting.add(answer.start, delivery)
+        rates.held = self._admission.promised
+        return due
+
+    def _put_off(self, delivery: Delivery, when: float) -> None:
+        """Until then it is the broker's, if that can hold it."""
+        if self._can_delay or len(self._waiting) >= MEMORY_LIMIT:
+            self.endings.give_back(delivery, when)
+        else:
+            self._waiting.add(when, delivery)
 
     def _decide_unknown(self, delivery: Delivery, head: Head) -> None:
         """Offer a message to other workers, for a while that is counted in the message: workers may come and go."""

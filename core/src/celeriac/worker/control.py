@@ -25,6 +25,7 @@ from importlib import import_module, reload
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 from urllib.parse import urlsplit
 
+from celeriac.app.rate_limits import NO_STATE, is_cluster_wide
 from celeriac.app.revocations import Revocation, id_key, keys_of_stamps, parse_signal
 from celeriac.messaging.broadcasts import Request
 from celeriac.messaging.protocol import read_call
@@ -40,6 +41,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: What the tables call a task's attributes, when nobody names others.
 TASK_INFO: Final = ("exchange", "routing_key", "rate_limit")
+#: What is added to that where a limit holds for all workers.
+CLUSTER_INFO: Final = ("rate_limit_scope", "rate_limit_group")
 OWN_TASKS: Final = ("celery.", "celeriac.")
 
 _log = logging.getLogger("celeriac.worker.control")
@@ -216,7 +219,8 @@ def registered(state: WorkerState, taskinfoitems: Sequence[str] | None = None, b
     wanted = tuple(taskinfoitems or TASK_INFO)
 
     def describe(name: str) -> str:
-        fields = [f"{item}={value}" for item in wanted if (value := getattr(tasks[name], item, None)) is not None]
+        items = wanted if taskinfoitems or not is_cluster_wide(tasks[name]) else wanted + CLUSTER_INFO
+        fields = [f"{item}={value}" for item in items if (value := getattr(tasks[name], item, None)) is not None]
         return f"{name} [{' '.join(fields)}]" if fields else name
 
     return sorted(describe(name) for name in tasks if builtins or not name.startswith(OWN_TASKS))
@@ -376,6 +380,8 @@ def rate_limit(state: WorkerState, task_name: str, rate_limit: Any = None, **_: 
     task = state.app.tasks.get(task_name)
     if task is None:
         return {"error": "unknown task"}
+    if limit is not None and task.rate_limit_scope == "cluster" and state.app.shared_state is None:
+        return {"error": f"{task_name}: {NO_STATE}"}
     task.rate_limit = limit
     if limit is None:
         return {"ok": "rate limit disabled successfully"}

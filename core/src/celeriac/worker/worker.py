@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celeriac import signals
+from celeriac.app.rate_limits import NO_STATE, cluster_wide, trouble_with
 from celeriac.beat import EmbeddedService
 from celeriac.bootsteps import Blueprint
 from celeriac.exceptions import (
@@ -40,6 +41,7 @@ from celeriac.spec.transport import Transport
 from celeriac.utils.ids import default_nodename, uuid
 from celeriac.utils.nodenames import worker_direct
 from celeriac.worker.broadcasts import Broadcasts
+from celeriac.worker.cluster_rates import ClusterRates
 from celeriac.worker.consumer import Loop
 from celeriac.worker.control import WorkerState
 from celeriac.worker.feed import Feed
@@ -227,6 +229,7 @@ class Worker:
             __import__(name)
         app.import_default_modules()
         app.codec.check_accept()
+        self._check_rates()
         self._extensions = app.kernel.extensions()
         for info in self._extensions:
             app.kernel.load(info)
@@ -311,6 +314,10 @@ class Worker:
             revoked=Revoked(float(app.conf["task_revoke_expires"]), state_db),
         )
         self._watch_revocations()
+        if app.shared_state is not None and not app.conf["worker_disable_rate_limits"]:
+            self.loop.rates = ClusterRates(
+                app.shared_state, self.transport.unpack, lambda: app.codec, self._sleeper.wake
+            )
         self._make_autoscaler()
         self._make_remote()
         if self._purge:
@@ -423,6 +430,18 @@ class Worker:
             listens=listens,
         )
         self.tell_events(self._task_events)
+
+    def _check_rates(self) -> None:
+        """What tasks say of their rates can be done."""
+        tasks = list(self.app.tasks.values())
+        for task in tasks:
+            trouble = trouble_with(task)
+            if trouble:
+                raise ImproperlyConfigured(trouble)
+        if not self.app.conf["worker_disable_rate_limits"]:
+            limited = cluster_wide(tasks)
+            if limited and self.app.shared_state is None:
+                raise ImproperlyConfigured(f"{limited[0]}: {NO_STATE}")
 
     def _check_limits(self) -> None:
         """Say at the start what this pool cannot do."""
@@ -603,6 +622,8 @@ class Worker:
             feed = remote.feed
             extra["events"] = {"enabled": feed is not None, "dropped": 0 if feed is None else feed.dropped}
             extra["remote_control"] = {"malformed": remote.malformed, "dropped": remote.errands.dropped}
+        if self.loop.rates is not None and self.loop.rates.ident is not None:
+            extra["cluster_rates"] = self.loop.rates.info()
         return extra
 
     @property
