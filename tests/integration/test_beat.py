@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from celeriac import Celery
+from celeriac.testing.services import PostgresService
 
 PROGRAM = Path(sys.executable).parent / "celeriac"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "periodic-tasks.md"
@@ -25,9 +26,16 @@ WAIT_S = 90.0
 APP = """
 import os
 from celeriac import Celery
-app = Celery("proj", broker=os.environ["BROKER"], beat_schedule={
+from celeriac.beat import PersistentScheduler
+app = Celery("proj", broker=os.environ["BROKER"], backend=os.environ.get("RESULTS"), beat_schedule={
     "second": {"task": "proj.note", "schedule": 1.0, "options": {"queue": "notes"}},
 })
+
+class InTheDatabase(PersistentScheduler):
+    lease_s, margin_s, follow_s = 4.0, 1.0, 0.5
+
+    def __init__(self, app, **words):
+        super().__init__(app, state=app.backend.plugin.state(), **words)
 
 @app.task
 def note(text="tick"):
@@ -39,10 +47,10 @@ def note(text="tick"):
 class Place:
     """A folder with the app, and what runs in it."""
 
-    def __init__(self, folder: Path, url: str, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, url: str, stack: ExitStack, results: str = "") -> None:
         self.folder, self.url, self.stack = folder, url, stack
         (folder / "proj.py").write_text(APP)
-        self.env = {**os.environ, "BROKER": url, "PYTHONPATH": str(folder)}
+        self.env = {**os.environ, "BROKER": url, "RESULTS": results, "PYTHONPATH": str(folder)}
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         log = self.stack.enter_context((self.folder / f"log-{time.monotonic_ns()}").open("wb"))
@@ -80,10 +88,13 @@ class Place:
         return found
 
 
+MakePlace = Callable[..., Place]
+
+
 @pytest.fixture
-def make_place(tmp_path: Path) -> Iterator[Callable[[str], Place]]:
+def make_place(tmp_path: Path) -> Iterator[MakePlace]:
     with ExitStack() as stack:
-        yield lambda url: Place(tmp_path, url, stack)
+        yield lambda url, results="": Place(tmp_path, url, stack, results)
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -107,9 +118,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("redis_url"))
 
 
-def test_of_two_beats_one_sends_and_the_other_goes_on_when_it_is_killed(
-    make_place: Callable[[str], Place], url: str
-) -> None:
+def test_of_two_beats_one_sends_and_the_other_goes_on_when_it_is_killed(make_place: MakePlace, url: str) -> None:
     place = make_place(url)
     beats = [place.start("beat", "-l", "info") for _ in range(2)]
     depth_reaches(place, 3)
@@ -130,11 +139,14 @@ def test_of_two_beats_one_sends_and_the_other_goes_on_when_it_is_killed(
 
 def _leads(place: Place, beat: subprocess.Popen[bytes]) -> bool:
     # The owner's name has no pid, so the log is asked: the process that wrote `beat.leads`.
-    fds = Path(f"/proc/{beat.pid}/fd/2").resolve()
-    return "beat.leads" in fds.read_text(errors="replace")
+    return "beat.leads" in _log_of(beat)
 
 
-def test_people_change_what_running_beats_do(make_place: Callable[[str], Place], tmp_path: Path) -> None:
+def _log_of(beat: subprocess.Popen[bytes]) -> str:
+    return Path(f"/proc/{beat.pid}/fd/2").resolve().read_text(errors="replace")
+
+
+def test_people_change_what_running_beats_do(make_place: MakePlace, tmp_path: Path) -> None:
     place = make_place(f"sqlite:///{tmp_path / 'broker.db'}")
     place.start("worker", "-B", "-P", "solo", "-Q", "notes,celery", "-l", "info")
     notes = tmp_path / "notes.txt"
@@ -160,16 +172,42 @@ def test_people_change_what_running_beats_do(make_place: Callable[[str], Place],
     assert "minute" in place.run("schedule", "add", "x", "proj.note", "--crontab", "99 * * * *", code=2)
 
 
-def test_on_rabbitmq_what_was_sent_is_noted_in_a_file(
-    make_place: Callable[[str], Place], amqp_url: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("results", "file"), [("", "celeriacbeat-schedule"), ("db+sqlite:///results.db", "results.db")]
+)
+def test_on_rabbitmq_what_was_sent_is_noted_in_a_file_or_the_results_database(
+    make_place: MakePlace, amqp_url: str, tmp_path: Path, results: str, file: str
 ) -> None:
-    place = make_place(amqp_url)
+    place = make_place(amqp_url, results)
     for _ in range(2):
         place.start("beat", "-l", "info")
     depth_reaches(place, 3)
-    assert (tmp_path / "celeriacbeat-schedule").read_bytes().startswith(b"SQLite format 3")
+    noted = sorted(path.name for path in tmp_path.iterdir() if path.read_bytes().startswith(b"SQLite format 3"))
+    assert noted == [file]
     ids = place.ids()
     assert len(ids) == len(set(ids))
+    assert "second: proj.note" in place.run("schedule", "list")
+
+
+def test_two_beats_on_one_database_take_turns(
+    make_place: MakePlace, postgres_service: PostgresService, tmp_path: Path
+) -> None:
+    place = make_place(f"sqlite:///{tmp_path / 'broker.db'}", f"db+{postgres_service.fresh_url()}")
+    beats = [place.start("beat", "-l", "info", "-S", "proj:InTheDatabase") for _ in range(2)]
+    depth_reaches(place, 2)
+    (leader,) = [beat for beat in beats if _leads(place, beat)]
+    leader.send_signal(signal.SIGSTOP)  # it will not know that its lease has run out
+    (other,) = [beat for beat in beats if beat is not leader]
+    wait_for(lambda: _leads(place, other))
+    sent = len(place.ids())
+    leader.send_signal(signal.SIGCONT)
+    wait_for(lambda: "beat.leads_no_more" in _log_of(leader))
+    depth_reaches(place, 2)
+    other.send_signal(signal.SIGTERM)
+    assert other.wait(WAIT_S) == 0
+    ids = place.ids()
+    assert sent >= 2
+    assert max(Counter(ids).values()) == 1
 
 
 def test_the_pages_examples_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from celeriac.testing.backend_suite import BackendConformance
 from celeriac.testing.kit import KitHost
-from celeriac.testing.services import MariaDBService, PostgresService
 from celeriac_backend_database import celeriac_make_backend, tables
 from celeriac_backend_database.backend import DatabaseBackend
 
@@ -14,16 +13,6 @@ from celeriac_backend_database.backend import DatabaseBackend
 @pytest.fixture(scope="module")
 def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"db+sqlite:///{tmp_path_factory.mktemp('database')}/results.db"
-
-
-@pytest.fixture(scope="module")
-def postgres_place(postgres_service: PostgresService) -> str:
-    return f"db+{postgres_service.fresh_url()}"
-
-
-@pytest.fixture(scope="module")
-def mariadb_place(mariadb_service: MariaDBService) -> str:
-    return f"db+{mariadb_service.fresh_url()}"
 
 
 class TestOnSqlite(BackendConformance):

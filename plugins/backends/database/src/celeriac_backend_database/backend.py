@@ -23,6 +23,7 @@ from celeriac.spec import (
     Document,
     Host,
     Serializer,
+    SharedState,
     StoredResult,
     Watch,
 )
@@ -31,6 +32,8 @@ from celeriac_backend_database.chords import CHORD, Chords
 from celeriac_backend_database.chords import metadata as chord_tables
 from celeriac_backend_database.engine import database_url, is_passing, make_engine, translate, unreachable
 from celeriac_backend_database.rows import TEXT_CHARS, Row, from_document, pack, to_document, unpack
+from celeriac_backend_database.state import DatabaseState
+from celeriac_backend_database.state import metadata as state_tables
 from celeriac_backend_database.tables import Tables, look_at, replaces, unix_now, upsert, write_plainly
 
 T = TypeVar("T")
@@ -54,7 +57,7 @@ _left_to_parents: list[sa.Engine] = []
 class DatabaseBackend:
     """See `celeriac.spec.ResultBackend`. Connects, and makes the tables, when first needed."""
 
-    abilities = frozenset({"count", "groups", "persistent", "shared"})
+    abilities = frozenset({"count", "groups", "persistent", "shared", "state"})
     joint: str | None = None
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
@@ -64,7 +67,8 @@ class DatabaseBackend:
         self._lifetime = _lifetime(settings.get("result_expires"))
         chord_lifetime = _lifetime(settings.get("result_chord_expires")) or self._lifetime
         self._chords = Chords(chord_lifetime.total_seconds() if chord_lifetime else None, _row_id)
-        self._has_chords = False
+        self._made: set[sa.MetaData] = set()  # tables of our own that are known to be there
+        self._state = DatabaseState(partial(self._do, tables=state_tables))
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._host = host
         self._lock = threading.Lock()
@@ -192,26 +196,32 @@ class DatabaseBackend:
 
     def open_chords(self, chords: Sequence[Chord]) -> None:
         """See `ChordBackend.open_chords`."""
-        self._do(lambda conn: self._chords.open(conn, chords), chords=True)
+        self._do(lambda conn: self._chords.open(conn, chords), tables=chord_tables)
 
     def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
         """See `ChordBackend.join`."""
-        return self._do(lambda conn: self._chords.join(conn, parts, claim_s), chords=True)
+        return self._do(lambda conn: self._chords.join(conn, parts, claim_s), tables=chord_tables)
 
     def grow_chord(self, group: str, task_id: str) -> None:
         """See `ChordBackend.grow_chord`."""
-        self._do(lambda conn: self._chords.grow(conn, group), chords=True)
+        self._do(lambda conn: self._chords.grow(conn, group), tables=chord_tables)
 
     def close_chords(self, claims: Sequence[ChordClaim]) -> None:
         """See `ChordBackend.close_chords`."""
-        self._do(lambda conn: self._chords.close(conn, claims), chords=True)
+        self._do(lambda conn: self._chords.close(conn, claims), tables=chord_tables)
 
     def overdue_chords(self, limit: int, claim_s: float = CLAIM_S) -> list[ChordClaim]:
         """See `ChordBackend.overdue_chords`. Whoever has no chords is not made tables for them."""
-        if not self._has_chords and not self._do(lambda conn: sa.inspect(conn).has_table(CHORD.name)):
+        if chord_tables not in self._made and not self._do(lambda conn: sa.inspect(conn).has_table(CHORD.name)):
             return []
-        late = self._do(lambda conn: self._chords.late(conn, limit), chords=True)
-        return self._do(lambda conn: self._chords.claim(conn, late, claim_s), chords=True) if late else []
+        late = self._do(lambda conn: self._chords.late(conn, limit), tables=chord_tables)
+        return self._do(lambda conn: self._chords.claim(conn, late, claim_s), tables=chord_tables) if late else []
+
+    # shared state
+
+    def state(self) -> SharedState:
+        """See `KeepsState.state`: in two tables of our own."""
+        return self._state
 
     # life
 
@@ -281,9 +291,11 @@ class DatabaseBackend:
             removed += conn.execute(sa.delete(table).where(table.c.id.in_(chunk), old)).rowcount
         return removed
 
-    def _do(self, work: Callable[[sa.Connection], T], *, chords: bool = False) -> T:
+    def _do(self, work: Callable[[sa.Connection], T], *, tables: sa.MetaData | None = None) -> T:
         """Run `work` in a transaction; again where a connection dropped or another writer was in the way.
 
+        Args:
+            tables: Of our own, which are made if they are missing.
         Raises:
             BackendLost, BackendStoreError: As they say.
         """
@@ -292,9 +304,9 @@ class DatabaseBackend:
             try:
                 with self._connect() as conn:
                     self._look_at_tables(conn)
-                    if chords and not self._has_chords:
-                        self._make(conn, chord_tables)
-                        self._has_chords = True
+                    if tables is not None and tables not in self._made:
+                        self._make(conn, tables)
+                        self._made.add(tables)
                     with conn.begin():
                         return work(conn)
             except sa_exc.DBAPIError as exc:

@@ -6,16 +6,23 @@ others wait, in the order of their keys. Times are unix seconds of the database'
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
-from celeriac_backend_database.tables import Blob, Id, LongText, Name, unix_now
+from celeriac_backend_database.tables import (
+    Blob,
+    Id,
+    LongText,
+    Name,
+    insert_or_leave,
+    read_text,
+    unix_now,
+    write_text,
+)
 
 #: The place of parts that were added later: after all others.
 LAST: Final = 2**62
@@ -70,8 +77,6 @@ TOUCH: Final = (
 NO_PART: Final = sa.delete(PART).where(
     PART.c.chord_key == _KEY, PART.c.task_key == sa.bindparam("task"), PART.c.place == sa.bindparam("at")
 )
-#: Begins an id that is written as JSON.
-_QUOTED: Final = "json:"
 
 
 class Chords:
@@ -139,7 +144,7 @@ class Chords:
         """Keys and ids of chords that are overdue, for `claim`: in a transaction of its own, which sees all parts."""
         overdue = sa.and_(CHORD.c.overdue <= unix_now(conn), CHORD.c.done == 0)
         query = sa.select(CHORD.c.chord_key, CHORD.c.group_id).where(overdue).order_by(CHORD.c.overdue).limit(limit)
-        return sorted((key, _read_group(group)) for key, group in conn.execute(query).tuples().all())
+        return sorted((key, read_text(group)) for key, group in conn.execute(query).tuples().all())
 
     def claim(self, conn: sa.Connection, late: Iterable[tuple[str, str]], claim_s: float) -> list[ChordClaim]:
         now = unix_now(conn)
@@ -167,7 +172,7 @@ class Chords:
         rows: list[dict[str, Any]] = [
             {
                 "chord_key": key,
-                "group_id": _write_group(groups[key]),
+                "group_id": write_text(groups[key]),
                 "token": "",
                 "claimed": 0.0,
                 "done": 0,
@@ -175,7 +180,7 @@ class Chords:
             }
             for key in sorted(groups)
         ]
-        statement = insert_or_leave(conn.dialect.name)
+        statement = insert_or_leave(conn.dialect.name, CHORD)
         if statement is not None:
             conn.execute(statement, rows)
             return
@@ -193,23 +198,3 @@ class Chords:
         if keys:
             conn.execute(sa.delete(PART).where(PART.c.chord_key.in_(keys)))
             conn.execute(sa.delete(CHORD).where(CHORD.c.chord_key.in_(keys)))
-
-
-def insert_or_leave(dialect: str) -> sa.sql.expression.Insert | None:
-    """An INSERT that leaves a row that is there as it is; None where the dialect has none."""
-    if dialect == "postgresql":
-        return postgresql.insert(CHORD).on_conflict_do_nothing()
-    if dialect == "sqlite":
-        return sqlite.insert(CHORD).on_conflict_do_nothing()
-    if dialect in ("mysql", "mariadb"):
-        return sa.insert(CHORD).prefix_with("IGNORE")
-    return None
-
-
-def _write_group(group: str) -> str:
-    """A group's id as a column takes it: PostgreSQL has no NUL in a text (R11)."""
-    return _QUOTED + json.dumps(group) if "\0" in group or group.startswith(_QUOTED) else group
-
-
-def _read_group(text: str) -> str:
-    return str(json.loads(text.removeprefix(_QUOTED))) if text.startswith(_QUOTED) else text

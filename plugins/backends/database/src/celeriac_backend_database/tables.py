@@ -6,6 +6,7 @@ Celery's where we make the table: a statement that only replaces a row uses up a
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -17,6 +18,8 @@ from celeriac.states import READY_STATES, SUCCESS
 
 TASK_TABLE: Final = "celery_taskmeta"
 GROUP_TABLE: Final = "celery_tasksetmeta"
+#: Begins a text that is written as JSON.
+_QUOTED: Final = "json:"
 
 Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 # On MySQL a blob has 64 KB unless more is asked for, and text compares without regard to case.
@@ -133,6 +136,27 @@ def write_plainly(conn: sa.Connection, table: sa.Table, rows: Sequence[dict[str,
                 conn.execute(sa.insert(table).values(row))
         except sa.exc.IntegrityError:  # it is there: final, or another was quicker
             conn.execute(update)
+
+
+def insert_or_leave(dialect: str, table: sa.Table) -> sa.sql.expression.Insert | None:
+    """An INSERT that leaves a row that is there as it is; None where the dialect has none."""
+    if dialect == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    if dialect == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    if dialect in ("mysql", "mariadb"):
+        return sa.insert(table).prefix_with("IGNORE")
+    return None
+
+
+def write_text(text: str) -> str:
+    """Any text as a column takes it: PostgreSQL has no NUL in one (R11)."""
+    return _QUOTED + json.dumps(text) if "\0" in text or text.startswith(_QUOTED) else text
+
+
+def read_text(written: str) -> str:
+    """What `write_text` was given."""
+    return str(json.loads(written.removeprefix(_QUOTED))) if written.startswith(_QUOTED) else written
 
 
 def unix_now(conn: sa.Connection) -> float:
