@@ -114,6 +114,23 @@ def test_multi_starts_restarts_and_stops_workers(daemons: Daemons) -> None:
     assert "does not run" in daemons.run("multi", "stop", "w1", *files)
 
 
+def test_settings_stand_in_for_daemon_options_that_are_not_given(daemons: Daemons) -> None:
+    place = daemons.house.place
+    settings = ("beat.pidfile=%n.pid", "beat.logfile=%n.log", "beat.umask=077")
+    daemons.run(
+        "-A", "suite_app", "beat", "--detach", "-l", "info", "-n", "b1@%h", "--enable-remote-control", *settings
+    )
+    pid = daemons.pid("b1")
+    assert (place / "b1.pid").stat().st_mode & 0o777 == 0o600
+    assert "remote control -> b1@" in (place / "b1.log").read_text()
+    assert "b1@" in daemons.run("-A", "suite_app", "status")
+    said = daemons.run("-A", "suite_app", "beat", "--pidfile", "b1.pid", "--executable", "/no/such/python", code=2)
+    assert f"belongs to process {pid}" in said
+    assert "cannot run" in daemons.run("-A", "suite_app", "beat", "-D", "--executable", "/no/such/python", code=2)
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not (place / "b1.pid").exists(), 30, "its end")
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
 def test_a_worker_becomes_another_user_wholly(daemons: Daemons, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)

@@ -13,7 +13,7 @@ import structlog
 from celeriac import Celery, signals
 from celeriac._state import running
 from celeriac.app.log import LoggedStream, Logging
-from celeriac.cli.worker import set_up_log
+from celeriac.cli.logs import set_up_log
 from celeriac.log import Formats, TaskLog, configure
 from celeriac.utils.log import get_task_logger, task_logger
 

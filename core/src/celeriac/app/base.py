@@ -786,6 +786,11 @@ class Celery:
 
     WorkController = Worker
 
+    @property
+    def Beat(self) -> Callable[..., Any]:
+        """Makes a scheduler of this app; `app.Beat().run()` sends what is due until it is told to stop."""
+        return partial(import_module("celeriac.beat.program").Beat, self)
+
     def create_task_cls(self) -> type[Any]:
         """A class of its own for this app's tasks, below `Task`."""
         return type("Task", (self.Task,), {"_app": self, "abstract": True, "__module__": self.Task.__module__})

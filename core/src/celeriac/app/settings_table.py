@@ -429,7 +429,7 @@ BEAT: Final[tuple[Row, ...]] = (
         "beat_remote_control_max_tick_age",
         "seconds",
         None,
-        "… unless it was stuck for longer than this. None: by itself.",
+        "… unless its last turn is older than this. None: twice its longest sleep, at least a minute.",
     ),
 )
 
@@ -604,15 +604,9 @@ OWN: Final = frozenset(
 #: `tests/house/test_settings_read.py` keeps this list true.
 NOT_YET: Final = frozenset(
     {
-        "beat_enable_remote_control", "beat_executable", "beat_gid",
-        "beat_logfile", "beat_pidfile", "beat_remote_control_max_tick_age",
-        "beat_uid", "beat_umask",
         "broker_channel_error_retry", "broker_connection_retry", "broker_failover_strategy",
         "broker_heartbeat_checkrate", "broker_pool_acquire_timeout",
-
-
-        "events_executable", "events_gid",
-        "events_logfile", "events_pidfile", "events_uid", "events_umask", "override_backends",
+        "override_backends",
         "redis_backend_credential_provider", "redis_backend_health_check_interval", "redis_db", "redis_host",
         "redis_max_connections", "redis_password", "redis_port", "redis_retry_on_timeout",
         "redis_socket_keepalive", "redis_username", "result_backend_always_retry",
@@ -624,10 +618,8 @@ NOT_YET: Final = frozenset(
         "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",
         "worker_disable_prefetch", "worker_enable_prefetch_count_reduction",
         "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
-        "worker_executable", "worker_gid",
-        "worker_logfile", "worker_pidfile",
         "worker_pool_start_method",
-        "worker_timer_precision", "worker_uid", "worker_umask",
+        "worker_timer_precision",
     }
 )  # fmt: skip
 

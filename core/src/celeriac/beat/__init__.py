@@ -6,11 +6,13 @@
 
 from celeriac.beat.entry import BeatLazyFunc, ScheduleEntry
 from celeriac.beat.persistent import PersistentScheduler
+from celeriac.beat.program import Beat
 from celeriac.beat.scheduler import DEFAULT_MAX_INTERVAL, Scheduler, SchedulingError, event_t
 from celeriac.beat.service import EmbeddedService, Service
 
 __all__ = [
     "DEFAULT_MAX_INTERVAL",
+    "Beat",
     "BeatLazyFunc",
     "EmbeddedService",
     "PersistentScheduler",

@@ -8,13 +8,18 @@ from importlib import import_module
 from typing import Any, Final
 
 from celeriac import signals
+from celeriac.beat.remote import Bell
 from celeriac.beat.scheduler import DEFAULT_MAX_INTERVAL
 from celeriac.exceptions import ImproperlyConfigured
 from celeriac.kernel.discovery import named_objects
 from celeriac.log import get_logger
+from celeriac.utils.ids import default_nodename
 
 #: Entry-point groups in which schedulers are found by name: ours, and Celery's.
 GROUPS: Final = ("celeriac.beat_schedulers", "celery.beat_schedulers")
+DEFAULT_NODE: Final = "celerybeat@%h"
+#: A scheduler whose last turn is older than twice its longest sleep, and than this, is stuck.
+LEAST_TICK_AGE_S: Final = 60.0
 _log = get_logger("celeriac.beat")
 
 
@@ -26,6 +31,8 @@ class Service:
         max_interval: Longest sleep in seconds; default: the scheduler's own.
         schedule_filename: For schedulers that keep a file.
         scheduler_cls: The scheduler: a class, its path, or the name of an entry point; default: `beat_scheduler`.
+        remote_control: Answer `ping` of remote control; default: `beat_enable_remote_control`.
+        hostname: The node name for that (`%h` is the host); default: `celerybeat@%h`.
     """
 
     def __init__(
@@ -34,14 +41,15 @@ class Service:
         max_interval: float | None = None,
         schedule_filename: str | None = None,
         scheduler_cls: Any = None,
-        remote_control: Any = None,
+        remote_control: bool | None = None,
         hostname: str | None = None,
     ) -> None:
         self.app = app
         self.max_interval = max_interval or app.conf["beat_max_loop_interval"] or None
         self.schedule_filename = schedule_filename
         self.scheduler_cls = scheduler_cls or app.conf["beat_scheduler"]
-        self.hostname = hostname
+        self.remote_control = bool(app.conf["beat_enable_remote_control"] if remote_control is None else remote_control)
+        self.hostname = default_nodename(hostname or DEFAULT_NODE)
         self.last_tick = time.monotonic()
         self._asked = threading.Event()
         self._ended = threading.Event()
@@ -50,10 +58,14 @@ class Service:
     def start(self, embedded_process: bool = False) -> None:
         """Send what is due, until `stop`. What goes wrong in a turn is logged, and the next one follows."""
         scheduler = self.scheduler
+        bell = Bell(self.app, self.hostname, self.is_well) if self.remote_control else None
         _log.info("beat.starting", scheduler=type(scheduler).__name__)
         signals.beat_init.send(sender=self)
         if embedded_process:
             signals.beat_embedded_init.send(sender=self)
+        self.last_tick = time.monotonic()
+        if bell is not None:
+            bell.start()
         try:
             while not self._asked.is_set():
                 try:
@@ -67,9 +79,18 @@ class Service:
                 if scheduler.should_sync():
                     scheduler._do_sync()
         finally:
+            if bell is not None:
+                bell.stop()
             self.sync()
             self._ended.set()
             _log.info("beat.stopped")
+
+    def is_well(self) -> bool:
+        """Whether the scheduler has had a turn lately, as `beat_remote_control_max_tick_age` has it."""
+        longest_s = self.app.conf["beat_remote_control_max_tick_age"]
+        if longest_s is None:
+            longest_s = max(LEAST_TICK_AGE_S, 2 * float(getattr(self.scheduler, "max_interval", 0) or 0))
+        return time.monotonic() - self.last_tick <= float(longest_s)
 
     def stop(self, wait: bool = False) -> None:
         """From any thread: stop after this turn.
@@ -100,13 +121,13 @@ class Service:
 
 
 class EmbeddedService(threading.Thread):
-    """A service in a thread of this process."""
+    """A service in a thread of this process; the worker answers for it."""
 
     def __init__(self, app: Any, max_interval: float | None = None, **kwargs: Any) -> None:
         super().__init__(name="Beat", daemon=True)
         kwargs.pop("thread", None)
         self.app = app
-        self.service = Service(app, max_interval=max_interval, **kwargs)
+        self.service = Service(app, max_interval=max_interval, **{"remote_control": False, **kwargs})
 
     def run(self) -> None:
         """The thread's body."""

@@ -201,7 +201,7 @@ def _abilities_of_backend(app: Any) -> frozenset[str] | None:
 
 def read_app(state: Any, *, required: bool = False) -> tuple[Any, list[str]]:
     """The app with its tasks imported, and what was warned of on the way (but for what rules tell as well)."""
-    from celeriac.cli.worker import import_tasks
+    from celeriac.cli.find_app import import_tasks
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,6 +1,7 @@
 """Daemons: pid files, other users, and commands that go on in the background.
 
-`worker` and `beat` take the options of `daemon_options` and run inside `daemonized`; `multi` starts them with these.
+`worker`, `beat` and `events` take the options of `daemon_options` and run inside `daemonized`; `multi` starts workers
+with these.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import grp
 import os
 import pwd
 import select
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import click
@@ -21,6 +23,23 @@ from celeriac.utils.nodenames import node_format
 
 #: How long `--detach` waits for the daemon to say that it works, before it lets it be.
 READY_S: Final = 60.0
+#: Command → option → the setting that stands in when the option is not given.
+SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
+    "worker": {
+        "logfile": "worker_logfile", "pidfile": "worker_pidfile", "uid": "worker_uid", "gid": "worker_gid",
+        "umask": "worker_umask", "executable": "worker_executable",
+    },
+    "beat": {
+        "logfile": "beat_logfile", "pidfile": "beat_pidfile", "uid": "beat_uid", "gid": "beat_gid",
+        "umask": "beat_umask", "executable": "beat_executable",
+    },
+    "events": {
+        "logfile": "events_logfile", "pidfile": "events_pidfile", "uid": "events_uid", "gid": "events_gid",
+        "umask": "events_umask", "executable": "events_executable",
+    },
+}  # fmt: skip
+#: In the environment of a daemon that was started anew with the Python of `--executable`: that Python.
+STARTED_WITH: Final = "_CELERIAC_STARTED_WITH"
 
 
 class PidFile:
@@ -204,7 +223,7 @@ def daemon_options(command: F) -> F:
             option("--uid", metavar="USER", help="Run as this user (name or number; needs root)."),
             option("--gid", metavar="GROUP", help="Run as this group."),
             option("--umask", metavar="OCTAL", help="Permissions that new files do not get, such as 022."),
-            option("--executable", metavar="PATH", expose_value=False, help="Taken for Celery's scripts; not needed."),
+            option("--executable", metavar="PATH", help="With --detach: run with this Python."),
         ]
     ):
         command = decorate(command)
@@ -212,17 +231,30 @@ def daemon_options(command: F) -> F:
 
 
 @contextlib.contextmanager
-def daemonized(options: dict[str, Any], node: str) -> Iterator[Detached]:
+def daemonized(
+    options: dict[str, Any], node: str, command: str, find_app: Callable[[], Any] = lambda: None
+) -> Iterator[Detached]:
     """Do what the daemon options ask for, in the one safe order, and take the pid file away at the end.
 
-    Expands `%n` and its kin in `options["logfile"]`. First who we are: files made later are that user's. The pid file
-    comes last, for it has the pid of the process that stays.
+    First who we are: files made later are that user's, and so is what importing the app does. Then what the app's
+    settings say where no option does. The pid file comes last, for it has the pid of the process that stays.
+
+    Args:
+        options: Of `daemon_options` and `log_options`; completed here, and `%n` and its kin expanded in file names.
+        node: The node's name.
+        command: Whose settings count: `worker`, `beat` or `events`.
+        find_app: Whose settings.
     """
+    drop_privileges(options["uid"], options["gid"])
+    app = find_app()
+    for name, setting in SETTINGS[command].items() if app is not None else ():
+        value = app.conf[setting]
+        if options[name] is None and value is not None:
+            options[name] = f"{value:o}" if name == "umask" and isinstance(value, int) else str(value)
+    if options["detach"] and options["executable"]:
+        _go_on_with(options["executable"])
     if options["umask"]:
-        try:
-            os.umask(int(options["umask"], 8))
-        except ValueError:
-            raise click.UsageError(f"--umask: {options['umask']!r} is no octal number such as 022.") from None
+        os.umask(_read_umask(options["umask"]))
     drop_privileges(options["uid"], options["gid"])
     for name in ("logfile", "pidfile"):
         if options.get(name):
@@ -245,6 +277,24 @@ def daemonized(options: dict[str, Any], node: str) -> Iterator[Detached]:
     finally:
         if pidfile is not None:
             pidfile.remove()
+
+
+def _read_umask(text: str) -> int:
+    try:
+        return int(text.removeprefix("0o"), 8)
+    except ValueError:
+        raise click.UsageError(f"--umask: {text!r} is no octal number such as 022.") from None
+
+
+def _go_on_with(executable: str) -> None:
+    """Run the same command line with another Python, unless this is the one."""
+    if os.environ.pop(STARTED_WITH, None) == executable:
+        return
+    os.environ[STARTED_WITH] = executable
+    try:
+        os.execv(executable, [executable, "-m", "celeriac", *sys.argv[1:]])
+    except OSError as exc:
+        raise click.UsageError(f"--executable: cannot run {executable!r}: {exc.strerror}.") from exc
 
 
 def expand(text: str, node: str) -> str:

@@ -43,6 +43,14 @@ def find_app(name: str | None) -> Celery:
     return found
 
 
+def import_tasks(app: Any) -> None:
+    """All modules with tasks of the app; an error is the user's, and is shown with its traceback."""
+    try:
+        app.import_default_modules()
+    except (SystemExit, Exception) as exc:
+        raise UserCodeFailed(f"The app's tasks could not be imported: {type(exc).__name__}: {exc}") from exc
+
+
 def _module_or_attribute(name: str) -> Any:
     """`proj.celery` may be a module, or a name in the module `proj`."""
     parent, dot, last = name.rpartition(".")

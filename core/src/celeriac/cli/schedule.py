@@ -13,8 +13,8 @@ from celeriac.beat.due import find_due, read_catch_up
 from celeriac.beat.ledger import Edit, Ledger, read_schedule, write_schedule
 from celeriac.beat.persistent import merge_edits, open_ledger
 from celeriac.beat.service import find_scheduler
+from celeriac.cli.find_app import import_tasks
 from celeriac.cli.group import Command, State, option
-from celeriac.cli.worker import import_tasks
 from celeriac.exceptions import ImproperlyConfigured
 from celeriac.utils.times import UTC
 

@@ -25,7 +25,7 @@ def shell(state: State, /, kind: str | None, without_tasks: bool, eventlet: bool
 
     Without an option it is IPython or bpython where they are installed, else Python's own.
     """
-    from celeriac.cli.worker import import_tasks
+    from celeriac.cli.find_app import import_tasks
 
     app = state.app()
     import_tasks(app)

@@ -12,14 +12,14 @@ from typing import Any
 
 import click
 
-from celeriac import log, signals
+from celeriac import log
 from celeriac.cli.daemon import Detached, daemon_options, daemonized
-from celeriac.cli.errors import UserCodeFailed
+from celeriac.cli.find_app import import_tasks
 from celeriac.cli.group import Command, F, State, option
+from celeriac.cli.logs import log_options, set_up_log
 from celeriac.cli.startup_page import startup_page
-from celeriac.cli.types import Level, Slots, Words
+from celeriac.cli.types import Slots, Words
 from celeriac.utils.ids import default_nodename
-from celeriac.utils.log import task_logger
 from celeriac.worker.worker import Worker
 
 NO_EFFECT = "No effect in this version; taken so that Celery's scripts run."
@@ -37,17 +37,7 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option("-Q", "--queues", type=Words(), default="", help="Consume from these queues. Default: all the app declares.")
 @option("-X", "--exclude-queues", type=Words(), default="", help="Do not consume from these.")
 @option("-I", "--include", type=Words(), default="", help="Import these modules, too.")
-@option(
-    "-l",
-    "--loglevel",
-    type=Level(),
-    metavar="LEVEL",
-    default="warning",
-    show_default=True,
-    help="Write lines of this level (debug, info …) and above.",
-)
-@option("--log-format", type=click.Choice(["console", "json"]), help="For people, or a JSON object per line.")
-@option("-f", "--logfile", metavar="FILE", help="Append to this file instead of standard error.")
+@log_options
 @option("--time-limit", type=float, metavar="SECONDS", help="Kill a task that runs longer.")
 @option("--soft-time-limit", type=float, metavar="SECONDS", help="Raise SoftTimeLimitExceeded in one that runs longer.")
 @option("--max-tasks-per-child", type=click.IntRange(1), metavar="N", help="Replace a pool process after N tasks.")
@@ -56,7 +46,7 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
     "--prefetch-multiplier", type=click.IntRange(0), metavar="N", help="Hold N messages per slot. Default: as fits."
 )
 @option("-B", "--beat", is_flag=True, help="Send periodic tasks too. Any number of workers may be told so.")
-@option("-s", "--schedule-filename", metavar="FILE", help="With -B: as --schedule of celeriac beat.")
+@option("-s", "--schedule-filename", "--schedule", metavar="FILE", help="With -B: as --schedule of celeriac beat.")
 @option("--scheduler", metavar="NAME", help="With -B: as --scheduler of celeriac beat.")
 @option("--ready-file", metavar="FILE", help="Keep this file, touched every second, while the worker consumes.")
 @option("--health-port", type=click.IntRange(0, 65535), metavar="PORT", help="Answer GET /ready and /live there.")
@@ -77,15 +67,21 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
     Ctrl-C or TERM ends it warmly: running tasks finish, the rest is given back. A second one ends it at once.
     Words such as worker.prefetch_multiplier=1 after the options are settings.
     """
-    with daemonized(options, default_nodename(options["hostname"])) as detached:
-        ctx.exit(_run(ctx, options, detached))
-
-
-def _run(ctx: click.Context, options: dict[str, Any], detached: Detached) -> int:
     state: State = ctx.obj
-    app = state.app(required=not options["include"])
-    if ctx.args:
-        app.conf.config_from_cmdline(ctx.args, namespace="worker")
+    node = default_nodename(options["hostname"])
+
+    def find_app() -> Any:
+        app = state.app(required=not options["include"])
+        if ctx.args:
+            app.conf.config_from_cmdline(ctx.args, namespace="worker")
+        return app
+
+    with daemonized(options, node, "worker", find_app) as detached:
+        ctx.exit(_run(state, options, detached))
+
+
+def _run(state: State, options: dict[str, Any], detached: Detached) -> int:
+    app = state.app()
     if options["include"]:
         app.conf.override({"include": [*app.conf.include, *options["include"]]})
     ours = set_up_log(app, options, state.given.no_color)
@@ -129,38 +125,3 @@ def _redirected(app: Any) -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
-
-
-def set_up_log(app: Any, options: dict[str, Any], no_color: bool) -> bool:
-    """The log of a command with the options `loglevel`, `log_format` and `logfile`.
-
-    Returns:
-        False if the app does it itself (signal `setup_logging`).
-    """
-    options["log_format"] = options["log_format"] or app.conf.worker_log_style
-    level, format, path = options["loglevel"], options["log_format"], options["logfile"]
-    facts = {"loglevel": level, "logfile": path, "format": format, "colorize": not no_color}
-    if signals.setup_logging.send(None, **facts):  # the app does it itself
-        log.route_structlog()
-        return False
-    try:
-        stream = log.open_stream(path)
-    except OSError as exc:
-        raise click.UsageError(f"--logfile: cannot write to {path!r}: {exc.strerror}.") from exc
-    conf = app.conf
-    color = False if no_color else conf.worker_log_color
-    try:
-        log.configure(format, level, stream, color, log.Formats.of(conf), hijack=conf.worker_hijack_root_logger)
-    except ValueError as exc:
-        raise click.UsageError(f"worker_log_format, worker_task_log_format: {exc}.") from exc
-    signals.after_setup_logger.send(None, logger=logging.getLogger(), **facts)
-    signals.after_setup_task_logger.send(None, logger=task_logger, **facts)
-    return True
-
-
-def import_tasks(app: Any) -> None:
-    """All modules with tasks of the app; an error is the user's, and is shown with its traceback."""
-    try:
-        app.import_default_modules()
-    except (SystemExit, Exception) as exc:
-        raise UserCodeFailed(f"The app's tasks could not be imported: {type(exc).__name__}: {exc}") from exc
