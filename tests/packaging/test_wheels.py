@@ -41,6 +41,7 @@ PLUGINS = {
     ("backend", "sqlite", "celeriac-backend-sqlite"),
     ("broker", "redis", "celeriac-broker-redis"),
     ("broker", "rediss", "celeriac-broker-redis"),
+    ("broker", "sentinel", "celeriac-broker-redis"),
     ("broker", "sqlite", "celeriac-broker-sqlite"),
     ("pool", "prefork", "celeriac-pool-prefork"),
     ("pool", "processes", "celeriac-pool-prefork"),

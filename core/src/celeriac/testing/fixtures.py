@@ -13,6 +13,7 @@ takes ten seconds to start (`-n 2 --dist loadgroup`).
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NoReturn
@@ -25,6 +26,7 @@ from celeriac.testing.services import (
     MemcachedService,
     PostgresService,
     RabbitMQService,
+    RedisClusterService,
     RedisService,
     S,
     ServiceError,
@@ -33,6 +35,7 @@ from celeriac.testing.services import (
 REQUIRE_SERVICES = "CELERIAC_REQUIRE_SERVICES"
 SERVICE_FIXTURES = frozenset(
     {
+        "redis_cluster_service",
         "redis_service",
         "mariadb_service",
         "memcached_service",
@@ -41,7 +44,12 @@ SERVICE_FIXTURES = frozenset(
         "private_service",
     }
 )
-SLOW_SERVICE_FIXTURES = {"rabbitmq_service": "rabbitmq", "mariadb_service": "mariadb", "postgres_service": "postgres"}
+SLOW_SERVICE_FIXTURES = {
+    "rabbitmq_service": "rabbitmq",
+    "mariadb_service": "mariadb",
+    "postgres_service": "postgres",
+    "redis_cluster_service": "redis-cluster",
+}
 
 __all__ = [
     "amqp_url",
@@ -53,6 +61,8 @@ __all__ = [
     "postgres_url",
     "private_service",
     "rabbitmq_service",
+    "redis_cluster_service",
+    "redis_cluster_url",
     "redis_service",
     "redis_url",
 ]
@@ -82,6 +92,18 @@ def redis_service() -> Iterator[RedisService]:
 def redis_url(redis_service: RedisService) -> str:
     """An empty database of the test run's Redis."""
     return redis_service.fresh_url()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_service() -> Iterator[RedisClusterService]:
+    """The test run's own Redis Cluster of three masters."""
+    yield from run_service(RedisClusterService())
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster_service: RedisClusterService) -> str:
+    """Keys of one's own in the test run's Redis Cluster, in any of its slots."""
+    return f"{redis_cluster_service.url}/0?global_keyprefix={{{uuid.uuid4().hex[:12]}}}"
 
 
 @pytest.fixture(scope="session")

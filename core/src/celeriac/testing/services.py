@@ -40,6 +40,8 @@ __all__ = [
     "MemcachedService",
     "PostgresService",
     "RabbitMQService",
+    "RedisClusterService",
+    "RedisNodeService",
     "RedisService",
     "SentinelService",
     "Service",
@@ -330,19 +332,94 @@ class RedisService(Service):
         return ask(self.port, b"PING\r\n").startswith(b"+PONG")
 
 
+class RedisNodeService(RedisService):
+    """A Redis in cluster mode; it has no slots until somebody gives it some."""
+
+    port_count = 2
+
+    def command(self) -> Sequence[str | Path]:
+        cluster = ("--cluster-enabled", "yes", "--cluster-port", str(self.ports[1]), "--cluster-node-timeout", "1000")
+        return [*super().command(), *cluster]
+
+    def ask(self, *words: str | int) -> str:
+        """The reply to one command that is answered in one piece, as it is on the wire."""
+        return ask(self.port, " ".join(map(str, words)).encode() + b"\r\n").decode()
+
+
+class RedisClusterService(Service):
+    """A Redis Cluster of three masters that share the slots evenly, each with a replica of its own if asked for.
+
+    Attributes:
+        masters, replicas: The nodes as they began; replicas in the order of their masters.
+    """
+
+    name = "Redis Cluster"
+    package = "redis-server"
+    slot_count = 16384
+
+    def __init__(self, *, replicas: bool = False) -> None:
+        super().__init__()
+        self.masters = [RedisNodeService() for _ in range(3)]
+        self.replicas = [RedisNodeService() for _ in self.masters] if replicas else []
+
+    @property
+    def nodes(self) -> list[RedisNodeService]:
+        return [*self.masters, *self.replicas]
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ";".join(f"{HOST}:{node.port}" for node in self.nodes)
+
+    def start(self) -> None:
+        """See `Service.start`: returns when every node knows all others and every slot is served."""
+        for node in self.nodes:
+            node.start()
+        share = self.slot_count // len(self.masters)
+        for number, master in enumerate(self.masters):
+            last = self.slot_count - 1 if master is self.masters[-1] else (number + 1) * share - 1
+            master.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            master.ask("CLUSTER", "ADDSLOTSRANGE", number * share, last)
+        for node in self.nodes[1:]:
+            self.masters[0].ask("CLUSTER", "MEET", HOST, node.port, node.ports[1])
+        self._until(lambda: all(f"cluster_known_nodes:{len(self.nodes)}" in self._info(node) for node in self.nodes))
+        for master, replica in zip(self.masters, self.replicas, strict=False):
+            name = master.ask("CLUSTER", "MYID").split()[1]
+            self._until(lambda name=name, replica=replica: "+OK" in replica.ask("CLUSTER", "REPLICATE", name))  # type: ignore[misc]
+        self._until(lambda: all("cluster_state:ok" in self._info(node) for node in self.nodes))
+        self._until(lambda: all("master_link_status:up" in node.ask("INFO", "replication") for node in self.replicas))
+
+    def close(self) -> None:
+        """See `Service.close`."""
+        for node in self.nodes:
+            node.close()
+
+    @staticmethod
+    def _info(node: RedisNodeService) -> str:
+        return node.ask("CLUSTER", "INFO")
+
+    def _until(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self.start_timeout_s
+        while not holds():
+            if time.monotonic() > deadline:
+                raise ServiceFailed(self.name, "did not become one", "\n".join(node.log() for node in self.nodes))
+            time.sleep(POLL_INTERVAL_S)
+
+
 class SentinelService(Service):
     """A Redis Sentinel that alone decides on a failover of one master, within a second or two.
 
     Args:
         master_port: Where the master is.
         master_name: What the Sentinel calls it.
+        password: What the Sentinel itself asks for, if anything.
     """
 
     name = "Sentinel"
     package = "redis-server"
 
-    def __init__(self, master_port: int, master_name: str = "mymaster") -> None:
+    def __init__(self, master_port: int, master_name: str = "mymaster", password: str = "") -> None:
         super().__init__()
+        self.password = password
         self.master_port = master_port
         self.master_name = master_name
 
@@ -358,6 +435,7 @@ class SentinelService(Service):
             f"sentinel monitor {self.master_name} {HOST} {self.master_port} 1",
             f"sentinel down-after-milliseconds {self.master_name} 500",
             f"sentinel failover-timeout {self.master_name} 3000",
+            *([f"requirepass {self.password}"] if self.password else []),
         ]
         (self.folder / "sentinel.conf").write_text("".join(f"{line}\n" for line in lines))
 
@@ -365,7 +443,7 @@ class SentinelService(Service):
         return [self._program("redis-server"), self.folder / "sentinel.conf", "--sentinel"]
 
     def is_ready(self) -> bool:
-        return ask(self.port, b"PING\r\n").startswith(b"+PONG")
+        return ask(self.port, b"PING\r\n").startswith((b"+PONG", b"-NOAUTH"))
 
 
 class MemcachedService(Service):

@@ -15,7 +15,7 @@ CELERIAC_API = (1, 0)
 
 @hookimpl
 def celeriac_make_backend(url: str, settings: Mapping[str, Any], host: Host) -> ResultBackend | None:
-    """Make the backend for a `redis://`, `rediss://`, `redis+socket://`, `unix://` or `sentinel://` URL."""
+    """Make the backend for a URL whose scheme is one of `SCHEMES`."""
     from celeriac_backend_redis.backend import make_backend
 
     return make_backend(url, settings, host)

@@ -23,18 +23,21 @@ from celeriac_backend_redis.watch import RedisWatch
 from celeriac_support_redis import health
 from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import (
+    CLUSTER_PREFIX,
     Address,
     ReplyError,
     Wire,
     WireLost,
     WireUnreachable,
     connect,
+    in_one_slot,
     pack,
     parse_url,
     through_sentinels,
 )
 
-SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel")
+OPTIONS: Final = "result_backend_transport_options"
+SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+cluster", "rediss+cluster")
 ABILITIES: Final = frozenset(
     {"push", "expire", "persistent", "joint", "shared", "state", "count", "groups", "diagnose"}
 )
@@ -58,12 +61,15 @@ class RedisBackend:
     """See `celeriac.spec.ResultBackend`. Connects when first needed; connections are shared among threads."""
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
-        options = settings.get("result_backend_transport_options") or {}
+        address, query = parse_url(url)
+        options = {**query, **(settings.get(OPTIONS) or {})}
         self.abilities = ABILITIES
         self._url = url
         self._host = host
-        self._address = _address(url, settings, options)
-        self._key_prefix = _key_prefix(options.get("global_keyprefix"))
+        self._key_prefix = _key_prefix(options.get("global_keyprefix") or (CLUSTER_PREFIX if address.nodes else ""))
+        self._address = in_one_slot(_address(address, settings, options), self._key_prefix, OPTIONS)
+        #: So that a node of a cluster that does not have the slot says so before a script begins.
+        self._slot_keys = (self._address.slot_key,) if self._address.slot_key else ()
         self._prefix = (self._key_prefix + TASK_KEY).encode()
         self._expires = _lifetime_s(settings, "result_expires", DEFAULT_EXPIRES_S)
         self._chords = RedisChords(
@@ -201,9 +207,9 @@ class RedisBackend:
 
     def _run_script(self, script: Script, words: Sequence[Any]) -> Any:
         try:
-            return self._ask([("EVALSHA", script.sha, 0, *words)])[0]
+            return self._ask([("EVALSHA", script.sha, len(self._slot_keys), *self._slot_keys, *words)])[0]
         except _NoScript:
-            return self._ask([("EVAL", script.text, 0, *words)])[0]
+            return self._ask([("EVAL", script.text, len(self._slot_keys), *self._slot_keys, *words)])[0]
 
     # life
 
@@ -271,11 +277,17 @@ class RedisBackend:
                 if last:
                     raise self._translated(exc) from exc
                 continue
-            self._release(self._idle, wire)
-            for reply in replies:
-                if isinstance(reply, ReplyError):
-                    raise _NoScript if reply.code == "NOSCRIPT" else self._translated(reply) from reply
-            return replies
+            error = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
+            if error is None:
+                self._release(self._idle, wire)
+                return replies
+            if error.is_elsewhere:
+                wire.close()
+                if not last:
+                    continue
+            else:
+                self._release(self._idle, wire)
+            raise _NoScript if error.code == "NOSCRIPT" else self._translated(error) from error
         raise AssertionError("unreachable")
 
     def _ask_once(self, command: tuple[Any, ...]) -> Any:
@@ -287,7 +299,10 @@ class RedisBackend:
         except WireLost as exc:
             wire.close()
             raise self._translated(exc) from exc
-        self._release(self._idle, wire)
+        if isinstance(reply, ReplyError) and reply.is_elsewhere:
+            wire.close()
+        else:
+            self._release(self._idle, wire)
         return reply
 
     def _acquire(self, idle: deque[Wire], protocol: int) -> Wire:
@@ -333,10 +348,8 @@ class _NoScript(Exception):
     """The server has forgotten our script."""
 
 
-def _address(url: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
-    address, query = parse_url(url)
-    words = {**query, **options}
-    address = through_sentinels(address, words)
+def _address(address: Address, settings: Mapping[str, Any], words: Mapping[str, Any]) -> Address:
+    address = through_sentinels(address, words, OPTIONS)
     tls = settings.get("redis_backend_use_ssl")
     if tls:
         given = dict(tls) if isinstance(tls, Mapping) else {}

@@ -15,7 +15,7 @@ CELERIAC_API = (1, 0)
 
 @hookimpl
 def celeriac_make_transport(url: str, settings: Mapping[str, Any]) -> Transport | None:
-    """Make the transport for a `redis://`, `rediss://`, `redis+socket://` or `unix://` URL."""
+    """Make the transport for a URL whose scheme is one of `SCHEMES`."""
     from celeriac_broker_redis.transport import make_transport
 
     return make_transport(url, settings)

@@ -46,7 +46,7 @@ LOOK_S: Final = 2.0
 #: A second loss within so long is the worker's to deal with: it backs off, we do not.
 MEND_INTERVAL_S: Final = 1.0
 #: Errors with which a server refuses to write for the time being: the settlement is offered again after a pause.
-REFUSALS: Final = frozenset({"OOM", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN"})
+REFUSALS: Final = frozenset({"OOM", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN", "ASK"})
 REFUSED_S: Final = (0.2, 2.0)
 #: Errors after which a new connection may do: the server was restarted or told to forget our scripts, or it is a
 #: replica now, and the address may lead to another one that is not.
@@ -55,6 +55,8 @@ RECONNECT: Final = {
     "READONLY": "the server takes no writes: it is a replica now",
     "MASTERDOWN": "the server is a replica without a master",
     "LOADING": "the server is loading its data",
+    "MOVED": "another node of the cluster has the keys now",
+    "CLUSTERDOWN": "no node of the cluster has the keys now",
     "UNBLOCKED": "the server is a replica now",
 }
 #: A message that came while waiting is recorded among the others when its task has not ended after so long.
@@ -151,6 +153,8 @@ class RedisConsumer:
         poller.watch(self._wire.fileno())
         self._leases.client_id = self._wire.client_id
         self._leases.open(self._queues)
+        #: Which run of which server has numbered our connections.
+        self._run_id = self._leases.run_id
 
     # receiving
 
@@ -645,9 +649,12 @@ class RedisConsumer:
             for script in self._settle_scripts.values():
                 self._leases.load(script)
             # What we wrote on the old connections may still be on its way: not after this. An error says that one is
-            # gone already, or that we may not; then we have closed it, which is the next best.
-            self._wire.write(b"".join(pack(("CLIENT", "KILL", "ID", client_id)) for client_id in old))
-            self._wire.read(len(old))
+            # gone already, or that we may not; then we have closed it, which is the next best. After a restart or a
+            # failover these numbers are other clients'.
+            run_id, self._run_id = self._run_id, self._leases.run_id
+            if run_id == self._run_id:
+                self._wire.write(b"".join(pack(("CLIENT", "KILL", "ID", client_id)) for client_id in old))
+                self._wire.read(len(old))
             self._catch_up(blocked)
         except (WireLost, ReplyError) as again:
             raise self._lost(again) from exc

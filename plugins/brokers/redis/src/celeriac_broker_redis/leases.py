@@ -52,10 +52,14 @@ class Leases:
         #: The server's number for the consumer's connection for work.
         self.client_id = 0
         #: Names the server's process since its start.
-        self._run_id = "-"
+        self.run_id = "-"
 
     def open(self, queues: Sequence[str]) -> None:
-        """Connect, teach the server our scripts, and take the lease."""
+        """Connect anew, teach the server our scripts, and take the lease."""
+        with self._lock:  # an old connection may lead to a server that has nothing to say any more, and answers
+            wire, self._wire = self._wire, None
+            if wire is not None:
+                wire.close()
         self._call([("SCRIPT", "LOAD", script.text) for script in (CLAIM, RETURN, RENEW, EMPTY_INBOX)])
         self.renew([], queues)
 
@@ -97,7 +101,7 @@ class Leases:
     def _numbers(self) -> str:
         """By which others see whether this consumer is connected: to which run of the server, and how it numbers us."""
         wire = self._wire
-        return f"{self._run_id} {self.client_id} {0 if wire is None else wire.client_id}"
+        return f"{self.run_id} {self.client_id} {0 if wire is None else wire.client_id}"
 
     def _look_for_reset(self, is_new: bool, lost: int) -> None:
         """Say so when the store is empty that was in use (B30): nobody removes the sentinel but who removes all."""
@@ -174,7 +178,7 @@ class Leases:
         numbers: dict[str, set[bytes]] = {}
         for token, said in zip(found[::2], found[1::2], strict=True):
             run, *mine = said.split()
-            if run == self._run_id.encode():  # numbers of an earlier run say nothing
+            if run == self.run_id.encode():  # numbers of an earlier run say nothing
                 numbers[token.decode()] = set(mine) - {b"0"}
         asked = set().union(*numbers.values())
         if not asked or self._wire is None:
@@ -288,10 +292,14 @@ class Leases:
                     return wire.pipeline(commands)
                 except WireLost:
                     wire.close()
+                except ReplyError as exc:
+                    if not exc.is_elsewhere:
+                        raise
+                    wire.close()
             self._wire = None
             wire = connect(self._conf.address, name=f"celeriac:{self._token}")
             lines = wire.call("INFO", "server").decode("utf-8", "replace").splitlines()
-            self._run_id = next((line[7:] for line in lines if line.startswith("run_id:")), "-")
+            self.run_id = next((line[7:] for line in lines if line.startswith("run_id:")), "-")
             self._wire = wire
             return wire.pipeline(commands)
 

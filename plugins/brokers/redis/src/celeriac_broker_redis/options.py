@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured
 from celeriac_broker_redis.keys import DEFAULT_SEP, DEFAULT_STEPS, Keys
-from celeriac_support_redis.wire import Address, parse_url
+from celeriac_support_redis.wire import CLUSTER_PREFIX, Address, in_one_slot, parse_url, through_sentinels
 
 #: Understood by kombu, without a meaning here: what they tune does not exist or cannot be switched off.
 IGNORED: Final = frozenset(
@@ -20,6 +20,7 @@ IGNORED: Final = frozenset(
         "fanout_patterns",
         "health_check_interval",
         "max_connections",
+        "min_other_sentinels",
         "polling_interval",
         "reauth_check_interval",
         "retry_on_timeout",
@@ -37,6 +38,7 @@ IGNORED: Final = frozenset(
         "max_retries",
     }
 )
+SETTING: Final = "broker_transport_options"
 ORDERS: Final = ("round_robin", "priority", "sorted")
 
 
@@ -78,10 +80,11 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
         ImproperlyConfigured: A value makes no sense.
     """
     address, query = parse_url(url)
-    words: dict[str, Any] = {**query, **(settings.get("broker_transport_options") or {})}
+    words: dict[str, Any] = {**query, **(settings.get(SETTING) or {})}
     take = _Taker(words)
+    take.taken |= {"master_name", "sentinel_kwargs"}
     address = replace(
-        address,
+        through_sentinels(address, words, SETTING),
         tls=_tls(address, settings.get("broker_use_ssl")),
         credential_provider=_provider(take("credential_provider", _as_is, None)),
         client_name=take("client_name", str, ""),
@@ -92,7 +95,7 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
     take("socket_keepalive", _as_is, True)  # always on: without it a peer that vanished is never noticed
     steps = take("priority_steps", _steps, DEFAULT_STEPS)
     keys = Keys(
-        prefix=take("global_keyprefix", str, ""),
+        prefix=take("global_keyprefix", str, CLUSTER_PREFIX if address.nodes else ""),
         sep=take("sep", str, DEFAULT_SEP),
         steps=steps,
         unacked=take("unacked_key", str, "unacked"),
@@ -114,7 +117,7 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
             CeleriacWarning,
             2,
         )
-    return Configuration(url, address, keys, options)
+    return Configuration(url, in_one_slot(address, keys.prefix, SETTING), keys, options)
 
 
 class _Taker:

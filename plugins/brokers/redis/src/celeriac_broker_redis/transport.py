@@ -33,7 +33,7 @@ from celeriac_support_redis import health
 from celeriac_support_redis.state import RedisState
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
 
-SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
+SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+cluster", "rediss+cluster")
 ABILITIES: Final = frozenset(
     {
         "attempts",
@@ -78,6 +78,8 @@ class RedisTransport:
         self._listeners: weakref.WeakSet[RedisListener] = weakref.WeakSet()
         self.abilities = ABILITIES | {"delay"} if configuration.options.delay else ABILITIES
         self.joint: str | None = f"{JOINT}:{configuration.address.store}"
+        #: So that a node of a cluster that does not have the slot says so before a script begins.
+        self._slot_keys = (configuration.address.slot_key,) if configuration.address.slot_key else ()
 
     # sending
 
@@ -90,7 +92,7 @@ class RedisTransport:
         if len(commands) == 1 and commands[0][0] != DELAY:
             reply = self._store(commands[0], len(payloads), deadline)
         else:
-            reply = self._store_by(SEND, (), commands, len(payloads), deadline)
+            reply = self._store_by(SEND, self._slot_keys, commands, len(payloads), deadline)
         self._check_taken(reply, payloads)
 
     def send_once(self, payloads: Sequence[Payload], *, key: str, keep_s: float, timeout_s: float = 10.0) -> bool:
@@ -122,18 +124,28 @@ class RedisTransport:
             raise PublishRejected(f"{self._conf.address} refused {len(payloads)} message(s): {reply}")
 
     def _store(self, command: Command, count: int, deadline: float) -> Any:
-        """Perform it once; a connection that broke on the way leaves open whether it was."""
-        wire = self._acquire(deadline - time.monotonic())
-        try:
-            wire.write(pack(command), deadline - time.monotonic())
-            reply = wire.read(1, deadline - time.monotonic())[0]
-        except WireLost as exc:
+        """Perform it once; a connection that broke on the way leaves open whether it was.
+
+        Raises:
+            TransportLost: This server takes no messages, or not any more; nothing was stored.
+        """
+        for last in (False, True):
+            wire = self._acquire(deadline - time.monotonic())
+            try:
+                wire.write(pack(command), deadline - time.monotonic())
+                reply = wire.read(1, deadline - time.monotonic())[0]
+            except WireLost as exc:
+                wire.close()
+                raise PublishUncertain(
+                    f"{exc} while {count} message(s) were on their way; they may or may not have been stored."
+                ) from exc
+            if not (isinstance(reply, ReplyError) and reply.is_elsewhere):
+                self._release(wire)
+                return reply
             wire.close()
-            raise PublishUncertain(
-                f"{exc} while {count} message(s) were on their way; they may or may not have been stored."
-            ) from exc
-        self._release(wire)
-        return reply
+            if last:
+                raise TransportLost(f"{wire.address} answered: {reply}") from reply
+        raise AssertionError("unreachable")
 
     def _tables(self, exchanges: Sequence[str], timeout_s: float) -> Tables:
         sep = self._keys.sep
@@ -380,7 +392,10 @@ class RedisTransport:
         except OperationalError:
             wire.close()
             raise
-        self._release(wire)
+        if isinstance(reply, ReplyError) and reply.is_elsewhere:
+            wire.close()
+        else:
+            self._release(wire)
         return reply
 
     @contextmanager

@@ -51,12 +51,12 @@ def judge(info: Mapping[str, str], config: Mapping[str, str], address: Address, 
         yield Finding(
             "error", "replica", f"{address} is a replica and takes no writes.", "Give the URL of the primary."
         )
-    if info.get("cluster_enabled") == "1":
+    if info.get("cluster_enabled") == "1" and not address.slot_key:
         yield Finding(
             "error",
             "cluster",
             f"{address} is a node of a Redis Cluster, over which the keys of a queue would be spread.",
-            "Use a server that is not in cluster mode.",
+            "Write the URL as redis+cluster://, or use a server that is not in cluster mode.",
         )
     clients, limit = _number(info, "connected_clients"), _number(info, "maxclients") or _number(config, "maxclients")
     if limit and clients > FULL * limit:

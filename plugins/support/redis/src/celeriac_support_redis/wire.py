@@ -26,6 +26,14 @@ from celeriac.exceptions import ImproperlyConfigured, mask_url
 DEFAULT_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 READ_BYTES: Final = 128 * 1024
+#: URLs with several hosts → how each of them would be written alone.
+MANY_HOSTS: Final = {"sentinel": "redis", "redis+cluster": "redis", "rediss+cluster": "rediss"}
+#: Before all keys of a `redis+cluster://` URL that says nothing else: what stands in braces decides on the slot.
+CLUSTER_PREFIX: Final = "{celeriac}"
+#: How often one node of a cluster may send us on to the next.
+MOST_MOVES: Final = 5
+#: Errors that say that another server is the one to ask, or will be. A new connection may lead there.
+ELSEWHERE: Final = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "READONLY"})
 _ABSENT: Final = object()
 _CERT_REQS: Final = {
     "none": ssl.CERT_NONE,
@@ -66,6 +74,11 @@ class ReplyError(Exception):
     def code(self) -> str:
         return str(self).partition(" ")[0]
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Nothing was done, for this server is not the one to ask, or not any more: see `ELSEWHERE`."""
+        return self.code in ELSEWHERE
+
 
 @dataclass(frozen=True)
 class Address:
@@ -77,7 +90,10 @@ class Address:
         keepalive: TCP keepalive options by socket constant; empty for the defaults below.
         sentinels: Hosts and ports of Redis Sentinels; whoever they say is the master of `master_name` is connected to,
             and `host` and `port` are unused.
-        sentinel_password: Of the Sentinels, which need not be the server's.
+        sentinel_options: How to log in to the Sentinels, by redis-py's names: `username`, `password`, `ssl`, `ssl_…`.
+        nodes: Hosts and ports of nodes of a Redis Cluster; whichever has the slot is connected to, and `host` and
+            `port` are unused.
+        slot_key: A key in whose slot of a cluster all keys are; "" if they have nothing in common.
     """
 
     host: str = "127.0.0.1"
@@ -94,21 +110,26 @@ class Address:
     keepalive: Mapping[int, int] = field(default_factory=dict)
     sentinels: tuple[tuple[str, int], ...] = ()
     master_name: str = ""
-    sentinel_password: str = field(default="", repr=False)
+    sentinel_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    nodes: tuple[tuple[str, int], ...] = ()
+    slot_key: str = ""
 
     @property
     def store(self) -> str:
         """Names the keys that are reached and as whom; equal for two ways to write one address."""
         place = f"unix:{self.path}" if self.path else f"{_plain_host(self.host)}:{self.port}"
         if self.sentinels:
-            hosts = sorted(f"{_plain_host(host)}:{port}" for host, port in self.sentinels)
-            place = f"sentinel:{','.join(hosts)}:{self.master_name}"
-        return f"{place}/{self.db}/{self.username}"
+            place = f"sentinel:{_join_hosts(self.sentinels)}:{self.master_name}"
+        elif self.nodes:
+            place = f"cluster:{_join_hosts(self.nodes)}"
+        return f"{place}/{self.db}/{self.username}" + (f"/{hash_tag(self.slot_key)}" if self.slot_key else "")
 
     def __str__(self) -> str:
         place = f"unix socket {self.path}" if self.path else f"{self.host}:{self.port}"
         if self.sentinels:
             place = f"the master {self.master_name!r} of {len(self.sentinels)} Sentinels"
+        elif self.nodes:
+            place = f"a cluster, by {len(self.nodes)} of its nodes"
         return f"Redis at {place}, database {self.db}"
 
 
@@ -120,8 +141,9 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
     Raises:
         ImproperlyConfigured: Something in it makes no sense.
     """
-    if url.startswith("sentinel:"):
-        return _parse_sentinel_url(url)
+    scheme = url.partition(":")[0]
+    if scheme in MANY_HOSTS:
+        return _parse_hosts(url, scheme)
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     by_socket = parts.scheme in ("unix", "redis+socket", "rediss+socket")
@@ -148,54 +170,83 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
     return address, query
 
 
-def _parse_sentinel_url(url: str) -> tuple[Address, dict[str, str]]:
+def _parse_hosts(url: str, scheme: str) -> tuple[Address, dict[str, str]]:
     """`sentinel://[:password@]h1:26379;h2;h3:26380/db`: each part may repeat the scheme, as Celery's users write it."""
-    words = [word.strip().removeprefix("sentinel://") for word in url.split(";") if word.strip()]
-    parsed = [parse_url(f"redis://{word}") for word in words]
-    ports = [
-        address.port if urlsplit(f"redis://{word}").port else 26379
-        for word, (address, _) in zip(words, parsed, strict=True)
-    ]
-    first, query = parsed[0][0], {key: value for _, more in parsed for key, value in more.items()}
-    return (
-        replace(
-            first,
-            sentinels=tuple((address.host, port) for (address, _), port in zip(parsed, ports, strict=True)),
-            db=max(address.db for address, _ in parsed),
-            username=next((address.username for address, _ in parsed if address.username), ""),
-            password=next((address.password for address, _ in parsed if address.password), ""),
-        ),
-        query,
+    words = [word.strip().removeprefix(f"{scheme}://") for word in url.split(";") if word.strip()]
+    alone = [f"{MANY_HOSTS[scheme]}://{word}" for word in words]
+    parsed = [parse_url(each) for each in alone]
+    default_port = SENTINEL_PORT if scheme == "sentinel" else DEFAULT_PORT
+    hosts = tuple(
+        (address.host, urlsplit(each).port or default_port) for each, (address, _) in zip(alone, parsed, strict=True)
     )
+    first, query = parsed[0][0], {key: value for _, more in parsed for key, value in more.items()}
+    tls = {key: value for address, _ in parsed for key, value in (address.tls or {}).items()}
+    address = replace(
+        first,
+        db=max(address.db for address, _ in parsed),
+        username=next((address.username for address, _ in parsed if address.username), ""),
+        password=next((address.password for address, _ in parsed if address.password), ""),
+        tls=None if first.tls is None else tls,
+    )
+    return replace(address, sentinels=hosts) if scheme == "sentinel" else replace(address, nodes=hosts), query
 
 
-def through_sentinels(address: Address, options: Mapping[str, Any]) -> Address:
-    """The address with what the options say of Sentinels: `master_name`, and `sentinel_kwargs` with their `password`.
+def through_sentinels(address: Address, options: Mapping[str, Any], setting: str) -> Address:
+    """The address with what the options say of Sentinels: `master_name`, and `sentinel_kwargs`.
 
+    Args:
+        setting: The options' own name, for errors.
     Raises:
-        ImproperlyConfigured: A `sentinel://` URL, and no name of a master.
+        ImproperlyConfigured: A `sentinel://` URL, and no name of a master, or no dict of options.
     """
     if not address.sentinels:
         return address
     name = str(options.get("master_name") or "")
     if not name:
         raise ImproperlyConfigured(
-            "a sentinel:// URL needs the name of the master that the Sentinels watch: transport option master_name, "
-            "as in result_backend_transport_options = {'master_name': 'mymaster'}."
+            f"a sentinel:// URL needs the name of the master that the Sentinels watch: transport option master_name, "
+            f"as in {setting} = {{'master_name': 'mymaster'}}."
         )
-    password = str((options.get("sentinel_kwargs") or {}).get("password") or "")
-    return replace(address, master_name=name, sentinel_password=password)
+    login = options.get("sentinel_kwargs") or {}
+    if not isinstance(login, Mapping):
+        raise ImproperlyConfigured(f"{setting}['sentinel_kwargs'] must be a dict, as in {{'password': '…'}}.")
+    return replace(address, master_name=name, sentinel_options=login)
+
+
+def in_one_slot(address: Address, prefix: str, setting: str) -> Address:
+    """The address for keys that all begin with `prefix`. With a hash tag in it they are in one slot of a cluster.
+
+    Raises:
+        ImproperlyConfigured: A URL of a cluster, and a prefix that would spread the keys over it.
+    """
+    if hash_tag(prefix):
+        return replace(address, slot_key=prefix)
+    if address.nodes:
+        raise ImproperlyConfigured(
+            f"on a Redis Cluster all keys must be in one slot, but {setting}['global_keyprefix'] is {prefix!r}, "
+            f"which has no hash tag. Put a part of it in braces, as in {CLUSTER_PREFIX!r}, or leave it out."
+        )
+    return address
+
+
+def hash_tag(key: str) -> str:
+    """What alone decides in which slot of a cluster a key is, where braces say so; else ""."""
+    return key.partition("{")[2].partition("}")[0] if "}" in key.partition("{")[2] else ""
 
 
 class Wire:
     """One connection, logged in. Made by `connect`."""
 
-    __slots__ = ("_buffer", "_feed", "_next", "_poll", "_reader", "_view", "address", "client_id", "last_heard", "sock")
+    __slots__ = (
+        "_buffer", "_feed", "_next", "_poll", "_reader", "_view", "address", "client_id", "last_heard", "mode", "sock",
+    )  # fmt: skip
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         self.sock = sock
         self.address = address
         self.client_id = 0
+        #: What the server says that it is: `standalone`, `cluster` or `sentinel`; "" if it does not.
+        self.mode = ""
         self.last_heard = time.monotonic()
         self._reader = hiredis.Reader(protocolError=WireLost, replyError=ReplyError, notEnoughData=_ABSENT)
         self._next = self._reader.gets
@@ -349,11 +400,34 @@ def connect(address: Address, *, protocol: int = 2, timeout_s: float | None = No
         timeout_s: For all of it; the address's own by default.
         name: What `CLIENT LIST` shows, if the address has no name for it.
     Raises:
-        WireUnreachable: It cannot be reached or refuses us.
+        WireUnreachable: It cannot be reached, refuses us, or is not what the URL takes it for.
     """
     timeout_s = address.connect_timeout_s if timeout_s is None else timeout_s
     if address.sentinels:
         return _connect_to_master(address, protocol, timeout_s, name)
+    if address.nodes:
+        return _connect_to_slot(address, protocol, timeout_s, name)
+    wire = _connect(address, protocol, timeout_s, name)
+    if wire.mode not in ("cluster", "sentinel"):
+        return wire
+    wire.close()
+    place = f"{address.host}:{address.port}"
+    if wire.mode == "sentinel":
+        raise WireUnreachable(
+            f"{address}: that is a Sentinel, which keeps no data but knows who does.",
+            f"Write sentinel://{place}/0, and the name of the master as transport option master_name.",
+        )
+    if not address.slot_key:
+        raise WireUnreachable(
+            f"{address}: that is a node of a Redis Cluster, over which the keys would be spread.",
+            f"Write redis+cluster://{place}, with more nodes behind a semicolon each, which keeps all keys in one "
+            "slot; or use a server that is not in cluster mode.",
+        )
+    return _connect_to_slot(replace(address, nodes=((address.host, address.port),)), protocol, timeout_s, name)
+
+
+def _connect(address: Address, protocol: int, timeout_s: float, name: str) -> Wire:
+    """To the very server at `host` and `port`, whatever it is."""
     try:
         sock = _open_socket(address, timeout_s)
     except OSError as exc:
@@ -377,10 +451,7 @@ def _connect_to_master(address: Address, protocol: int, timeout_s: float, name: 
     heard: list[str] = []
     for host, port in address.sentinels:
         try:
-            asked = connect(
-                Address(host, port, password=address.sentinel_password, connect_timeout_s=timeout_s),
-                timeout_s=timeout_s,
-            )
+            asked = _connect(_sentinel(address, host, port), 2, timeout_s, name)
             try:
                 found = asked.call("SENTINEL", "get-master-addr-by-name", address.master_name, timeout_s=timeout_s)
             finally:
@@ -389,7 +460,7 @@ def _connect_to_master(address: Address, protocol: int, timeout_s: float, name: 
                 heard.append(f"{host}:{port} knows no master {address.master_name!r}")
                 continue
             there = replace(address, sentinels=(), host=found[0].decode(), port=int(found[1]))
-            wire = connect(there, protocol=protocol, timeout_s=timeout_s, name=name)
+            wire = _connect(there, protocol, timeout_s, name)
             role = wire.call("ROLE", timeout_s=timeout_s)[0]
             if role == b"master":
                 return wire
@@ -401,6 +472,53 @@ def _connect_to_master(address: Address, protocol: int, timeout_s: float, name: 
         f"cannot connect to {address}: {'; '.join(heard)}.",
         "Do the Sentinels run, is master_name right, and is a failover under way?",
     )
+
+
+def _sentinel(address: Address, host: str, port: int) -> Address:
+    """Where a Sentinel is, and how to log in there, which need not be how one logs in to the server."""
+    options = address.sentinel_options
+    tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    return Address(
+        host,
+        port,
+        username=str(options.get("username") or ""),
+        password=str(options.get("password") or ""),
+        tls=tls if tls or options.get("ssl") else None,
+    )
+
+
+def _connect_to_slot(address: Address, protocol: int, timeout_s: float, name: str) -> Wire:
+    """Ask the nodes in their order for a key of ours: one that does not have its slot says who does."""
+    heard: list[str] = []
+    for host, port in address.nodes:
+        there = replace(address, nodes=(), host=host, port=port)
+        try:
+            for _ in range(MOST_MOVES):
+                wire = _connect(there, protocol, timeout_s, name)
+                try:
+                    wire.call("EXISTS", address.slot_key, timeout_s=timeout_s)
+                    return wire
+                except ReplyError as exc:
+                    wire.close()
+                    if exc.code != "MOVED":
+                        raise
+                    there = _moved(there, exc)
+                except WireLost:
+                    wire.close()
+                    raise
+            heard.append(f"{host}:{port} and others send us round in circles")
+        except (WireLost, ReplyError) as exc:
+            heard.append(str(exc).rstrip("."))
+    raise WireUnreachable(
+        f"cannot connect to {address}: {'; '.join(heard)}.",
+        "Do the nodes run, and can they be reached by the addresses that they give each other?",
+    )
+
+
+def _moved(address: Address, error: ReplyError) -> Address:
+    """Where `MOVED 3999 host:port` leads; without a host it is another port of the same."""
+    host, _, port = str(error).split()[2].rpartition(":")
+    return replace(address, host=address.host if host in ("", "?") else host, port=int(port))
 
 
 def _open_socket(address: Address, timeout_s: float) -> socket.socket:
@@ -455,14 +573,26 @@ def _log_in(wire: Wire, protocol: int, timeout_s: float, name: str) -> None:
     credentials = _credentials(address)
     if credentials:
         commands.append(("AUTH", *credentials))
-    if protocol == 3:
-        commands.append(("HELLO", 3))
+    hello = len(commands)
+    commands.append(("HELLO", protocol))
     if address.db:
         commands.append(("SELECT", address.db))
     if name:
         commands.append(("CLIENT", "SETNAME", name))
     commands.append(("CLIENT", "ID"))
-    wire.client_id = int(wire.pipeline(commands, timeout_s=timeout_s)[-1])
+    wire.write(b"".join(map(pack, commands)), timeout_s)
+    replies = wire.read(len(commands), timeout_s)
+    for position, reply in enumerate(replies):
+        # Protocol 2 needs no HELLO: whoever does not know it, or forbids it, only leaves open what it is.
+        if isinstance(reply, ReplyError) and not (position == hello and protocol == 2):
+            raise reply
+    wire.mode = _mode(replies[hello])
+    wire.client_id = int(replies[-1])
+
+
+def _mode(hello: Any) -> str:
+    facts = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else hello
+    return facts.get(b"mode", b"").decode() if isinstance(facts, dict) else ""
 
 
 def _credentials(address: Address) -> tuple[str, ...]:
@@ -471,6 +601,10 @@ def _credentials(address: Address) -> tuple[str, ...]:
     if address.username:
         return (address.username, address.password)
     return (address.password,) if address.password else ()
+
+
+def _join_hosts(hosts: Sequence[tuple[str, int]]) -> str:
+    return ",".join(sorted(f"{_plain_host(host)}:{port}" for host, port in hosts))
 
 
 def _plain_host(host: str) -> str:
@@ -503,6 +637,8 @@ def _refusal_hint(address: Address, exc: ReplyError) -> str:
         return "Check user and password in the URL: redis://user:password@host:port/0"
     if "DB index" in str(exc):
         return "Choose a lower database number, or raise `databases` in the server's configuration."
+    if exc.code == "ERR" and "cluster mode" in str(exc):
+        return "A Redis Cluster has database 0 only."
     if exc.code == "LOADING":
         return "It is reading its data from disk; wait until it has."
     return "Is the server's version 6.2 or newer?"
