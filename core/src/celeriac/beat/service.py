@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final
 
@@ -33,6 +34,9 @@ class Service:
         scheduler_cls: The scheduler: a class, its path, or the name of an entry point; default: `beat_scheduler`.
         remote_control: Answer `ping` of remote control; default: `beat_enable_remote_control`.
         hostname: The node name for that (`%h` is the host); default: `celerybeat@%h`.
+
+    Attributes:
+        on_turn: Called after each turn, and every `turn_s` seconds while nothing is due, from its thread.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Service:
         self.remote_control = bool(app.conf["beat_enable_remote_control"] if remote_control is None else remote_control)
         self.hostname = default_nodename(hostname or DEFAULT_NODE)
         self.last_tick = time.monotonic()
+        self.on_turn: Callable[[], None] | None = None
+        self.turn_s = 60.0
         self._asked = threading.Event()
         self._ended = threading.Event()
         self._scheduler: Any = None
@@ -74,8 +80,7 @@ class Service:
                     _log.exception("beat.turn_failed", error=str(exc))
                     wait_s = 1.0
                 self.last_tick = time.monotonic()
-                if wait_s and wait_s > 0:
-                    self._asked.wait(wait_s)
+                self._rest(wait_s or 0.0)
                 if scheduler.should_sync():
                     scheduler._do_sync()
         finally:
@@ -91,6 +96,16 @@ class Service:
         if longest_s is None:
             longest_s = max(LEAST_TICK_AGE_S, 2 * float(getattr(self.scheduler, "max_interval", 0) or 0))
         return time.monotonic() - self.last_tick <= float(longest_s)
+
+    def _rest(self, seconds: float) -> None:
+        """Until something is due, or it is told to stop."""
+        if self.on_turn is None:
+            self._asked.wait(seconds)
+            return
+        self.on_turn()
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0 and not self._asked.wait(min(left, self.turn_s)):
+            self.on_turn()
 
     def stop(self, wait: bool = False) -> None:
         """From any thread: stop after this turn.

@@ -14,6 +14,7 @@ from celeriac.cli.group import Command, State, option
 from celeriac.cli.logs import log_options, set_up_log
 from celeriac.exceptions import mask_url
 from celeriac.utils.ids import default_nodename
+from celeriac.utils.systemd import ServiceManager
 
 
 @click.command(cls=Command, context_settings={"allow_extra_args": True})
@@ -54,6 +55,7 @@ def _run(state: State, options: dict[str, Any], detached: Detached) -> None:
     set_up_log(app, options, state.given.no_color)
     app.set_current()
     import_tasks(app)
+    manager = ServiceManager()
 
     def say_ready(made: Beat) -> None:
         service = made.service
@@ -67,6 +69,10 @@ def _run(state: State, options: dict[str, Any], detached: Detached) -> None:
             if service.remote_control:
                 click.echo(f"remote control -> {service.hostname}")
         detached.ready()
+        if manager.listens:
+            service.on_turn, service.turn_s = manager.live, manager.pulse_s
+            manager.ready(f"{len(scheduler.schedule)} periodic tasks.")
 
     names = ("max_interval", "schedule", "scheduler", "hostname", "remote_control")
     Beat(app, **{name: options[name] for name in names}, on_ready=say_ready).run()
+    manager.stopping("Stopping.")

@@ -40,6 +40,7 @@ from celeriac.spec.pool import Pool, PoolOptions
 from celeriac.spec.transport import Transport
 from celeriac.utils.ids import default_nodename, uuid
 from celeriac.utils.nodenames import worker_direct
+from celeriac.utils.systemd import Pulse, ServiceManager
 from celeriac.worker.broadcasts import Broadcasts
 from celeriac.worker.cluster_rates import ClusterRates
 from celeriac.worker.consumer import Loop
@@ -91,8 +92,8 @@ class Worker:
         loglevel, logformat, logfile: For the lines about tasks; without a level there are none.
         ready_file, health_port: See `health`; instead of `worker_ready_file` and `worker_health_port`.
         on_ready: Called with the worker when it consumes.
-        ends_process: The process ends with the worker: then HUP restarts it, USR1 shows where it is, and signals that
-            come after its end are ignored.
+        ends_process: The process ends with the worker: then HUP restarts it, USR1 shows where it is, signals that
+            come after its end are ignored, and systemd is told what happens, if it wants to know (`utils.systemd`).
 
     Attributes:
         restarts: It ended because of a HUP, and whoever ran it should run it anew.
@@ -173,6 +174,8 @@ class Worker:
         self._heartbeat_s = None if without_heartbeat else float(heartbeat_interval or HEARTBEAT_S)
         self._on_ready = on_ready
         self._ends_process = ends_process
+        self._manager = ServiceManager() if ends_process else ServiceManager({})
+        self._pulse: Pulse | None = None
         self._signal_name = ""
         self.restarts = False
         self._asked = 0  # how often it was asked to stop; only ever grows (D1)
@@ -181,6 +184,7 @@ class Worker:
         self.pool: Pool
         self.link: Link
         self.loop: Loop
+        self._health: Health
         self._watchdog: Watchdog | None = None
         self._door: Door | None = None
         self._stuck: StuckSlots | None = None
@@ -201,6 +205,7 @@ class Worker:
         Raises:
             ImproperlyConfigured, OperationalError: It could not start; nothing was consumed.
         """
+        self._manager.live()  # after a restart by HUP the process is the same, and its time runs on
         self._prepare()
         handlers = self._handle_signals()
         try:
@@ -208,6 +213,8 @@ class Worker:
             return self._work()
         finally:
             self._end_watch()
+            if self._pulse is not None:
+                self._pulse.stop()
             if self._door is not None:
                 self._door.close()
             if self._ends_process:
@@ -265,6 +272,8 @@ class Worker:
                 if attempt == tries or self._asked:
                     raise
                 _log.warning("%s Trying again in 2 s (%d of %d).", exc, attempt + 1, tries)
+                self._manager.starting(f"Waiting for the broker ({attempt + 1} of {tries}).", 2 * timeout_s + 10)
+                self._manager.live()
                 time.sleep(2)
         raise AssertionError("unreachable")
 
@@ -287,6 +296,7 @@ class Worker:
         self.transport.after_fork()
         app.close()
         signals.worker_before_create_process.send(sender=self)
+        self._manager.live()
         self.pool.start()
         self._steps.start()
         self.link = Link(
@@ -334,12 +344,15 @@ class Worker:
         self._watchdog.start()
         if self._door is not None:
             self._door.start()
+        if self._manager.listens:
+            self._pulse = Pulse(self._manager, self._health.stalled_s, self._describe)
+            self._pulse.start()
 
     def _make_watchdog(self) -> None:
         """Make what says whether this worker consumes, and what sees to it that it does."""
         conf = self.app.conf
         # A pool that can do nothing with its tasks but tell of them, solo, runs them in our own thread.
-        health = Health(self.loop, self.link, runs_elsewhere=bool(self.pool.abilities - {"stuck"}))
+        health = self._health = Health(self.loop, self.link, runs_elsewhere=bool(self.pool.abilities - {"stuck"}))
         if "stuck" in self.pool.abilities:
             recycle = partial(self._give_up, EXIT_STUCK) if conf["worker_recycle_stuck"] else None
             end = partial(os._exit, EXIT_STUCK) if self._ends_process else None
@@ -357,6 +370,15 @@ class Worker:
         if self._health_port is not None:
             self._door = Door(health, conf["worker_health_host"], int(self._health_port), self.hostname)
             _log.info("Health probe: http://%s:%d/ready", conf["worker_health_host"], self._door.port)
+
+    def _describe(self) -> str:
+        """What it does now, in a line for `systemctl status`."""
+        count, trouble = len(self.loop.flights), self._health.trouble()
+        if self.loop.is_stopping:
+            return f"Stopping: {count} in hand."
+        if trouble:
+            return f"Not consuming: {trouble}."
+        return f"Consuming {', '.join(self.queue_names)}: {count} in hand, {self.loop.endings.finished} finished."
 
     def _end_watch(self) -> None:
         if self._watchdog is not None:
@@ -469,6 +491,7 @@ class Worker:
             self.remote.begin()
         if self._on_ready is not None:
             self._on_ready(self)
+        self._manager.ready(self._describe())
         if self._beat_words is not None:  # when the first processes are forked
             self._beat = EmbeddedService(self.app, **self._beat_words)
             self._beat.start()
@@ -486,6 +509,8 @@ class Worker:
             self._asked += 2
         how = "cold" if self._asked > 1 else "warm"
         signals.worker_shutting_down.send(sender=self.hostname, sig=self._signal_name, how=how, exitcode=EXIT_OK)
+        restarts = self.restarts
+        (self._manager.reloading if restarts else self._manager.stopping)("Stopping.")
         self._consumer_steps.stop(by_force=how == "cold")
         _log.info("Stopping: running tasks finish, what no slot has begun is given back.")
         if self._beat is not None:
@@ -501,6 +526,8 @@ class Worker:
             grace_s=self.app.conf["worker_shutdown_grace"],
             soft_s=self.app.conf["worker_soft_shutdown_timeout"] or 0.0,
         )
+        if restarts and not self.restarts:  # it was told otherwise meanwhile
+            self._manager.stopping("Stopping.")
         if self.remote is not None:
             self.remote.stop()
         if self._broadcasts is not None:
