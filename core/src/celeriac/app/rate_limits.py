@@ -15,7 +15,8 @@ from celeriac.utils.rates import parse_rate
 SCOPES: Final = ("worker", "cluster")
 NO_STATE: Final = (
     "rate_limit_scope='cluster' needs a place that all workers share, and neither the broker nor the result backend of "
-    "this app keeps shared state. Set result_backend to one that does (redis, sqlite), or the scope to 'worker'."
+    "this app keeps shared state. Set result_backend to one that does (redis, sqlite, database), or the scope to "
+    "'worker'."
 )
 
 #: From a call's positional and keyword arguments to the key under which it is limited.

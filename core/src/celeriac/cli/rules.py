@@ -354,7 +354,7 @@ def rate_limits(facts: Facts) -> Iterator[Finding]:
             "rate limits",
             f"The rate limits of {some(limited)} hold for all workers together, and neither the broker nor the result "
             f"backend keeps what all workers share: workers would not start.",
-            "Set result_backend to one that does (redis, sqlite), or rate_limit_scope to 'worker'.",
+            "Set result_backend to one that does (redis, sqlite, database), or rate_limit_scope to 'worker'.",
         )
 
 
