@@ -29,7 +29,7 @@ from celeriac.app.rate_limits import NO_STATE, is_cluster_wide
 from celeriac.app.revocations import Revocation, id_key, keys_of_stamps, parse_signal
 from celeriac.messaging.broadcasts import Request
 from celeriac.messaging.protocol import read_call
-from celeriac.spec.data import Delivery, Head, QueueSpec
+from celeriac.spec.data import Delivery, Head, QueueSpec, StoredResult
 from celeriac.utils.rates import parse_rate
 from celeriac.worker.revoked import keys_of
 
@@ -269,6 +269,9 @@ def query_task(state: WorkerState, ids: Any = (), **_: Any) -> Any:
     for _when, delivery in state.loop.scheduled():
         if isinstance(delivery.head, Head) and delivery.head.id in wanted:
             found[delivery.head.id] = ["scheduled", describe_delivery(state, delivery)]
+    for stored in state.worker.link.waiting():
+        if stored.task_id in wanted:  # it has ended, and nobody can know of it until its result is stored
+            found[stored.task_id] = ["ready", describe_ended(state, stored)]
     return found
 
 
@@ -502,7 +505,7 @@ def shutdown(state: WorkerState, msg: str = "Got shutdown from remote", **_: Any
 
 @control_command(args=[("id", str), ("topic", str), ("action", str)], visible=False)
 def election(state: WorkerState, id: str, topic: str, action: Any = None, **_: Any) -> Any:
-    """Hold election: this worker does not gossip, so it takes no part."""
+    """Hold election: workers of celeriac take no part."""
 
 
 # -- descriptions -------------------------------------------------------------------------------------------
@@ -554,6 +557,15 @@ def describe_delivery(state: WorkerState, delivery: Delivery, safe: bool = False
         "worker_pid": None,
         "priority": properties.get("priority") or 0,
     }
+
+
+def describe_ended(state: WorkerState, stored: StoredResult) -> dict[str, Any]:
+    """A request whose run has ended: of its message nothing is known any more."""
+    return {
+        "id": stored.task_id, "name": None, "args": None, "kwargs": None, "type": None, "hostname": state.hostname,
+        "time_start": None, "acknowledged": False, "delivery_info": {}, "worker_pid": None, "priority": 0,
+        "state": stored.state,
+    }  # fmt: skip
 
 
 def describe_queue(spec: QueueSpec) -> dict[str, Any]:

@@ -356,6 +356,10 @@ class Link:
         """How many endings wait for the result store."""
         return 0 if self._settler is None or self._settler.trouble is None else self._settler.left()
 
+    def waiting(self) -> list[StoredResult]:
+        """What is to be stored of them."""
+        return [] if self._settler is None else self._settler.waiting()
+
     # -- for the loop's sleep -------------------------------------------------------------------------------
 
     def next_in(self, now: float, wanting: bool) -> float | None:

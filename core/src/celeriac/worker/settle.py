@@ -125,6 +125,10 @@ class Settler:
         """What waits here and must not be lost with the consumer: its messages will not come again."""
         return [ending for ending in (*self._tried, *self._spool, *self._endings) if ending[3]]
 
+    def waiting(self) -> list[StoredResult]:
+        """The states that wait for the result store."""
+        return [stored for ending in (*self._tried, *self._spool) for stored in ending[1]]
+
     def left(self) -> int:
         """How many endings still wait for the result store."""
         return len(self._tried) + len(self._spool)

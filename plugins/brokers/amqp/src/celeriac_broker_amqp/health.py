@@ -1,6 +1,7 @@
 """Is this RabbitMQ fit for our messages? Judged from what AMQP tells: the server's version, its login, its alarms.
 
-`consumer_timeout` cannot be asked over AMQP; what its default is follows from the version.
+Neither AMQP nor the management API (that of 3.10 was asked) tells `consumer_timeout`; what its default is follows from
+the version.
 """
 
 from __future__ import annotations
