@@ -58,3 +58,18 @@ def count_up(state, n=1):
 def whoami(state):
     "Say who is asked."
     return {"hostname": state.hostname, "tasks": "control.add" in state.app.tasks}
+
+
+if os.environ.get("CONTROL_SIBLINGS"):
+    steps = importlib.import_module(os.environ["CONTROL_LIB"] + ".bootsteps")
+
+    class Siblings(steps.StartStopStep):
+        """Prints who comes and goes."""
+
+        def start(self, parent):
+            for what in ("join", "leave", "lost"):
+                getattr(parent.gossip.on, f"node_{what}").add(
+                    lambda worker, what=what: print(f"SIBLING {what} {worker.hostname}", flush=True)
+                )
+
+    app.steps["consumer"].add(Siblings)

@@ -309,6 +309,8 @@ WORKER: Final[tuple[Row, ...]] = (
     ("worker_deduplicate_successful_tasks", "bool", False, "Do not run a message again whose task has succeeded."),
     ("worker_direct", "bool", False, "Also consume a queue of this worker's own, `<node>.dq2`."),
     ("worker_disable_rate_limits", "bool", False, "Ignore the rate limits of tasks."),
+    ("worker_mingle", "bool", False, "At the start, ask other workers what is revoked (`--mingle`)."),
+    ("worker_gossip", "bool", False, "Listen to what other workers say of themselves (`--gossip`)."),
     ("worker_enable_remote_control", "bool", True, "Listen to `celeriac inspect` and `celeriac control`."),
     ("worker_send_task_events", "bool", False, "Tell monitors about every task (`-E`)."),
     ("worker_detect_quorum_queues", "bool", True, "Use limits per consumer where a RabbitMQ queue is a quorum queue."),

@@ -161,6 +161,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]
 #: Options of `worker` without a value: the word after them is a node.
 _FLAGS_OF_WORKERS: Final = (
     "-E", "--task-events", "--events", "-B", "--beat", "--purge", "--discard", "--without-gossip", "--without-mingle",
+    "--gossip", "--mingle",
     "--without-heartbeat", "-D", "--detach", "--disable-prefetch", "-C", "--traceback",
 )  # fmt: skip
 

@@ -55,9 +55,9 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option("-E", "--task-events", "--events", is_flag=True, default=None, help="Tell monitors about every task.")
 @option("--without-heartbeat", is_flag=True, help="Do not tell monitors that the worker lives.")
 @option("--heartbeat-interval", type=float, metavar="SECONDS", help="How often to tell them. Default: 2.")
+@option("--mingle/--without-mingle", default=None, help="Ask other workers at the start what is revoked. Default: no.")
+@option("--gossip/--without-gossip", default=None, help="Hear of other workers' coming and going. Default: no.")
 @_without_effect("-O", "--optimization")
-@_without_effect("--without-gossip", is_flag=True)
-@_without_effect("--without-mingle", is_flag=True)
 @_without_effect("--pool-putlocks/--no-pool-putlocks")
 @daemon_options
 @click.pass_context

@@ -53,6 +53,7 @@ from celeriac.worker.poller import Sleeper
 from celeriac.worker.remote import Errands, Remote
 from celeriac.worker.revoked import RevocationWatch, Revoked
 from celeriac.worker.shutdown import wind_down
+from celeriac.worker.siblings import Gossip, mingle_with_all
 from celeriac.worker.spool import Spool
 from celeriac.worker.stuck import StuckSlots
 from celeriac.worker.watchdog import Watchdog
@@ -91,6 +92,7 @@ class Worker:
         beat: Send periodic tasks too, from a thread; with `scheduler` and `schedule_filename` as for `beat.Service`.
         loglevel, logformat, logfile: For the lines about tasks; without a level there are none.
         ready_file, health_port: See `health`; instead of `worker_ready_file` and `worker_health_port`.
+        mingle, gossip: See `siblings`; instead of `worker_mingle` and `worker_gossip`.
         on_ready: Called with the worker when it consumes.
         ends_process: The process ends with the worker: then HUP restarts it, USR1 shows where it is, signals that
             come after its end are ignored, and systemd is told what happens, if it wants to know (`utils.systemd`).
@@ -129,6 +131,8 @@ class Worker:
         task_events: bool | None = None,
         without_heartbeat: bool = False,
         heartbeat_interval: float | None = None,
+        mingle: bool | None = None,
+        gossip: bool | None = None,
         on_ready: Callable[[Worker], Any] | None = None,
         ends_process: bool = False,
         **extra: Any,
@@ -172,6 +176,9 @@ class Worker:
         self._health_port = conf["worker_health_port"] if health_port is None else health_port
         self._task_events = bool(conf["worker_send_task_events"] if task_events is None else task_events)
         self._heartbeat_s = None if without_heartbeat else float(heartbeat_interval or HEARTBEAT_S)
+        self._mingles = bool(conf["worker_mingle"] if mingle is None else mingle) and not extra.get("without_mingle")
+        self._gossips = bool(conf["worker_gossip"] if gossip is None else gossip) and not extra.get("without_gossip")
+        self.gossip: Gossip | None = None
         self._on_ready = on_ready
         self._ends_process = ends_process
         self._manager = ServiceManager() if ends_process else ServiceManager({})
@@ -330,6 +337,7 @@ class Worker:
             )
         self._make_autoscaler()
         self._make_remote()
+        self._meet_siblings()
         if self._purge:
             for name in self._queue_names:
                 if name not in app.router.broadcasts:
@@ -453,6 +461,15 @@ class Worker:
         )
         self.tell_events(self._task_events)
 
+    def _meet_siblings(self) -> None:
+        """Ask them what they know, and listen to them from now on, if that is wanted."""
+        if self._mingles or self._gossips:
+            require_fanout(self.transport, "mingle and gossip")
+        if self._mingles:
+            mingle_with_all(self.app, self.hostname, self.loop.revoked)
+        if self._gossips:
+            self.gossip = Gossip(self.app, self.hostname)
+
     def _check_rates(self) -> None:
         """What tasks say of their rates can be done."""
         tasks = list(self.app.tasks.values())
@@ -498,6 +515,8 @@ class Worker:
         parent = ConsumerParent(self)
         self._consumer_steps = Blueprint(self.app.steps["consumer"], parent, self.options)
         self._consumer_steps.start()
+        if self.gossip is not None:  # last, so that steps hear of everybody
+            self.gossip.start()
         signals.worker_ready.send(sender=self)
         self._tell_extensions("celeriac_worker_ready")
         try:
@@ -526,6 +545,8 @@ class Worker:
             grace_s=self.app.conf["worker_shutdown_grace"],
             soft_s=self.app.conf["worker_soft_shutdown_timeout"] or 0.0,
         )
+        if self.gossip is not None:
+            self.gossip.stop()
         if restarts and not self.restarts:  # it was told otherwise meanwhile
             self._manager.stopping("Stopping.")
         if self.remote is not None:
@@ -705,13 +726,18 @@ def _is_terminal() -> bool:
 
 
 class ConsumerParent:
-    """What steps of `app.steps["consumer"]` are given as their parent."""
+    """What steps of `app.steps["consumer"]` are given as their parent.
+
+    Attributes:
+        gossip: What is known of other workers; None unless `worker_gossip` is on.
+    """
 
     def __init__(self, worker: Worker) -> None:
         self.app = worker.app
         self.controller = worker
         self.hostname = worker.hostname
         self.pool = worker.pool
+        self.gossip = worker.gossip
 
     @property
     def connection(self) -> Any:
