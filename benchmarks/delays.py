@@ -90,7 +90,12 @@ def measure(broker: str, tasks: int, soon_s: float, span_s: float, server: Any =
             fleet.stop()
             client.close()
         ledger.read()
-        late = sorted(ledger.starts[id][0].at - due for id, due in wanted.items() if id in ledger.starts)
+        begun_at = {id: runs[0].at for id, runs in ledger.starts.items()}
+        late = sorted(begun_at[id] - due for id, due in wanted.items() if id in begun_at)
+        tenths: list[list[float]] = [[] for _ in range(10)]
+        for id, due in wanted.items():
+            if id in begun_at:
+                tenths[int((due - first) / span_s * 9.999)].append(begun_at[id] - due)
     return {
         "commit": machine.commit_of(ROOT), "machine": machine.describe(), "broker": broker, "tasks": tasks,
         "span_s": span_s, "sent_a_second": round(tasks / sent_s), "idle_kib": idle, "loaded_kib": loaded,
@@ -98,6 +103,7 @@ def measure(broker: str, tasks: int, soon_s: float, span_s: float, server: Any =
         "early": sum(seconds < 0 for seconds in late), "missing": tasks - len(late),
         "again": sum(len(ledger.starts.get(id, ())) > 1 for id in wanted), "late_median_s": quantile(late, 0.5),
         "late_p99_s": quantile(late, 0.99), "late_max_s": quantile(late, 1.0),
+        "late_p99_s_by_tenths": [quantile(sorted(tenth), 0.99) for tenth in tenths],
     }  # fmt: skip
 
 
@@ -130,7 +136,7 @@ def _line(found: dict[str, Any]) -> str:
         f"{one['at_the_end_kib']} at the end); everything restarted {one['ready_before_due_s']} s before the first",
         f"was due, spread over {one['span_s']:g} s: {one['missing']} missing, {one['early']} early,",
         f"{one['again']} run again, late: median {one['late_median_s']} s, p99 {one['late_p99_s']} s,",
-        f"max {one['late_max_s']} s",
+        f"max {one['late_max_s']} s; p99 of each tenth: {', '.join(map(str, one['late_p99_s_by_tenths']))}",
     )
     return " ".join(words)
 

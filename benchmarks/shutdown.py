@@ -31,6 +31,8 @@ from celeriac import Celery
 SLOTS = 4
 LONGEST_TASK_S = 0.1
 TASKS_A_ROUND = 60
+#: The last worker is given up if no task ends for so long.
+STALL_S = 60.0
 #: Beyond the longest task: D2 and D4 of the delivery contract.
 WARM_S, COLD_S = 1.0, 5.0
 APP = f"""
@@ -89,9 +91,12 @@ def run(place: Place, folder: Path, rounds: int, *, storm: bool) -> int:
         if number % 50 == 0:
             print(f"{number} rounds", file=sys.stderr, flush=True)
     worker = start(folder, env)
-    deadline = time.monotonic() + 120
-    while len(ids(notes, "end")) < len(tally.sent) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    before, moved_at = -1, time.monotonic()
+    while before < len(tally.sent) and time.monotonic() < moved_at + STALL_S:
+        time.sleep(0.5)
+        ended = len(ids(notes, "end"))
+        if ended != before:
+            before, moved_at = ended, time.monotonic()
     worker.terminate()
     worker.wait(30)
     client.close()

@@ -26,11 +26,11 @@ def plan(**options: Any) -> TaskPlan:
 def test_the_window_starts_at_one_a_slot_grows_for_brief_tasks_and_shrinks_at_once() -> None:
     window = Window(2, None)
     assert window.size == 2
-    window.learn(0.00005, 10)
+    window.learn(0.0002, 10)
     assert window.size == 200
     window.learn(0.00001, 1000)
     assert window.size == CAP
-    window.learn(0.002, 1)
+    window.learn(0.01, 1)
     assert window.size > 10, "an interruption is no long task"
     window.learn(1.0, 1)
     assert window.size == 2

@@ -776,6 +776,21 @@ class BrokerConformance(AbilityAware):
         assert len(bench.take(open_consumer(queue), 1, 2.0)) == 1
 
     @needs("delay")
+    def test_B24_what_was_sent_and_fell_due_earlier_is_served_earlier(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        now = time.time()
+        early = [make_payload(queue, due=now + 0.6) for _ in range(20)]
+        late = [make_payload(queue, due=now + 1.8) for _ in range(20)]
+        transport.send([*early, *late])
+        consumer = open_consumer(queue)
+        taken = bench.take(consumer, 5)
+        time.sleep(max(0.0, now + 3.0 - time.time()))  # a backlog: the others fall due while nobody asks
+        taken += bench.take(consumer, 35)
+        ids = [payload.headers["id"] for payload in early]
+        assert sorted(delivery.head.id for delivery in taken[:20]) == sorted(ids)
+
+    @needs("delay")
     def test_B24_a_message_returned_until_later_comes_later(
         self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
     ) -> None:

@@ -1,7 +1,7 @@
 """How many messages the worker holds: found, not configured.
 
-One for each slot, until the tasks at hand are known to be short; then so many that they are a few milliseconds of
-work for each slot. A long or unknown task is never held behind another. `worker_prefetch_multiplier`, when the user
+One for each slot, until the tasks at hand are known to be short; then so many that they are some milliseconds of
+work for each slot: more than an exchange with a broker takes that writes to its disk, on a busy machine. A long or unknown task is never held behind another. `worker_prefetch_multiplier`, when the user
 sets it, is obeyed instead.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
-WORK_AHEAD_S: Final = 0.005
+WORK_AHEAD_S: Final = 0.02
 CAP: Final = 256
 #: A task that takes less than this is brief: it may wait with others in one slot.
-BRIEF_S: Final = 0.002
+BRIEF_S: Final = 0.01
 #: More than an interruption by the operating system: such a task is truly long.
 LONG_S: Final = 0.05
 

@@ -75,9 +75,9 @@ for d = 1, delays do
   local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
   if first[2] and tonumber(first[2]) <= now then
     local due = redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.6f', now), 'LIMIT', 0, 256)
-    for i = #due, 1, -1 do
+    for i = 1, #due do
       local step, rest = string.match(due[i], '^(%d+):[^:]*:()')
-      redis.call('RPUSH', step == '0' and list or list .. sep .. step, string.sub(due[i], rest))
+      redis.call('LPUSH', step == '0' and list or list .. sep .. step, string.sub(due[i], rest))
     end
     redis.call('ZREM', key, unpack(due))
     first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
