@@ -1,8 +1,8 @@
 """How many messages the worker holds: found, not configured.
 
 One for each slot, until the tasks at hand are known to be short; then so many that they are some milliseconds of
-work for each slot: more than an exchange with a broker takes that writes to its disk, on a busy machine. A long or unknown task is never held behind another. `worker_prefetch_multiplier`, when the user
-sets it, is obeyed instead.
+work for each slot: more than an exchange takes with a broker that writes to its disk, on a busy machine. A long or
+unknown task is never held behind another. `worker_prefetch_multiplier`, when the user sets it, is obeyed instead.
 """
 
 from __future__ import annotations
