@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -13,7 +17,9 @@ import structlog
 from celeriac import Celery, signals
 from celeriac._state import running
 from celeriac.app.log import LoggedStream, Logging
+from celeriac.cli.group import cli
 from celeriac.cli.logs import set_up_log
+from celeriac.cli.worker import worker
 from celeriac.log import Formats, TaskLog, configure
 from celeriac.utils.log import get_task_logger, task_logger
 
@@ -21,8 +27,9 @@ CELERYS = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
 
 
 @pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Logging is the process's; give it back."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     root = logging.getLogger()
     kept = root.handlers[:], root.level, sys.stdout, sys.stderr
     structlog.reset_defaults()
@@ -151,3 +158,42 @@ def test_those_who_want_to_change_the_loggers_get_them() -> None:
         signals.after_setup_logger.disconnect(note)
         signals.after_setup_task_logger.disconnect(note)
     assert told == [logging.getLogger(), task_logger]
+
+
+# -- options, settings, environment -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "no_color", "colored"),
+    [(None, False, False), (True, False, True), (False, False, False), (True, True, False)],
+)
+def test_colours_are_as_the_setting_has_them_and_none_if_the_option_says_so(
+    tmp_path: Path, setting: bool | None, no_color: bool, colored: bool
+) -> None:
+    app = Celery("t", set_as_current=False, worker_log_color=setting)
+    path = tmp_path / "log"
+    set_up_log(app, {"loglevel": 20, "log_format": None, "logfile": str(path)}, no_color)
+    logging.getLogger("some").warning("said")
+    assert ("\x1b[" in path.read_text()) is colored
+    assert "said" in path.read_text()
+
+
+def test_programs_that_tasks_start_find_the_log_in_their_environment(tmp_path: Path) -> None:
+    app = Celery("t", set_as_current=False, worker_redirect_stdouts_level="ERROR")
+    set_up_log(app, {"loglevel": 20, "log_format": None, "logfile": f"{tmp_path}/log"}, False)
+    script = "import os; print({n: v for n, v in os.environ.items() if n.startswith('CELERY_LOG')})"
+    found = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, text=True, check=True)
+    assert ast.literal_eval(found.stdout) == {
+        "CELERY_LOG_LEVEL": "20",
+        "CELERY_LOG_FILE": f"{tmp_path}/log",
+        "CELERY_LOG_REDIRECT": "1",
+        "CELERY_LOG_REDIRECT_LEVEL": "ERROR",
+    }
+
+
+@pytest.mark.parametrize("name", ["CELERY_WORKER_LOGLEVEL", "CELERIAC_WORKER_LOGLEVEL"])
+def test_options_of_the_log_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "debug")
+    monkeypatch.setenv(name.replace("LOGLEVEL", "LOGFILE"), "%n.log")
+    given = worker.make_context("worker", [], parent=cli.make_context("celeriac", ["worker"]))
+    assert (given.params["loglevel"], given.params["logfile"]) == (logging.DEBUG, "%n.log")

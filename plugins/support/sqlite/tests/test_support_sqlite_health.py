@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from celeriac_support_sqlite.file import Database, Location
+from celeriac_support_sqlite.file import Database, Location, StoreTrouble
 from celeriac_support_sqlite.health import examine, file_system_of, judge
 
 GOOD: dict[str, Any] = {"system": "ext4", "mode": "wal", "size": 1000, "log": 1000, "free": 2**40}
@@ -30,18 +32,50 @@ def test_a_good_place_is_told_nothing() -> None:
         ({"free": 1000}, ("error", "disk")),
         ({"log": 2**30}, ("warning", "log")),
         ({"size": 2**33}, ("note", "size")),
+        ({"public": ["/data/a.db"]}, ("warning", "permissions")),
     ],
 )
 def test_what_is_unsafe_is_found(facts: dict[str, Any], finding: tuple[str, str]) -> None:
     assert finding in found(**facts)
 
 
-def test_a_file_in_use_is_examined(tmp_path: Path) -> None:
+PLACES = ("file system", "journal", "permissions")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
     database = Database(Location(f"sqlite:///{tmp_path}/a.db"), "kit", 1, ("CREATE TABLE kit (a)",))
+    yield database
+    database.close()
+
+
+def test_a_file_in_use_is_examined(database: Database) -> None:
+    assert [one for one in examine(database) if one.about in PLACES] == []
+
+
+def test_what_everybody_may_write_to_is_found(database: Database, tmp_path: Path) -> None:
+    examine(database)
+    (tmp_path / "a.db").chmod(0o666)
+    (found,) = [one for one in examine(database) if one.about in PLACES]
+    assert (found.level, found.about) == ("warning", "permissions")
+    assert f"{tmp_path}/a.db:" in found.text
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_what_this_user_may_not_write_to_is_found(database: Database, tmp_path: Path, mode: int) -> None:
+    examine(database)
+    tmp_path.chmod(mode)
+    database.close()
+    os.seteuid(65534)
     try:
-        assert [one for one in examine(database) if one.about in ("file system", "journal")] == []
+        (found,) = examine(database)
+        with pytest.raises(StoreTrouble, match="must be allowed to write"):
+            database.read(lambda conn: None)
     finally:
-        database.close()
+        os.seteuid(0)
+    assert (found.level, found.about) == ("error", "permissions")
+    assert "user (65534)" in found.text
 
 
 def test_the_file_system_of_the_innermost_mount_counts(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from typing import Any, Final
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError
 from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec.diagnosis import Finding
 from celeriac.states import READY_STATES
 from celeriac_backend_sqlite.chords import SqliteChords
+from celeriac_support_sqlite import health
 from celeriac_support_sqlite.file import Database, Location, StoreTrouble, cannot_listen
 from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell, Ear, folder_of, topic
@@ -55,7 +57,7 @@ SPARE_EARS: Final = 4
 class SqliteBackend:
     """Results in one SQLite file."""
 
-    abilities = frozenset({"push", "expire", "persistent", "joint", "shared", "state", "count", "groups"})
+    abilities = frozenset({"push", "expire", "persistent", "joint", "shared", "state", "count", "groups", "diagnose"})
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
         options = settings.get("result_backend_transport_options") or {}
@@ -173,6 +175,11 @@ class SqliteBackend:
         except StoreTrouble as exc:
             raise BackendUnreachable(f"sqlite backend: {exc.message}", url=self._url, hint=exc.hint) from exc
         return f"SQLite {sqlite3.sqlite_version}, {self._database.path}"
+
+    def diagnose(self, *, longest_task_s: float | None, timeout_s: float) -> list[Finding]:
+        """See `Diagnoses.diagnose`."""
+        with self._errors():
+            return health.examine(self._database)
 
     def after_fork(self) -> None:
         self._database.forget()

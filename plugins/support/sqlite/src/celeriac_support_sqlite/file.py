@@ -351,10 +351,13 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _cannot_open(path: str) -> StoreTrouble:
     folder = Path(path).parent
-    if not folder.is_dir():
-        return StoreTrouble("unreachable", f"the folder {folder} does not exist.", f"Make it: mkdir -p {folder}")
-    if Path(path).is_dir():
-        return StoreTrouble("unreachable", f"{path} is a folder.", "Name a file in it.")
+    try:
+        if not folder.is_dir():
+            return StoreTrouble("unreachable", f"the folder {folder} does not exist.", f"Make it: mkdir -p {folder}")
+        if Path(path).is_dir():
+            return StoreTrouble("unreachable", f"{path} is a folder.", "Name a file in it.")
+    except PermissionError:
+        pass  # a folder above is closed to this user, which is what will be said
     return StoreTrouble("unreachable", f"{path} cannot be opened.", _who_may_write(path))
 
 

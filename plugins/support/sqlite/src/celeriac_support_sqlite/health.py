@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from celeriac.spec.diagnosis import Finding
 from celeriac_support_sqlite.file import Database
+from celeriac_support_sqlite.wake import folder_of
 
 #: File systems over a network. SQLite's log is shared memory, which they do not share.
 REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ceph"})
@@ -24,6 +26,13 @@ def examine(database: Database) -> list[Finding]:
         StoreTrouble: The file cannot be read.
     """
     path = database.path
+    folder = os.path.dirname(path)
+    places = [folder, *filter(os.path.exists, (path, f"{path}-wal", f"{path}-shm", folder_of(path)))]
+    # By the effective user, which the files are opened as, where the system can say.
+    effective = os.access in os.supports_effective_ids
+    closed = [place for place in places if not os.access(place, os.W_OK, effective_ids=effective)]
+    if closed:  # reading may be refused, or may not: it says nothing about writing
+        return list(_closed_to_us(closed))
     mode = database.read(lambda conn: str(conn.execute("PRAGMA journal_mode").fetchone()[0]))
     return list(
         judge(
@@ -32,13 +41,38 @@ def examine(database: Database) -> list[Finding]:
             mode=mode,
             size=_size(path),
             log=_size(f"{path}-wal"),
-            free=shutil.disk_usage(os.path.dirname(path)).free,
+            free=shutil.disk_usage(folder).free,
+            public=[place for place in places[1:] if os.stat(place).st_mode & stat.S_IWOTH],
         )
     )
 
 
-def judge(path: str, *, system: str, mode: str, size: int, log: int, free: int) -> Iterator[Finding]:
-    """What is unsafe about a file of this size (bytes) in such a place."""
+def _closed_to_us(places: Sequence[str]) -> Iterator[Finding]:
+    yield Finding(
+        "error",
+        "permissions",
+        f"This user ({os.geteuid()}) may not write to {', '.join(places)}, where all who use the file must: it has a "
+        "log and a folder of wake-ups beside it.",
+        "Run all of them as one user, or give the folder and its files to a group of theirs (chmod g+w, umask 002).",
+    )
+
+
+def judge(
+    path: str, *, system: str, mode: str, size: int, log: int, free: int, public: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """What is unsafe about a file of this size (bytes) in such a place.
+
+    Args:
+        log, free: The size of its log; what is free on its disk; in bytes.
+        public: What of it every user of the machine may write to.
+    """
+    if public:
+        yield Finding(
+            "warning",
+            "permissions",
+            f"Every user of this machine may write to {', '.join(public)}: to send calls, and to change results.",
+            "chmod o-w, and start what makes them with --umask=027.",
+        )
     if system in REMOTE:
         yield Finding(
             "error",
