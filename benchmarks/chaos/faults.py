@@ -106,46 +106,43 @@ def reset_mid_answer(scene: Scene) -> Generator[float, None, str]:
 def hold(scene: Scene) -> Generator[float, None, str]:
     """The network is away for a while, and what was said arrives late."""
     scene.wire.hold()
-    yield scene.rng.uniform(0.3, 2.0)
-    there = scene.wire.connections
-    scene.wire.heal()
-    return f"{there} connections held" if there else ""
+    return (yield from _leave(scene, scene.rng.uniform(0.3, 2.0), "held"))
 
 
 @fault(*SERVERS, connection=True)
 def half_open(scene: Scene) -> Generator[float, None, str]:
     """The server's machine is gone without a word, and comes back knowing nothing of its connections."""
-    before = scene.wire.swallowed_bytes
-    scene.wire.swallow()
-    yield scene.rng.uniform(1.0, 3.0)
-    scene.wait_for(lambda: scene.wire.swallowed_bytes > before, 8.0)
-    scene.wire.heal()
-    count = scene.wire.swallowed_bytes - before
-    return f"{count} bytes swallowed" if count else ""
+    return (yield from _swallow(scene, scene.rng.uniform(1.0, 3.0)))
 
 
 @fault(*SERVERS, connection=True)
 def answers_lost(scene: Scene) -> Generator[float, None, str]:
     """What clients say arrives and is done; the answers get lost."""
-    before = scene.wire.swallowed_bytes
-    scene.wire.swallow(DOWN)
-    yield scene.rng.uniform(0.2, 1.5)
-    scene.wait_for(lambda: scene.wire.swallowed_bytes > before, 8.0)
-    scene.wire.heal()
-    count = scene.wire.swallowed_bytes - before
-    return f"{count} bytes swallowed" if count else ""
+    return (yield from _swallow(scene, scene.rng.uniform(0.2, 1.5), DOWN))
 
 
 @fault(*SERVERS, connection=True)
 def requests_lost(scene: Scene) -> Generator[float, None, str]:
     """What clients say gets lost."""
+    return (yield from _swallow(scene, scene.rng.uniform(0.2, 1.5), UP))
+
+
+def _swallow(scene: Scene, seconds: float, *way: Any) -> Generator[float, None, str]:
     before = scene.wire.swallowed_bytes
-    scene.wire.swallow(UP)
-    yield scene.rng.uniform(0.2, 1.5)
+    scene.wire.swallow(*way)
+    yield seconds
     scene.wait_for(lambda: scene.wire.swallowed_bytes > before, 8.0)
     scene.wire.heal()
     count = scene.wire.swallowed_bytes - before
     return f"{count} bytes swallowed" if count else ""
+
+
+def _leave(scene: Scene, seconds: float, what: str) -> Generator[float, None, str]:
+    """Leave the wire as it is for so long, and mend it."""
+    yield seconds
+    there = scene.wire.connections
+    scene.wire.heal()
+    return f"{there} connections {what}" if there else ""
 
 
 @fault(*SERVERS, connection=True)
@@ -163,20 +160,14 @@ def port_closed(scene: Scene) -> Generator[float, None, str]:
 def slow(scene: Scene) -> Generator[float, None, str]:
     """Everything takes 0.3 s longer each way."""
     scene.wire.delay(0.3)
-    yield 2.0
-    there = scene.wire.connections
-    scene.wire.heal()
-    return f"{there} connections slowed" if there else ""
+    return (yield from _leave(scene, 2.0, "slowed"))
 
 
 @fault(*SERVERS)
 def narrow(scene: Scene) -> Generator[float, None, str]:
     """10 KB a second."""
     scene.wire.throttle(10_000)
-    yield 2.0
-    there = scene.wire.connections
-    scene.wire.heal()
-    return f"{there} connections throttled" if there else ""
+    return (yield from _leave(scene, 2.0, "throttled"))
 
 
 # -- the server ---------------------------------------------------------------------------------------------
@@ -185,18 +176,18 @@ def narrow(scene: Scene) -> Generator[float, None, str]:
 @fault(*SERVERS)
 def server_killed(scene: Scene) -> Generator[float, None, str]:
     """The server is killed and started again."""
-    server, pid = scene.place.server, scene.place.server.pid
-    server.kill()
-    yield scene.rng.uniform(0.0, 2.0)
-    server.start()
-    return f"process {server.pid} instead of {pid}"
+    return (yield from _replace_server(scene, scene.place.server.kill))
 
 
 @fault(*SERVERS)
 def server_restarted(scene: Scene) -> Generator[float, None, str]:
     """The server is stopped in good order and started again."""
+    return (yield from _replace_server(scene, scene.place.server.stop))
+
+
+def _replace_server(scene: Scene, end: Callable[[], Any]) -> Generator[float, None, str]:
     server, pid = scene.place.server, scene.place.server.pid
-    server.stop()
+    end()
     yield scene.rng.uniform(0.0, 2.0)
     server.start()
     return f"process {server.pid} instead of {pid}"
@@ -223,23 +214,23 @@ def clients_killed(scene: Scene) -> Generator[float, None, str]:
 @fault("redis")
 def read_only(scene: Scene) -> Generator[float, None, str]:
     """The server becomes a replica of one that is away, and takes no writes."""
-    before = scene.errors("READONLY")
-    scene.place.redis("REPLICAOF", "127.0.0.1", "1")
-    yield scene.rng.uniform(1.0, 3.0)
-    count = scene.errors("READONLY") - before
-    scene.place.redis("REPLICAOF", "NO", "ONE")
-    return f"{count} × READONLY" if count else ""
+    return (yield from _refuse(scene, "READONLY", "REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"))
 
 
 @fault("redis")
 def out_of_memory(scene: Scene) -> Generator[float, None, str]:
     """There is no memory left for writes."""
-    before = scene.errors("OOM")
-    scene.place.redis("CONFIG", "SET", "maxmemory", "1")
+    return (yield from _refuse(scene, "OOM", "CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"))
+
+
+def _refuse(scene: Scene, error: str, strike: str, mend: str) -> Generator[float, None, str]:
+    """Have Redis answer with this error for a while."""
+    before = scene.errors(error)
+    scene.place.redis(*strike.split())
     yield scene.rng.uniform(1.0, 3.0)
-    count = scene.errors("OOM") - before
-    scene.place.redis("CONFIG", "SET", "maxmemory", "0")
-    return f"{count} × OOM" if count else ""
+    count = scene.errors(error) - before
+    scene.place.redis(*mend.split())
+    return f"{count} × {error}" if count else ""
 
 
 @fault("redis")

@@ -6,14 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.watched import CELERIAC, Watched
 
-CELERIAC = Path(sys.executable).parent / "celeriac"
 TASKS = """
 from celeriac import Celery
 from celeriac.utils.log import get_task_logger
@@ -35,38 +34,7 @@ def whisper():
 """
 
 
-class Worker:
-    """A worker process and its two outputs."""
-
-    def __init__(self, folder: Path, words: tuple[str, ...], variables: dict[str, str]) -> None:
-        self._out, self._err = folder / "worker.out", folder / "worker.err"
-        with self._out.open("w") as out, self._err.open("w") as err:
-            command = [CELERIAC, "-A", "tasks", *words]
-            environment = {**os.environ, **variables}
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
-
-    @property
-    def out(self) -> str:
-        return self._out.read_text()
-
-    @property
-    def err(self) -> str:
-        return self._err.read_text()
-
-    def wait_for(self, text: str, count: int = 1) -> None:
-        """Wait until its log has this."""
-        deadline = time.monotonic() + 30
-        while self.err.count(text) < count:
-            assert self.process.poll() is None, self.err
-            assert time.monotonic() < deadline, f"{text!r} never came:\n{self.err}"
-            time.sleep(0.02)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-
-Start = Callable[..., Worker]
+Start = Callable[..., Watched]
 
 
 @pytest.fixture
@@ -78,10 +46,11 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
     """Starts workers of one slot, with the log level info."""
-    workers: list[Worker] = []
+    workers: list[Watched] = []
 
-    def start(*words: str, ready: str = "ready.", **variables: str) -> Worker:
-        worker = Worker(folder, ("worker", "-l", "info", "-P", "solo", *words), variables)
+    def start(*words: str, ready: str = "ready.", **variables: str) -> Watched:
+        made = "-A", "tasks", "worker", "-l", "info", "-P", "solo", *words
+        worker = Watched(folder, *made, variables=variables)
         workers.append(worker)
         if ready:
             worker.wait_for(ready)
@@ -89,8 +58,7 @@ def start(folder: Path) -> Iterator[Start]:
 
     yield start
     for worker in workers:
-        worker.process.kill()
-        worker.process.wait()
+        worker.close()
 
 
 @pytest.fixture
@@ -156,7 +124,7 @@ def test_task_lines_are_celerys_and_hide_passwords(start: Start, send: Callable[
     worker = start()
     good, bad = send("tasks.add", "-a", "[2, 2]"), send("tasks.fail", "-a", '["c4n4ry"]')
     send("tasks.whisper")
-    worker.wait_for("whisper", 3)
+    worker.wait_for("whisper", count=3)
     assert worker.stop() == 0
     assert f"Task tasks.add[{good}] received" in worker.err
     assert f"Task tasks.add[{good}] succeeded in 0." in worker.err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.watched import CELERIAC, Watched
 
 from celeriac.testing.services import RedisService
 from celeriac_support_redis.wire import connect, parse_url
 
-CELERIAC = Path(sys.executable).parent / "celeriac"
 TALKERS = """
 import logging
 import structlog
@@ -45,40 +44,6 @@ def evil(text):
 """
 
 
-class Worker:
-    """A worker in a folder of its own, which ends after the test."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        self.folder = folder
-        self._out, self._err = folder / "out", folder / "err"
-        with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = subprocess.Popen([CELERIAC, *words], cwd=folder, stdout=out, stderr=err)
-
-    @property
-    def out(self) -> str:
-        return self._out.read_text()
-
-    @property
-    def err(self) -> str:
-        return self._err.read_text()
-
-    def wait_for(self, *texts: str) -> None:
-        deadline = time.monotonic() + 60
-        while not all(text in self.err for text in texts):
-            assert self.process.poll() is None, self.err
-            assert time.monotonic() < deadline, self.err
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(10)
-
-
 def call(folder: Path, *words: str) -> str:
     ran = subprocess.run([CELERIAC, *words], cwd=folder, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
@@ -92,7 +57,7 @@ def test_whatever_a_task_logs_or_prints_is_one_line_that_names_the_task(tmp_path
     id = call(tmp_path, "-A", "talkers", "call", task)
     evil = call(tmp_path, "-A", "talkers", "call", "evil\x1b[2J\nname", "-a", '["\\u001b]0;x\\u0007\\nforged"]')
     words = ("-A", "talkers", "worker", "-P", pool, "-c", "1", "-l", "info", "--log-format", "json", "-q")
-    worker = Worker(tmp_path, *words)
+    worker = Watched(tmp_path, *words)
     try:
         worker.wait_for("by print", "task.failed", "task.succeeded")
         worker.stop()
@@ -115,7 +80,7 @@ def test_the_format_of_the_settings_is_the_worker_s_and_prints_may_stay_prints(t
     id = call(tmp_path, "-A", "talkers", "call", "talkers.say")
     settings = ["worker.log_format=%(levelname)s/%(processName)s - %(message)s"]
     settings += ["worker.task_log_format=%(task_name)s %(task_id)s - %(message)s", "worker.redirect_stdouts=0"]
-    worker = Worker(tmp_path, "-A", "talkers", "worker", "-P", "solo", "-l", "info", *settings)
+    worker = Watched(tmp_path, "-A", "talkers", "worker", "-P", "solo", "-l", "info", *settings)
     try:
         worker.wait_for("succeeded")
         worker.stop()
@@ -207,10 +172,10 @@ def test_no_secret_is_said_by_any_command_or_by_a_worker(tmp_path: Path, locked_
         folder.mkdir()
         write_app(folder, locked_redis, locked_redis)
         words = ("-P", "solo", "-l", "debug", "-E", "--log-format", log_format)
-        worker = Worker(folder, "-A", "secretive", "worker", *words)
+        worker = Watched(folder, "-A", "secretive", "worker", *words)
         (folder / "events").mkdir()
         write_app(folder / "events", locked_redis, locked_redis)
-        monitor = Worker(folder / "events", "-A", "secretive", "events", "--json")
+        monitor = Watched(folder / "events", "-A", "secretive", "events", "--json")
         try:
             worker.wait_for("ready")
             deadline = time.monotonic() + 60

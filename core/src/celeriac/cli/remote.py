@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pprint
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import click
@@ -53,69 +53,58 @@ def status(state: State, timeout: float | None, destination: list[str], as_json:
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
 @_commanding
 @click.pass_obj
-def inspect(
-    state: State,
-    listed: bool,
-    timeout: float | None,
-    destination: list[str],
-    as_json: bool,
-    command: str | None,
-    arguments: tuple[str, ...],
-) -> None:
+def inspect(state: State, /, **given: Any) -> None:
     """Ask running workers about themselves: celeriac inspect COMMAND.
 
     --list shows the commands. Exit code 69: no worker replied in time.
     """
-    app = state.app()
-    if command is None or listed:
-        _list_commands("inspect", as_json, required=listed)
-        return
-    info = _find("inspect", command)
-    inspect = app.control.inspect(
-        destination=destination or None,
-        timeout=timeout or info.default_timeout,
-        callback=None if as_json else _say_reply,
-    )
-    replies = _require(inspect._request(command, **_read_arguments(info, arguments)))
-    if as_json:
-        click.echo(json.dumps(replies, default=str))
-    else:
+    replies = _command("inspect", state, **given)
+    if replies and not given["as_json"]:
         _say_count(state, replies)
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
 @_commanding
 @click.pass_obj
-def control(
+def control(state: State, /, **given: Any) -> None:
+    """Tell running workers what to do: celeriac control COMMAND.
+
+    --list shows the commands. Exit code 69: no worker replied in time.
+    """
+    _command("control", state, **given)
+
+
+def _command(
+    kind: str,
     state: State,
+    *,
     listed: bool,
     timeout: float | None,
     destination: list[str],
     as_json: bool,
     command: str | None,
     arguments: tuple[str, ...],
-) -> None:
-    """Tell running workers what to do: celeriac control COMMAND.
-
-    --list shows the commands. Exit code 69: no worker replied in time.
-    """
+) -> list[dict[str, Any]]:
+    """Send a command, or list those of this kind; the replies, which have been printed."""
     app = state.app()
     if command is None or listed:
-        _list_commands("control", as_json, required=listed)
-        return
-    info = _find("control", command)
-    replies = app.control.broadcast(
-        command,
-        arguments=_read_arguments(info, arguments),
-        destination=destination or None,
-        reply=True,
-        timeout=timeout or info.default_timeout,
-        callback=None if as_json else _say_reply,
+        _list_commands(kind, as_json, required=listed)
+        return []
+    info = _find(kind, command)
+    replies: list[dict[str, Any]] = _require(
+        app.control.broadcast(
+            command,
+            arguments=_read_arguments(info, arguments),
+            destination=destination or None,
+            reply=True,
+            timeout=timeout or info.default_timeout,
+            callback=None if as_json else _say_reply,
+        )
     )
-    if not replies:
-        _require(None)
     if as_json:
-        click.echo(json.dumps(replies, default=str))
+        merged = {node: value for reply in replies for node, value in reply.items()}
+        click.echo(json.dumps(merged if kind == "inspect" else replies, default=str))
+    return replies
 
 
 def _find(kind: str, name: str) -> CommandInfo:
@@ -199,7 +188,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else pprint.pformat(value, width=100)
 
 
-def _say_count(state: State, replies: Mapping[str, Any]) -> None:
+def _say_count(state: State, replies: Sized) -> None:
     if not state.given.quiet:
         count = len(replies)
         say(f"\n{count} node{'' if count == 1 else 's'} online.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -143,34 +144,38 @@ def add(state: State, /, name: str, task: str, file: str | None, **given: Any) -
     click.echo(f"Added {name}.")
 
 
-@schedule.command()
-@click.argument("name")
-@_file
-@click.pass_obj
-def pause(state: State, name: str, file: str | None) -> None:
+def _of_one_entry(act: Callable[[View, str], str]) -> click.Command:
+    """A command NAME that does something about one entry, and prints a line about that."""
+
+    @schedule.command(act.__name__, help=act.__doc__)
+    @click.argument("name")
+    @_file
+    @click.pass_obj
+    def command(state: State, name: str, file: str | None) -> None:
+        view = View(state, file)
+        view.require(name)
+        click.echo(act(view, name))
+
+    return command
+
+
+@_of_one_entry
+def pause(view: View, name: str) -> str:
     """Do not send NAME until it is resumed."""
-    _set_paused(View(state, file), name, True)
-    click.echo(f"Paused {name}.")
+    _set_paused(view, name, True)
+    return f"Paused {name}."
 
 
-@schedule.command()
-@click.argument("name")
-@_file
-@click.pass_obj
-def resume(state: State, name: str, file: str | None) -> None:
+@_of_one_entry
+def resume(view: View, name: str) -> str:
     """Send NAME again, from its next time on; what was missed is not made up for."""
-    _set_paused(View(state, file), name, False)
-    click.echo(f"Resumed {name}.")
+    _set_paused(view, name, False)
+    return f"Resumed {name}."
 
 
-@schedule.command()
-@click.argument("name")
-@_file
-@click.pass_obj
-def remove(state: State, name: str, file: str | None) -> None:
+@_of_one_entry
+def remove(view: View, name: str) -> str:
     """Remove an entry that was added by hand; one of the app's own can be paused."""
-    view = View(state, file)
-    view.require(name)
     edit = view.edits.entries.get(name)
     if edit is None or edit.task is None:
         raise click.UsageError(
@@ -178,22 +183,16 @@ def remove(state: State, name: str, file: str | None) -> None:
             f"celeriac schedule pause {name}"
         )
     view.ledger.remove(name)
-    click.echo(f"Removed {name}.")
+    return f"Removed {name}."
 
 
-@schedule.command()
-@click.argument("name")
-@_file
-@click.pass_obj
-def trigger(state: State, name: str, file: str | None) -> None:
+@_of_one_entry
+def trigger(view: View, name: str) -> str:
     """Have a running beat send NAME once, now, besides its schedule; prints the id of the task."""
-    view = View(state, file)
-    view.require(name)
-    click.echo(view.ledger.trigger(name))
+    return view.ledger.trigger(name)
 
 
 def _set_paused(view: View, name: str, paused: bool) -> None:
-    view.require(name)
     edit = view.edits.entries.get(name) or Edit(name)
     edit.paused, edit.since = paused, None if paused else view.ledger.now()
     view.ledger.edit(edit)
