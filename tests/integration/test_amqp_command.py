@@ -23,7 +23,7 @@ def test_the_verbs_do_what_they_say_on_one_channel(amqp_url: str) -> None:
         basic.publish 'hello \x1b[2J world' post a.b
         basic.get letters
         basic.ack 1
-        basic.publish second '' letters
+        basic.publish second '' letters true
         queue.purge letters
         queue.delete nobody-has-this
         queue.declare letters true
@@ -33,7 +33,7 @@ def test_the_verbs_do_what_they_say_on_one_channel(amqp_url: str) -> None:
         exchange.delete post
         queue.declare letters true
     """
-    done = amqp(amqp_url, lines=lines)
+    done = amqp(amqp_url, "repl", lines=lines)
     assert done.stdout.splitlines() == [
         "queue:letters messages:0 consumers:0",
         "ok",

@@ -30,7 +30,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """On SQLite, with one worker that tells about tasks."""
     fleet = make_fleet("sqlite", request, tmp_path_factory.mktemp("events"))
     try:
-        fleet.worker("w1", "-P", "solo", "-E")
+        fleet.worker("w1", "-P", "solo", "-E", "--prefetch-multiplier", "9", "--disable-prefetch")
         yield fleet
     finally:
         fleet.close()
@@ -40,6 +40,11 @@ def send(fleet: Fleet, task: str, *args: object) -> str:
     result = fleet.app.send_task(f"control.{task}", args)
     result.get(timeout=WAIT_S, propagate=False)
     return str(result.id)
+
+
+def test_a_worker_that_is_not_to_prefetch_holds_what_it_runs(fleet: Fleet) -> None:
+    stats = fleet.app.control.inspect(["w1@here"], timeout=WAIT_S, limit=1).stats()
+    assert stats["w1@here"]["prefetch_count"] == 1
 
 
 class Terminal:

@@ -215,6 +215,14 @@ def test_call_sends_and_prints_the_id_and_purge_removes_it(celeriac: Run, app: C
     assert celeriac("purge", "-f").out == "No messages purged from queue celery.\n"
 
 
+def test_call_and_purge_speak_json_to_programs(celeriac: Run) -> None:
+    for queue in ("a", "a", "b"):
+        sent = json.loads(celeriac("call", "tasks.add", "--queue", queue, "--json").out)
+        assert len(sent.pop("task_id")) == 36
+        assert sent == {}
+    assert json.loads(celeriac("purge", "-f", "-Q", "a,b,c", "--json").out) == {"a": 2, "b": 1, "c": 0}
+
+
 def test_purge_asks_and_takes_silence_for_no(celeriac: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     celeriac("call", "tasks.add", "-a", "[2, 2]")
     monkeypatch.setattr("celeriac.cli.purge.click.confirm", lambda *_, **__: False)

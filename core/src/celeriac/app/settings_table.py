@@ -618,7 +618,7 @@ NOT_YET: Final = frozenset(
         "task_remote_tracebacks", "task_retry_on_worker_lost",
         "worker_agent", "worker_cancel_long_running_tasks_on_connection_loss",
         "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",
-        "worker_disable_prefetch", "worker_enable_prefetch_count_reduction",
+        "worker_enable_prefetch_count_reduction",
         "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
         "worker_pool_start_method",
         "worker_timer_precision",

@@ -80,6 +80,14 @@ def amqp(ctx: click.Context) -> None:
         ctx.exit(_prompt(ctx))
 
 
+@amqp.command("repl")
+@click.pass_context
+def repl(ctx: click.Context) -> None:
+    """The prompt, by Celery's name."""
+    assert ctx.parent is not None
+    ctx.exit(_prompt(ctx.parent))
+
+
 def _prompt(ctx: click.Context) -> int:
     worst = OK
     group = ctx.command
@@ -231,14 +239,20 @@ def basic_ack(session: Session, delivery_tag: int) -> None:
 @click.argument("message")
 @click.argument("exchange", default="")
 @click.argument("routing_key", default="")
+@click.argument("mandatory", type=bool, default=False)
+@click.argument("immediate", type=bool, default=False)
 @click.pass_obj
-def basic_publish(session: Session, message: str, exchange: str, routing_key: str) -> None:
-    """Send a text."""
+def basic_publish(
+    session: Session, message: str, exchange: str, routing_key: str, mandatory: bool, immediate: bool
+) -> None:
+    """Send a text. (RabbitMQ refuses immediate.)"""
     session.do(
         lambda channel: channel.basic_publish(
             channel.prepare_message(message, content_type="text/plain", content_encoding="utf-8"),
             exchange=exchange,
             routing_key=routing_key,
+            mandatory=mandatory,
+            immediate=immediate,
         )
     )
     click.echo("ok")

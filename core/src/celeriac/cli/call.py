@@ -62,8 +62,9 @@ class SecondsOrTime(click.ParamType):  # type: ignore[type-arg] # generic from c
 @option("--exchange", help="Send it to this exchange.")
 @option("--routing-key", help="Send it with this routing key.")
 @option("--priority", type=click.IntRange(0, 255), help="Its priority.")
+@option("--json", "as_json", is_flag=True, help="Print the id in a JSON object.")
 @click.pass_obj
-def call(state: State, /, name: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> None:
+def call(state: State, /, name: str, args: list[Any], kwargs: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Send a call of the task NAME and print its id.
 
     The task need not be known here: celeriac -b redis:// call tasks.add -a '[2, 2]'
@@ -75,4 +76,4 @@ def call(state: State, /, name: str, args: list[Any], kwargs: dict[str, Any], **
     if state.given.app and name not in app.tasks:
         say(f"{name} is not among the tasks of {state.given.app}; sent all the same.")
     result = app.send_task(name, args=args, kwargs=kwargs, **given)
-    click.echo(result.id)
+    click.echo(json.dumps({"task_id": result.id}) if as_json else result.id)

@@ -45,6 +45,8 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option(
     "--prefetch-multiplier", type=click.IntRange(0), metavar="N", help="Hold N messages per slot. Default: as fits."
 )
+@option("--disable-prefetch", is_flag=True, help="Hold no more messages than can run at once.")
+@option("--pool-start-method", type=click.Choice(["fork", "spawn"]), help="The setting worker_pool_start_method.")
 @option("-B", "--beat", is_flag=True, help="Send periodic tasks too. Any number of workers may be told so.")
 @option("-s", "--schedule-filename", "--schedule", metavar="FILE", help="With -B: as --schedule of celeriac beat.")
 @option("--scheduler", metavar="NAME", help="With -B: as --scheduler of celeriac beat.")
@@ -82,6 +84,8 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
 
 def _run(state: State, options: dict[str, Any], detached: Detached) -> int:
     app = state.app()
+    if options["pool_start_method"]:
+        app.conf.config_from_cmdline([f"worker.pool_start_method={options['pool_start_method']}"], namespace="worker")
     if options["include"]:
         app.conf.override({"include": [*app.conf.include, *options["include"]]})
     ours = set_up_log(app, options, state.given.no_color)

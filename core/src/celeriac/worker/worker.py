@@ -117,6 +117,7 @@ class Worker:
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
         prefetch_multiplier: int | None = None,
+        disable_prefetch: bool = False,
         purge: bool = False,
         statedb: str | None = None,
         beat: bool = False,
@@ -159,6 +160,8 @@ class Worker:
         self._multiplier = (
             prefetch_multiplier if prefetch_multiplier is not None else conf["worker_prefetch_multiplier"]
         )
+        if disable_prefetch or conf["worker_disable_prefetch"]:
+            self._multiplier = 1  # what is held, runs
         self._purge = purge
         self._state_db = statedb
         self._watch: RevocationWatch | None = None
@@ -324,7 +327,7 @@ class Worker:
             self.pool,
             self._sleeper,
             node=self.hostname,
-            window=Window(self.concurrency, self._multiplier),
+            window=Window(self.pool.slots, self._multiplier),  # solo has one, whatever -c says
             log=self._task_log,
             hard_s=self._hard_s,
             soft_s=self._soft_s,
