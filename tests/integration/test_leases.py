@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.celery_venv import celery_python
-from tests.integration.conftest import House, wait_until
+from tests.integration.conftest import House, make_house, wait_until
 
 from celeriac_support_redis.wire import Wire, connect, parse_url
 
@@ -65,6 +66,27 @@ def test_a_task_that_keeps_the_processor_in_the_very_process_that_renews_runs_on
             house.worker("-P", "threads", "-c", "1")
         assert house.send("spin", 9.0, "spin").get(timeout=60) == "spin"
         assert starts(house) == ["spin"]
+    finally:
+        house.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+def test_c_code_that_holds_the_interpreter_costs_no_lease_and_a_stopped_worker_still_loses_its_own(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    plain = make_house(kind, request, tmp_path)
+    plain.close()
+    house = House(tmp_path, f"{plain.broker}?lease=3", plain.backend)
+    try:
+        for pool in ("threads", "solo"):
+            house.worker("-P", pool, "-c", "1")
+        assert house.send("hold_interpreter", 7, "held").get(timeout=60) == "held"
+        assert starts(house) == ["held"]
+        house.send("sleep", 60.0, "stopped")
+        wait_until(lambda: "stopped" in starts(house), what="the task")
+        (pid,) = (int(line.split()[2]) for line in house.ran() if line.startswith("start stopped"))
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: starts(house).count("stopped") == 2, 30.0, "the other worker's run")
     finally:
         house.close()
 

@@ -146,6 +146,15 @@ def spin(seconds: float, name: str = "") -> str:
 
 
 @app.task
+def hold_interpreter(seconds: int, name: str = "") -> str:
+    """As `sleep`, in C code that keeps Python's interpreter lock: no other thread of the process runs."""
+    note(f"start {name} {os.getpid()}")
+    ctypes.PyDLL(None).sleep(seconds)
+    note(f"end {name} {os.getpid()}")
+    return name
+
+
+@app.task
 def swallow_soft_limit(seconds: float) -> str:
     try:
         time.sleep(seconds)

@@ -264,6 +264,13 @@ WORKER: Final[tuple[Row, ...]] = (
     ("worker_max_tasks_per_child", "int", None, "Replace a process of the pool after so many tasks."),
     ("worker_max_memory_per_child", "kibibytes", None, "Replace one that has grown beyond this after its task."),
     (
+        "worker_stand_in_limit",
+        "seconds",
+        3600.0,
+        "For so long a small process beside the worker keeps the lease of one whose tasks run in its own process and "
+        "hold its interpreter up; then its messages go to others. 0: there is none.",
+    ),
+    (
         "worker_watchdog",
         "seconds",
         10.0,
@@ -598,6 +605,7 @@ OWN: Final = frozenset(
         "worker_ready_file",
         "worker_recycle_stuck",
         "worker_shutdown_grace",
+        "worker_stand_in_limit",
         "worker_watchdog",
     }
 )

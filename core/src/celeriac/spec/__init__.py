@@ -40,7 +40,16 @@ from celeriac.spec.listener import Run, RunListener
 from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SaysStuck, SlotProgram
 from celeriac.spec.serializer import Serializer, SerializerHost
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
-from celeriac.spec.transport import Consumer, DeadLetters, FanoutTransport, Listener, OnceTransport, Poller, Transport
+from celeriac.spec.transport import (
+    Consumer,
+    DeadLetters,
+    FanoutTransport,
+    Listener,
+    OnceTransport,
+    Poller,
+    StandsIn,
+    Transport,
+)
 
 __all__ = [
     "ABSENT",
@@ -93,6 +102,7 @@ __all__ = [
     "SharedState",
     "SlotProgram",
     "Snapshot",
+    "StandsIn",
     "StoredResult",
     "Transport",
     "Watch",

@@ -95,6 +95,9 @@ class Consumer(Protocol):
 
         It is called every 5 s; a consumer whose leases are shorter than three times that says how often, by an
         attribute `renew_interval_s`, which it may have or not.
+
+        No thread runs while a task's C code holds Python's interpreter up. A consumer that wants its lease kept then
+        too has one method more, `stand_in() -> tuple[str, dict]` (see `StandsIn`).
         """
 
     def resize(self, window: int) -> None:
@@ -116,6 +119,21 @@ class Consumer(Protocol):
     @property
     def poll_interval_s(self) -> float | None:
         """How soon to ask again when idle, for a consumer without a descriptor; None if it wakes the worker."""
+
+
+class StandsIn(Protocol):
+    """What renews a consumer's lease from a small process beside the worker, while the worker cannot.
+
+    `Consumer.stand_in` names it: `"module:name"` and keyword arguments of JSON types, with which that process calls it.
+    Only workers whose pools run tasks in their own process have such a process, and it imports the module when it is
+    first needed, so the module should import little.
+    """
+
+    def renew(self) -> None:
+        """Keep everything that the consumer holds for one lease more, and take back nothing that it has lost.
+
+        Whatever it raises, it is made anew and called again a second later at most.
+        """
 
 
 class Transport(Protocol):

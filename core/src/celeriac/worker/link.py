@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from celeriac.spec.transport import Consumer, Poller, Transport
     from celeriac.worker.flights import Flight
     from celeriac.worker.joins import Joiner
+    from celeriac.worker.standin import StandIn
 
 RENEW_S: Final = 5.0
 #: Between two tries to open: with the try itself, less than the five seconds after which we must be back (B27).
@@ -50,6 +51,8 @@ class Renewer(threading.Thread):
         self._every_s: float = min(RENEW_S, getattr(consumer, "renew_interval_s", RENEW_S))
         #: Without a renewal for so long (this process was frozen, its machine too busy) leases are not relied on.
         self.doubtful_s = 2 * self._every_s
+        #: Hears of each renewal.
+        self.stand_in: StandIn | None = None
 
     def run(self) -> None:
         """Until `stop`."""
@@ -73,8 +76,15 @@ class Renewer(threading.Thread):
             asked_at = self._clock.monotonic()
             lost = self._consumer.renew()
             self._proved_at = asked_at
+        if self.stand_in is not None:
+            self.stand_in.renewed()
         if lost:
             self._report_lost(lost)
+
+    def share(self, stand_in: StandIn) -> None:
+        """From now on this one renews when we cannot."""
+        self.stand_in = stand_in
+        stand_in.keep(self._consumer, self._every_s)
 
     def is_doubtful(self) -> bool:
         """It is so long since the last renewal that others may have taken the messages."""
@@ -91,6 +101,7 @@ class Link:
     Args:
         owner: This worker incarnation's name; each epoch adds its number.
         backend: Where states go; in the same exchange as the acks, if it is joint with the transport.
+        stand_in: Renews leases when this process cannot.
 
     Attributes:
         consumer: None while the broker is away.
@@ -111,6 +122,7 @@ class Link:
         joiner: Joiner | None = None,
         make_spool: Callable[[], Spool] = Spool,
         make_renewer: Callable[[Consumer, Callable[[Sequence[Any]], None], Clock], Renewer] = Renewer,
+        stand_in: StandIn | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         self._transport = transport
@@ -122,6 +134,7 @@ class Link:
         self._joiner = joiner
         self._make_spool = make_spool
         self._make_renewer = make_renewer
+        self._stand_in = stand_in
         self._clock = clock
         self._homeless: list[Ending] = []  # of messages acknowledged before they ran: nobody else will end them
         self._settler: Settler | None = None
@@ -152,6 +165,8 @@ class Link:
         self._settler = Settler(self.consumer, self._backend, joint=joint, spool=self._make_spool(), clock=self._clock)
         self.lost_tags.clear()
         self._renewer = self._make_renewer(self.consumer, self.lost_tags.extend, self._clock)
+        if self._stand_in is not None:
+            self._renewer.share(self._stand_in)
         self._renewer.start()
         self._failures = 0
         homeless, self._homeless = self._homeless, []
@@ -170,8 +185,7 @@ class Link:
         if self._joiner is not None:
             self._joiner.forget()
         self._declared.clear()
-        if self._renewer is not None:
-            self._renewer.stop()
+        self._stop_renewing()
         with contextlib.suppress(OperationalError):  # it is gone already
             consumer.close()
         self._reopen_at = self._clock.monotonic() + self._clock.uniform(0, 0.2)
@@ -220,8 +234,7 @@ class Link:
         Returns:
             How many finished tasks could not be settled, since their results could not be stored: they run again.
         """
-        if self._renewer is not None:
-            self._renewer.stop()
+        self._stop_renewing()
         consumer, settler = self.consumer, self._settler
         deadline = self._clock.monotonic() + timeout_s
         left = 0
@@ -237,6 +250,12 @@ class Link:
                 consumer.close()
         self.consumer = None
         return left
+
+    def _stop_renewing(self) -> None:
+        if self._renewer is not None:
+            self._renewer.stop()
+        if self._stand_in is not None:
+            self._stand_in.drop()
 
     @property
     def queues(self) -> Sequence[QueueSpec]:

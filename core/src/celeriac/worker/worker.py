@@ -55,6 +55,7 @@ from celeriac.worker.revoked import RevocationWatch, Revoked
 from celeriac.worker.shutdown import wind_down
 from celeriac.worker.siblings import Gossip, mingle_with_all
 from celeriac.worker.spool import Spool
+from celeriac.worker.standin import StandIn, describe, make_stand_in
 from celeriac.worker.stuck import StuckSlots
 from celeriac.worker.watchdog import Watchdog
 from celeriac.worker.window import Window
@@ -198,6 +199,7 @@ class Worker:
         self._watchdog: Watchdog | None = None
         self._door: Door | None = None
         self._stuck: StuckSlots | None = None
+        self._stand_in: StandIn | None = None
         self._gave_up = EXIT_OK  # or why it stopped by itself
         self.remote: Remote | None = None
         self.autoscaler: Any = None
@@ -227,6 +229,8 @@ class Worker:
                 self._pulse.stop()
             if self._door is not None:
                 self._door.close()
+            if self._stand_in is not None:
+                self._stand_in.stop()
             if self._ends_process:
                 _ignore(handlers)
             else:
@@ -309,6 +313,7 @@ class Worker:
         self._manager.live()
         self.pool.start()
         self._steps.start()
+        self._stand_in = make_stand_in(self.pool.abilities, float(app.conf["worker_stand_in_limit"] or 0))
         self.link = Link(
             self.transport,
             app.router,
@@ -318,6 +323,7 @@ class Worker:
             poller=self._sleeper,
             joiner=Joiner(app) if app.backend.plugin is not None else None,
             make_spool=lambda: Spool(app.conf["worker_spool_results"], app.conf["worker_spool_bytes"]),
+            stand_in=self._stand_in,
         )
         state_db = self._state_db or app.conf["worker_state_db"]
         self.loop = Loop(
@@ -669,6 +675,7 @@ class Worker:
         """What `inspect stats` shows besides."""
         remote = self.remote
         extra: dict[str, Any] = {} if self.autoscaler is None else {"autoscaler": self.autoscaler.info()}
+        extra.update(describe(self._stand_in))
         if remote is not None:
             feed = remote.feed
             extra["events"] = {"enabled": feed is not None, "dropped": 0 if feed is None else feed.dropped}

@@ -347,9 +347,9 @@ def test_B11_the_first_worker_after_an_outage_takes_over_at_once(
 
 
 def test_B10_a_worker_that_gave_no_sign_of_life_loses_all_it_held(
-    transport: SqliteTransport, path: Path, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+    transport: SqliteTransport, path: Path, open_consumer: Open
 ) -> None:
-    monkeypatch.setattr(consumer_module, "LEASE_S", 0.3)
+    transport.lease_s = 0.3
     transport.send([make_payload("q"), make_payload("q")])
     holder, other = open_consumer(), Bench()
     first, second = holder.receive(2)
@@ -369,10 +369,8 @@ def test_B10_a_worker_that_gave_no_sign_of_life_loses_all_it_held(
     assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
 
 
-def test_B12_a_sign_of_life_is_enough_however_long_a_task_runs(
-    transport: SqliteTransport, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(consumer_module, "LEASE_S", 0.4)
+def test_B12_a_sign_of_life_is_enough_however_long_a_task_runs(transport: SqliteTransport, open_consumer: Open) -> None:
+    transport.lease_s = 0.4
     transport.send([make_payload("q")])
     holder, other = open_consumer(), Bench()
     assert len(holder.receive(1)) == 1

@@ -53,7 +53,7 @@ MUTANTS = {
         def tend(self):
             self._tend_at = time.monotonic() + consumer.IDLE_S
             for owner, page in store.owners(self._conn):
-                if consumer.is_alive(self._folder, page, consumer.LEASE_S):
+                if consumer.is_alive(self._folder, page, self._lease_s):
                     return
                 self._take_over(owner, page)
         consumer.SqliteConsumer._tend = tend

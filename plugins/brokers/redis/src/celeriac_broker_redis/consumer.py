@@ -32,6 +32,7 @@ from celeriac_broker_redis.producer import Producer
 from celeriac_broker_redis.scripts import CLAIM, RETURN, Script, settle_script
 from celeriac_broker_redis.sources import Order, Source, turns
 from celeriac_broker_redis.waits import Line, News, Waits
+from celeriac_support_redis.standin import address_words
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, connect, pack
 
 MAX_CLAIM: Final = 1000
@@ -372,6 +373,18 @@ class RedisConsumer:
         if self._pending and time.monotonic() - self._wire.last_heard > 2 * self._conf.address.timeout_s:
             self._wire.shutdown()  # it fell silent: now the worker's descriptor says so
         return lost
+
+    def stand_in(self) -> tuple[str, dict[str, Any]]:
+        """See `Consumer.renew`."""
+        options, keys = self._conf.options, self._keys
+        return "celeriac_support_redis.standin:StandIn", {
+            "address": address_words(self._conf.address),
+            "token": self.token,
+            "owners": keys.owners,
+            "index": keys.index,
+            "lease_s": options.lease_s,
+            "look_s": options.visibility_timeout_s / 3,
+        }
 
     def _lost_from_inboxes(self) -> list[int]:
         """Deliveries that lay in an inbox, not recorded yet, and lie there no more."""

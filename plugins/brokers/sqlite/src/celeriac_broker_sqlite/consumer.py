@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LEASE_S: Final = 15.0
 #: The longest sleep of an idle consumer, and how often it looks for dead owners: their messages are back in a second.
 IDLE_S: Final = 0.5
 #: How long one `receive` waits for the write lock. The worker has other things to do; it asks again in its next pass.
@@ -70,6 +69,7 @@ class SqliteConsumer:
         self._transport = transport
         self._path = transport.database.path
         self._folder = folder_of(self._path)
+        self._lease_s = transport.lease_s
         self._node = owner
         self._poller = poller
         self._queues = [spec.name for spec in queues]
@@ -140,6 +140,15 @@ class SqliteConsumer:
             if self._ear.is_given_up():
                 return list(self._held)
         return []
+
+    @property
+    def renew_interval_s(self) -> float:
+        """A third of the lease."""
+        return self._lease_s / 3
+
+    def stand_in(self) -> tuple[str, dict[str, Any]]:
+        """See `Consumer.renew`."""
+        return "celeriac_support_sqlite.wake:Pulse", {"page": self._ear.page}
 
     def resize(self, window: int) -> None:
         """Nothing is fetched in advance, so the window needs no attention here."""
@@ -293,8 +302,8 @@ class SqliteConsumer:
     def _given_up(self) -> TransportLost:
         """Others took us for dead, as after a long halt of this process; all we held is theirs."""
         return TransportLost(
-            f"sqlite broker: this worker gave no sign of life for {LEASE_S:g} s, so the {len(self._held)} unsettled "
-            f"messages it held were given to others"
+            f"sqlite broker: this worker gave no sign of life for {self._lease_s:g} s, so the {len(self._held)} "
+            f"unsettled messages it held were given to others"
         )
 
     def _tend(self) -> None:
@@ -305,7 +314,7 @@ class SqliteConsumer:
         if self._ear.is_given_up():
             raise self._given_up()
         for owner, page in patiently(lambda: store.owners(self._conn), self._path):
-            if owner != self._owner and not is_alive(self._folder, page, LEASE_S):
+            if owner != self._owner and not is_alive(self._folder, page, self._lease_s):
                 self._take_over(owner, page)
 
     def _take_over(self, owner: int, page: str) -> None:
@@ -317,12 +326,12 @@ class SqliteConsumer:
             raise
         try:
             # Once more, now that nobody can write: it may have woken up meanwhile.
-            queues = set() if is_alive(self._folder, page, LEASE_S) else store.remove_owner(self._conn, owner)
+            queues = set() if is_alive(self._folder, page, self._lease_s) else store.remove_owner(self._conn, owner)
             self._conn.execute("COMMIT")
         except BaseException:
             rollback(self._conn)
             raise
-        if queues or not is_alive(self._folder, page, LEASE_S):
+        if queues or not is_alive(self._folder, page, self._lease_s):
             remove(self._folder, page)
         self._transport.bell.ring(map(queue_topic, queues))
 

@@ -46,7 +46,8 @@ class SqliteTransport:
     )
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        location = Location(url, options.get("durability"))
+        location = Location(url, options.get("durability"), options.get("lease"))
+        self.lease_s = location.lease_s
         self.url = location.url
         self.joint: str | None = location.joint
         self._state = SqliteState(location, self.errors)

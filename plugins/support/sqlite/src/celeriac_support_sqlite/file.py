@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import parse_qs, unquote
 
 from celeriac.exceptions import ImproperlyConfigured, mask_url
@@ -25,6 +25,7 @@ from celeriac.exceptions import ImproperlyConfigured, mask_url
 DEFAULT_FILE: Final = "celeriac.db"
 MIN_SQLITE: Final = (3, 35, 0)
 LOCK_TIMEOUT_S: Final = 30.0
+LEASE_S: Final = 15.0
 #: How long to sleep before asking for the write lock again. SQLite's own pauses begin at a millisecond and grow
 #: to a hundred; a transaction of ours holds the lock for a fraction of one.
 FIRST_PAUSE_S: Final = 0.000_1
@@ -56,13 +57,14 @@ class Location:
 
     Args:
         url: `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for `celeriac.db` in the current folder;
-            `?durability=host` waits for the disk at every commit, `process` (the default) does not.
-        durability: Instead of the one in the URL.
+            `?durability=host` waits for the disk at every commit, `process` (the default) does not; `?lease=15` is
+            after how many seconds without a sign of life the broker gives a worker up.
+        durability, lease: Instead of those in the URL.
     Raises:
         ImproperlyConfigured: The URL or the option makes no sense.
     """
 
-    def __init__(self, url: str, durability: str | None = None) -> None:
+    def __init__(self, url: str, durability: str | None = None, lease: Any = None) -> None:
         text, _, query = url.partition("?")
         rest = text.partition(":")[2]
         if rest.startswith("//"):
@@ -81,8 +83,11 @@ class Location:
         self.path = os.path.realpath(unquote(path) or DEFAULT_FILE)
         options = parse_qs(query)
         self.durability = durability or options.pop("durability", ["process"])[-1]
+        self.lease_s = _seconds("lease", lease or options.pop("lease", [LEASE_S])[-1])
         if options:
-            raise ImproperlyConfigured(f"sqlite: unknown option {sorted(options)[0]!r} in {url!r}; there is durability")
+            raise ImproperlyConfigured(
+                f"sqlite: unknown option {sorted(options)[0]!r} in {url!r}; there are durability and lease"
+            )
         if self.durability not in DURABILITIES:
             raise ImproperlyConfigured(
                 f"sqlite: durability is {self.durability!r}; it can be {' or '.join(map(repr, DURABILITIES))}"
@@ -96,6 +101,16 @@ class Location:
     def joint(self) -> str:
         """Equal for a broker and a result store in the same file: one transaction can serve both."""
         return f"sqlite:{self.path}"
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise ImproperlyConfigured(f"sqlite: {name} is {value!r}; it is a number of seconds above 0")
+    return seconds
 
 
 class Database:

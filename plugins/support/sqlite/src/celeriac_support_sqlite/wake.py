@@ -51,12 +51,12 @@ class Ear:
         folder = folder_of(path)
         os.makedirs(folder, exist_ok=True)
         self.name = f"{os.getpid()}-{secrets.token_hex(6)}"
-        self._page_path = os.path.join(folder, f"{self.name}.page")
+        self.page = os.path.abspath(os.path.join(folder, f"{self.name}.page"))
         self._fifo_path = os.path.join(folder, f"{self.name}.fifo")
         os.mkfifo(self._fifo_path)
         # Opened for both directions: it never reports the end of file when the last sender closes its end.
         self.fd = os.open(self._fifo_path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._lock_fd = os.open(self._page_path + ".new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._lock_fd = os.open(self.page + ".new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
         # Written, not just stretched: a full disk is then an error here, not a fatal signal at the first store.
         os.write(self._lock_fd, bytes(_PAGE_BYTES))
@@ -64,7 +64,7 @@ class Ear:
         self._wanted = [0] * _PAGE_BYTES
         self.live()
         # Only now do others see it: complete, locked and alive.
-        os.rename(self._page_path + ".new", self._page_path)
+        os.rename(self.page + ".new", self.page)
         self.is_open = True
         _ears.add(self)
 
@@ -120,7 +120,7 @@ class Ear:
     def close(self) -> None:
         if self.is_open:
             self._let_go()
-            for path in (self._page_path, self._fifo_path):
+            for path in (self.page, self._fifo_path):
                 _unlink(path)
 
     def _let_go(self) -> None:
@@ -128,6 +128,25 @@ class Ear:
         self._page.close()
         os.close(self._lock_fd)
         os.close(self.fd)
+
+
+class Pulse:
+    """Signs of life for an ear whose own process cannot give them; from another process.
+
+    Args:
+        page: The ear's `page`.
+    """
+
+    def __init__(self, page: str) -> None:
+        fd = os.open(page, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._page = mmap.mmap(fd, _PAGE_BYTES)
+        finally:
+            os.close(fd)
+
+    def renew(self) -> None:
+        """As `Ear.live`. One that was given up has no page any more that others would see."""
+        _time.pack_into(self._page, _LIVED, time.monotonic())
 
 
 class _Listener:
