@@ -19,13 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celeriac import Celery, chain, chord, group, states
+from celeriac.canvas import maybe_signature
+from celeriac.canvas.launch import chord_of
 from celeriac.exceptions import WorkerLostError
 from celeriac.execution.execute import TaskProgram
 from celeriac.execution.followup import after_failure
 from celeriac.spec import envelope
-from celeriac.spec.data import Job, Payload, Settlement
+from celeriac.spec.data import Head, Job, Payload, Settlement
 from celeriac.worker.clock import Clock
 from celeriac.worker.joins import Joiner
+from celeriac.worker.publications import Publications
 from celeriac_backend_memory import backend as memory
 
 Tree = tuple[Any, ...]
@@ -54,6 +57,8 @@ class Fleet:
         self.repeat = self.die = 0.0  # how probable
         self.settled: list[Settlement] = []
         self.held: dict[int, tuple[int, Payload]] = {}
+        self.begun: dict[str, set[str]] = {}  # call and chord → the claims under which it was begun
+        self.dropped: Counter[str] = Counter()
         monkeypatch.setattr(self.app, "send_calls", self._send)
         self._define()
         self._restart()
@@ -73,29 +78,37 @@ class Fleet:
         def const(x: int) -> int:
             return x
 
+        @app.task(name="replaced", bind=True)
+        def replaced(self: Any, value: Any, others: Any) -> Any:
+            return self.replace(maybe_signature(others, app=app, clone=True).clone((value,)))
+
         @app.task(name="boom")
         def boom(*_: Any) -> None:
             raise ValueError("boom")
 
     def _restart(self) -> None:
         self.joiner = Joiner(self.app, Clock(monotonic=lambda: self.now, uniform=lambda low, high: high))
+        self.publications = Publications(self.app)
         self.program = TaskProgram(self.app, envelope.unpack, "w@h", detail=False)
 
     def _send(self, calls: Sequence[Any], *, add_to_parent: bool = True) -> list[Any]:
-        self.settle((), publish=[self.app.make_payload(*call) for call in calls])
+        self._publish([self.app.make_payload(*call) for call in calls])
         return []
 
     # what the joiner asks of a consumer
 
     def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
         self._maybe_die()
-        for payload in publish:
-            self.published[payload.headers["id"]] += 1
-            self.queue.append((1, payload))
+        self._publish(publish)
         self._maybe_die()
         self.settled = [*self.settled, *batch] if publish or batch else self.settled
         for settlement in batch:
             self.held.pop(settlement.tag, None)
+
+    def _publish(self, payloads: Sequence[Payload]) -> None:
+        for payload in payloads:
+            self.published[name_of(payload)] += 1
+            self.queue.append((1, payload))
 
     def flush(self, timeout_s: float) -> None:
         self._maybe_die()
@@ -134,22 +147,34 @@ class Fleet:
 
     def _one(self, tag: int, attempt: int, payload: Payload) -> None:
         task_id = payload.headers["id"]
-        self.ran[task_id] += 1
         settlement = Settlement(tag)
         store = self.app.backend
+        head = envelope.read_head(envelope.pack(payload, str(tag)))
+        assert isinstance(head, Head)
+        if head.claim is not None:
+            if not self.publications.admitted([head])[0]:
+                self.dropped[task_id] += 1
+                self._settle_alone(tag, attempt, [])
+                return
+            self.begun.setdefault(f"{task_id} for {chord_of(head.claim)}", set()).add(head.claim)
+        self.ran[task_id] += 1
         if task_id in self.lost:
             self._end_lost(settlement, payload)
             return
         report = self.program.run(Job(tag, envelope.pack(payload, str(tag)), "q", attempt), lambda report: None)
-        assert report.outcome in ("succeeded", "failed", "retried"), report
+        assert report.outcome in ("succeeded", "failed", "retried", "ignored"), report
         if report.chords is not None:
             self.joiner.add(settlement, report.stored, report.publish, report.chords, False)
             return
         store.plugin.store(report.stored)  # type: ignore[union-attr]
+        self._settle_alone(tag, attempt, report.publish)
+
+    def _settle_alone(self, tag: int, attempt: int, publish: Sequence[Payload]) -> None:
         try:
-            self.settle([settlement], publish=report.publish)
+            self.settle([Settlement(tag)], publish=publish)
         except Died:
-            self.queue.append((attempt + 1, self.held.pop(tag)[1]))
+            if tag in self.held:
+                self.queue.append((attempt + 1, self.held.pop(tag)[1]))
 
     def _end_lost(self, settlement: Settlement, payload: Payload) -> None:
         from celeriac.execution.request import Context
@@ -167,19 +192,31 @@ class Fleet:
             self.settle([settlement], publish=following.publish)
 
 
+def name_of(payload: Payload) -> str:
+    """Of a call: its id, and how often it was replaced."""
+    nesting = payload.headers.get("replaced_task_nesting")
+    return f"{payload.headers['id']}+{nesting}" if nesting else str(payload.headers["id"])
+
+
 def flat_sum(values: Any) -> int:
     return sum(map(flat_sum, values)) if isinstance(values, list) else values
 
 
 # -- canvases and what they should give ---------------------------------------------------------------------
 
-leaves = st.one_of(st.tuples(st.just("const"), st.integers(0, 9)), st.tuples(st.just("add"), st.integers(0, 9)))
+#: `linked` has callbacks of many calls each, which count for nothing in what it gives.
+leaves = st.one_of(
+    st.tuples(st.just("const"), st.integers(0, 9)),
+    st.tuples(st.just("add"), st.integers(0, 9)),
+    st.tuples(st.just("linked"), st.integers(0, 9)),
+)
 trees = st.recursive(
     leaves,
     lambda inner: st.one_of(
         st.tuples(st.just("chain"), st.lists(inner, min_size=1, max_size=3)),
         st.tuples(st.just("group"), st.lists(inner, min_size=0, max_size=3)),
         st.tuples(st.just("chord"), st.lists(inner, min_size=0, max_size=3), inner),
+        st.tuples(st.just("replaced"), st.lists(inner, min_size=1, max_size=2)),
     ),
     max_leaves=9,
 )
@@ -192,7 +229,15 @@ def build(app: Celery, tree: Tree) -> Any:
         return app.tasks["const"].si(tree[1])
     if kind == "add":
         return chain(app.tasks["total"].s(), app.tasks["add"].s(tree[1]), app=app)
+    if kind == "linked":
+        const, total = app.tasks["const"], app.tasks["total"]
+        call = const.si(tree[1])
+        call.link(chain(total.s(), group(total.s(), total.s(), app=app), total.s(), app=app))
+        call.link(group(total.s(), chain(total.s(), total.s(), app=app), app=app))
+        return call
     parts = [build(app, part) for part in tree[1]]
+    if kind == "replaced":
+        return app.tasks["replaced"].s(group(parts, app=app))
     if kind == "chain":
         return chain(parts, app=app)
     if kind == "group":
@@ -203,7 +248,7 @@ def build(app: Celery, tree: Tree) -> Any:
 def oracle(tree: Tree, value: Any) -> Any:
     """What the canvas of a tree gives for a value."""
     kind = tree[0]
-    if kind == "const":
+    if kind in ("const", "linked"):
         return tree[1]
     if kind == "add":
         return flat_sum(value) + tree[1]
@@ -212,7 +257,7 @@ def oracle(tree: Tree, value: Any) -> Any:
             if place == 0 or not _is_nothing(step):
                 value = oracle(step, value)
         return value
-    if kind == "group":
+    if kind in ("group", "replaced"):
         return [oracle(part, value) for part in tree[1]]
     flat = _flat(tree[1])
     return oracle(tree[2], [oracle(part, value) for part in flat])
@@ -277,7 +322,7 @@ def test_messages_that_come_twice_change_nothing(monkeypatch: pytest.MonkeyPatch
 
     fleet, _ = checked(monkeypatch, tree, seed, prepare)
     plain, _ = checked(monkeypatch, tree, seed, lambda fleet: None)
-    assert len(fleet.published) == len(plain.published), "a call was published under two ids"
+    assert_each_call_is_one(fleet, plain)
 
 
 @quick
@@ -288,7 +333,35 @@ def test_workers_that_die_at_any_step_lose_nothing(monkeypatch: pytest.MonkeyPat
 
     fleet, _ = checked_with_late_faults(monkeypatch, tree, seed, prepare)
     plain, _ = checked(monkeypatch, tree, seed, lambda fleet: None)
+    assert_each_call_is_one(fleet, plain)
+
+
+def assert_each_call_is_one(fleet: Fleet, plain: Fleet) -> None:
+    """Whatever was done twice, it was done under the same ids; and of several messages of a chord's body one has run,
+    if more than once because it was delivered more than once."""
     assert len(fleet.published) == len(plain.published), "a call was published under two ids"
+    assert {task_id: claims for task_id, claims in fleet.begun.items() if len(claims) > 1} == {}
+    assert set(fleet.ran) == {name.partition("+")[0] for name in fleet.published}
+
+
+def test_a_body_that_was_published_twice_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        fleet = Fleet(patch, 7)
+        header = [fleet.app.tasks["const"].si(n) for n in range(3)]
+        body = chain(fleet.app.tasks["total"].s(), group(fleet.app.tasks["const"].si(n) for n in range(2)))
+        chord(header, body, app=fleet.app).apply_async()
+        closed, fleet.joiner._close = fleet.joiner._close, lambda claims: None  # type: ignore[method-assign,assignment]
+        fleet.run()
+        fleet.joiner._close = closed  # type: ignore[method-assign]
+        once = Counter(fleet.ran)
+        fleet.now += 200.0
+        for _ in range(3):  # the sweep finds a chord that nobody closed
+            fleet.joiner.perform(fleet, lambda payloads: None)  # type: ignore[arg-type]
+            fleet.now += 10.0
+        assert [payload.headers["task"] for _, payload in fleet.queue] == ["total"]
+        fleet.run()
+        assert fleet.ran == once
+        assert sum(fleet.dropped.values()) == 1
 
 
 def checked_with_late_faults(

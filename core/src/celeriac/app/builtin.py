@@ -12,14 +12,15 @@ from celeriac import _state, states
 from celeriac.canvas.chain import chain
 from celeriac.canvas.chord import chord
 from celeriac.canvas.group import group
-from celeriac.canvas.launch import PATIENCE_HEADER
+from celeriac.canvas.launch import PATIENCE_HEADER, Sending, claim_of
 from celeriac.canvas.maps import chunks
 from celeriac.canvas.signature import maybe_signature
 from celeriac.exceptions import ChordError
-from celeriac.execution.followup import ERRBACK_TASK, body_failed, list_places
+from celeriac.execution.followup import ERRBACK_TASK, begin_body, body_failed, list_places
 from celeriac.execution.request import Context
 from celeriac.messaging.failures import rebuild
 from celeriac.result import AsyncResult, GroupResult, allow_join_result, result_from_tuple
+from celeriac.utils.ids import uuid
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
@@ -115,9 +116,10 @@ def _unlock(
     except ChordError as exc:
         _fail(app, body, exc)
         return
-    call = maybe_signature(body, app=app)
-    call.freeze(root_id=self.request.root_id)
-    call.apply_async((values,))
+    launch = Sending(app)
+    launch.claim = claim_of(uuid(), group_id)  # a second run of this may publish it too
+    begin_body(launch, group_id, maybe_signature(body, app=app), values, self.request.root_id)
+    launch.flush()
 
 
 def _count_ready(app: Any, parts: list[Any]) -> int:

@@ -33,7 +33,7 @@ from celeriac.exceptions import (
 )
 from celeriac.execution.request import Context
 from celeriac.result import AsyncResult, EagerResult, denied_join_result
-from celeriac.utils.ids import uuid
+from celeriac.utils.ids import derived_ids, uuid
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
@@ -473,8 +473,10 @@ class Task(Generic[P, R]):
         last.set(replaced_task_nesting=(request.replaced_task_nesting or 0) + 1)
         if request.chain:
             last.set(chain=[*request.chain, *(last.options.get("chain") or ())])
-        sig.freeze(request.id, request.group, request.chord, request.root_id, request.parent_id, request.group_index)
-        send(app, sig.begin, add_to_parent=False)
+        place = request.group, request.chord, request.root_id, request.parent_id, request.group_index
+        with derived_ids(f"{request.id} replaced {request.replaced_task_nesting or 0}"):
+            sig.freeze(request.id, *place)
+            send(app, sig.begin, add_to_parent=False)
         raise Ignore(f"replaced by {sig!r}")
 
     def on_replace(self, sig: Any) -> None:

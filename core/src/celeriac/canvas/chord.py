@@ -10,7 +10,7 @@ from celeriac.canvas.group import flat, group
 from celeriac.canvas.launch import Launch, patience_of
 from celeriac.canvas.signature import Signature, maybe_signature
 from celeriac.result import GroupResult
-from celeriac.utils.ids import uuid
+from celeriac.utils.ids import next_id
 
 #: Options of a call that say when the header begins, and nothing about the body.
 FOR_HEADER_ONLY = frozenset({"countdown", "eta"})
@@ -296,7 +296,7 @@ class chord(Composite):
         found = self["options"].get("task_id")
         if not found and self.tasks:
             found = self.tasks[0].last()["options"].get("group_id")
-        return str(found or uuid())
+        return str(found or next_id())
 
     def _ready_body(self, chord: Any) -> Any:
         """Its body; a group that is itself part of a chord counts as one call, which collects it."""

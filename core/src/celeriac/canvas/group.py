@@ -9,7 +9,7 @@ from celeriac.canvas.composite import Composite, members_of
 from celeriac.canvas.launch import Launch
 from celeriac.canvas.signature import Signature, maybe_signature
 from celeriac.result import GroupResult
-from celeriac.utils.ids import uuid
+from celeriac.utils.ids import next_id
 
 
 @Signature.register_type("group")
@@ -48,7 +48,7 @@ class group(Composite):
     def launch(self, launch: Launch, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """See `Signature.launch`: a member at a time, so that a long group needs little memory."""
         place, for_members, link, link_error = self._own_options(options)
-        group_id = place.get("task_id") or uuid()
+        group_id = place.get("task_id") or next_id()
         results = []
         for index, member in enumerate(self.tasks):
             copy = member.clone(args, kwargs, **for_members)
@@ -69,7 +69,7 @@ class group(Composite):
         """Run all here and now, one after the other."""
         place, for_members, _, _ = self._own_options(options)
         results = [member.apply(args, kwargs, **for_members) for member in self.tasks]
-        return GroupResult(place.get("task_id") or uuid(), results, app=self.app)
+        return GroupResult(place.get("task_id") or next_id(), results, app=self.app)
 
     def clone(self, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> group:
         """A copy, with arguments and options added to each member."""
@@ -90,7 +90,7 @@ class group(Composite):
         group_index: int | None = None,
     ) -> Any:
         """Fix the ids of the group and of all members now."""
-        own = self["options"].setdefault("task_id", _id or uuid())
+        own = self["options"].setdefault("task_id", _id or next_id())
         results = [
             member.freeze(group_id=own, chord=chord, root_id=root_id, parent_id=parent_id, group_index=index)
             for index, member in enumerate(self.tasks)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from celeriac import _state
 from celeriac.exceptions import ChordsUnsupported
 from celeriac.resultstore import NoResultBackend
-from celeriac.spec.data import Chord
+from celeriac.spec.data import CLAIM_HEADER, Chord
 from celeriac.utils.ids import derived_uuid
 from celeriac.utils.times import as_seconds
 
@@ -23,22 +23,35 @@ PATIENCE_S: Final = 3600.0
 Call = tuple[str, Any, Any, str, dict[str, Any]]
 
 
+def claim_of(token: str, group: str) -> str:
+    """A claim on a chord as its body's messages carry it."""
+    return f"{token} {group}"
+
+
+def chord_of(claim: Any) -> str:
+    """The group of the chord of such a claim."""
+    return str(claim).partition(" ")[2]
+
+
 class Launch:
     """Gathers chords and calls.
 
     Attributes:
         opened: Chords to open before the calls are sent.
         calls: `(task, args, kwargs, task_id, options)` each.
+        claim: The claim on a chord under which these calls are published (`claim_of`), if another may publish them
+            too; it travels with them.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.opened: list[Chord] = []
         self.calls: list[Call] = []
+        self.claim = ""
 
     def call(self, task: str, args: Any, kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]) -> None:
         """A call to send."""
-        self.calls.append((task, args, kwargs, task_id, options))
+        self.calls.append((task, args, kwargs, task_id, self._marked(options)))
 
     def open(self, group: str, size: int, body: Any, patience_s: float, header: Callable[[], Any]) -> None:
         """A chord to open; called before its parts.
@@ -57,6 +70,11 @@ class Launch:
             raise ChordsUnsupported(type(plugin).__name__)
         else:
             self._poll(group, body, patience_s, header())
+
+    def _marked(self, options: dict[str, Any]) -> dict[str, Any]:
+        if self.claim:
+            options["headers"] = {**(options.get("headers") or {}), CLAIM_HEADER: self.claim}
+        return options
 
     def _poll(self, group: str, body: Any, patience_s: float, header: Any) -> None:
         """The join of backends that cannot count: a call that comes again until all parts are ready."""
@@ -90,7 +108,7 @@ class Sending(Launch):
         if own is not None:
             if own.sends_its_own_way:
                 self.flush()
-                own.apply_async(args, kwargs, task_id=task_id, add_to_parent=False, **options)
+                own.apply_async(args, kwargs, task_id=task_id, add_to_parent=False, **self._marked(options))
                 return
             own.check_arguments(args, kwargs)
         super().call(task, args, kwargs, task_id, options)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from celeriac import _state
 from celeriac.canvas.launch import Launch, send
 from celeriac.canvas.stamping import stamp_call, stamp_links
-from celeriac.utils.ids import uuid
+from celeriac.utils.ids import next_id
 
 if TYPE_CHECKING:
     from celeriac.canvas.stamping import StampingVisitor
@@ -193,7 +193,7 @@ class Signature(dict[str, Any]):
     def begin(self, launch: Launch, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
         """Hand over its first calls; it is frozen."""
         merged_args, merged_kwargs, merged_options = self.merged(args, kwargs or {}, options)
-        task_id = merged_options.pop("task_id", None) or uuid()
+        task_id = merged_options.pop("task_id", None) or next_id()
         launch.call(self["task"], merged_args, merged_kwargs, task_id, merged_options)
 
     # -- making others of it --------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ class Signature(dict[str, Any]):
         Frozen again, it keeps its id and its group.
         """
         own = self["options"]
-        own["task_id"] = own.get("task_id") or _id or uuid()
+        own["task_id"] = own.get("task_id") or _id or next_id()
         own.setdefault("reply_to", self.app.thread_oid)
         for key, value in (("root_id", root_id), ("parent_id", parent_id), ("chord", chord)):
             if value is not None:

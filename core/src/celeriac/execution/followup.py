@@ -14,7 +14,7 @@ from celeriac import states
 from celeriac.canvas.chain import chain
 from celeriac.canvas.chord import chord
 from celeriac.canvas.group import group
-from celeriac.canvas.launch import Launch, write_body
+from celeriac.canvas.launch import Launch, claim_of, write_body
 from celeriac.canvas.signature import Signature, as_list, maybe_signature
 from celeriac.exceptions import ChordError
 from celeriac.execution.request import Context
@@ -29,7 +29,7 @@ from celeriac.spec.data import (
     Payload,
     StoredResult,
 )
-from celeriac.utils.ids import derived_uuid
+from celeriac.utils.ids import derived_ids, derived_uuid
 
 #: The header of a message that may have been sent before, under the same id.
 AGAIN: Final = PUBLISH_TRY_HEADER
@@ -142,14 +142,20 @@ def after_join(app: Any, store: ResultStore, claim: ChordClaim, body: Any) -> Fo
     try:
         values = _values(app, store, claim)
         launch = Launch(app)
-        root_id, parent_id = options.get("root_id"), options.get("parent_id")
-        signature.freeze(derived_uuid(f"{claim.group} body"), root_id=root_id, parent_id=parent_id)
-        signature.begin(launch, (values,))
+        launch.claim = claim_of(claim.token, claim.group)
+        begin_body(launch, claim.group, signature, values, options.get("root_id"), options.get("parent_id"))
         following.add(launch)
     except Exception as exc:  # a part that failed or is missing, or what no serializer takes
         error = exc if isinstance(exc, ChordError) else ChordError(f"the body could not be called: {exc!r}")
         return body_failed(app, store, signature, error)
     return following
+
+
+def begin_body(launch: Launch, group: str, body: Signature, values: Any, root_id: Any, parent_id: Any = None) -> None:
+    """Hand over a chord's body, whose ids follow from the chord's where it has none."""
+    with derived_ids(f"{group} body"):
+        body.freeze(derived_uuid(f"{group} body"), root_id=root_id, parent_id=parent_id)
+        body.begin(launch, (values,))
 
 
 def calls_of(signature: Signature) -> Iterator[Signature]:
@@ -192,8 +198,10 @@ def _begin(
         canvas = Signature.from_dict(signature, app=app)
         if rest:
             canvas = chain(canvas, *reversed(rest), app=app)
-        result = canvas.freeze(derived_uuid(f"{request.id} {place}"), root_id=request.root_id, parent_id=request.id)
-        canvas.begin(launch, (value,))
+        origin = f"{request.id} {place}"
+        with derived_ids(origin):
+            result = canvas.freeze(derived_uuid(origin), root_id=request.root_id, parent_id=request.id)
+            canvas.begin(launch, (value,))
         return result
     args = tuple(signature.get("args") or ())
     if not signature.get("immutable"):

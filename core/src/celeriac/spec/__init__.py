@@ -12,6 +12,7 @@ from celeriac.spec.backend import (
 )
 from celeriac.spec.data import (
     API_VERSION,
+    CLAIM_HEADER,
     COUNT_HEADERS,
     FINAL_OUTCOMES,
     UNKNOWN_COST_S,
@@ -54,6 +55,7 @@ from celeriac.spec.transport import (
 __all__ = [
     "ABSENT",
     "API_VERSION",
+    "CLAIM_HEADER",
     "CLAIM_S",
     "COUNT_HEADERS",
     "DONE_S",

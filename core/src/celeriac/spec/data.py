@@ -22,6 +22,8 @@ UNKNOWN_COST_S: Final = float("inf")
 RETURNS_HEADER: Final = "x-celeriac-returns"
 UNKNOWN_SINCE_HEADER: Final = "x-celeriac-unknown-since"
 PUBLISH_TRY_HEADER: Final = "x-celeriac-publish-try"
+#: Under which claim on a chord a message of its body was published; see `Head.claim`.
+CLAIM_HEADER: Final = "x-celeriac-claim"
 COUNT_HEADERS: Final = frozenset({RETURNS_HEADER, UNKNOWN_SINCE_HEADER, PUBLISH_TRY_HEADER})
 
 
@@ -102,7 +104,8 @@ class Head(Struct):
     """The few headers by which a worker decides whether a message may run now.
 
     `eta` and `expires` are the header's ISO 8601 texts, unread. `task` is empty for a message of
-    Celery's protocol 1, whose head is in its body.
+    Celery's protocol 1, whose head is in its body. `claim` is the header `x-celeriac-claim`, if it is a text: of
+    several messages that are one call, published under several claims, one is run.
     """
 
     id: str
@@ -111,6 +114,7 @@ class Head(Struct):
     expires: str | None = None
     timelimit: list[float | None] | None = None
     stamps: dict[str, Any] | None = None
+    claim: str | None = None
 
 
 class Malformed(Struct, frozen=True):

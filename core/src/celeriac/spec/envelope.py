@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from celeriac.spec.data import COUNT_HEADERS, Head, Malformed, Payload, Route
+from celeriac.spec.data import CLAIM_HEADER, COUNT_HEADERS, Head, Malformed, Payload, Route
 
 MAX_ENVELOPE_BYTES: Final = 256 * 1024 * 1024
 MAX_HEADERS: Final = 256
@@ -36,6 +36,7 @@ class _HeadHeaders(Struct):
     expires: str | float | None = None
     timelimit: list[float | None] | None = None
     stamps: dict[str, Any] | None = None
+    claim: Any = msgspec.field(name=CLAIM_HEADER, default=None)
 
 
 class _HeadEnvelope(Struct):
@@ -107,6 +108,7 @@ def read_head(raw: bytes) -> Head | Malformed:
         expires if expires is None or type(expires) is str else str(expires),
         headers.timelimit,
         headers.stamps,
+        headers.claim if type(headers.claim) is str else None,
     )
 
 

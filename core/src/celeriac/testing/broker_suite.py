@@ -185,14 +185,18 @@ class BrokerConformance(AbilityAware):
             bytes(range(256)),
             content_type="application/x-python-serialize",
             content_encoding="binary",
-            headers={"note": "grün \N{SNOWMAN} \x00 \"'", "nested": {"a": [1, 2.5, None, True]}},
+            headers={
+                "note": "grün \N{SNOWMAN} \x00 \"'",
+                "nested": {"a": [1, 2.5, None, True]},
+                "x-celeriac-claim": "token group",
+            },
             properties={"reply_to": "me"},
         )
         transport.send([sent])
         (delivery,) = bench.take(open_consumer(queue), 1)
         head = delivery.head
         assert isinstance(head, Head)
-        assert (head.id, head.task) == (sent.headers["id"], "kit.task")
+        assert (head.id, head.task, head.claim) == (sent.headers["id"], "kit.task", "token group")
         assert delivery.queue == queue
         assert (delivery.attempt, delivery.redelivered) == (1, False)
         got = transport.unpack(delivery.raw)

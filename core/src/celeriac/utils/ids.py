@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
+from itertools import count
 from uuid import NAMESPACE_OID, uuid5
+
+_derived: ContextVar[Iterator[str] | None] = ContextVar("celeriac_derived_ids", default=None)
 
 
 def uuid() -> str:
@@ -16,6 +22,22 @@ def uuid() -> str:
     raw[8] = raw[8] & 0x3F | 0x80
     text = raw.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def next_id() -> str:
+    """The id of a call in a canvas that has none so far: a random one, or within `derived_ids` the next of these."""
+    ids = _derived.get()
+    return uuid() if ids is None else next(ids)
+
+
+@contextmanager
+def derived_ids(origin: str) -> Iterator[None]:
+    """Within it, `next_id` gives ids that follow from `origin` and their order: the same each time."""
+    token = _derived.set(derived_uuid(f"{origin} {n}") for n in count())
+    try:
+        yield
+    finally:
+        _derived.reset(token)
 
 
 def derived_uuid(origin: str) -> str:

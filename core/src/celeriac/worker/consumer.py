@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import signals
-from celeriac.exceptions import NotRegistered, TransportLost
+from celeriac.exceptions import BackendError, NotRegistered, TransportLost
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
 from celeriac.worker.admission import MEMORY_LIMIT, RUN, Admission, Courtesy, Verdict, Waiting
@@ -24,6 +24,7 @@ from celeriac.worker.link import Link
 from celeriac.worker.listening import tell_listeners
 from celeriac.worker.marks import Story
 from celeriac.worker.plans import TaskPlan
+from celeriac.worker.publications import Publications
 from celeriac.worker.revoked import Revoked, obey
 from celeriac.worker.window import BRIEF_S, Window
 
@@ -45,6 +46,8 @@ IDLE_S: Final = 1.0  # the longest sleep
 TRIAL_PAUSE_S: Final = 0.25
 #: Of messages that came again, where nobody can say why, one is judged in so long.
 GAP_S: Final = 2.0
+#: How soon the result store is asked once more that was away.
+ASK_AGAIN_S: Final = 1.0
 
 _log = logging.getLogger("celeriac.worker")
 
@@ -117,6 +120,7 @@ class Loop:
             clock=clock,
         )
         self.revoked = self._admission.revoked
+        self._publications = Publications(app)
         self.listeners: list[RunListener] = []
         self._snapshots: deque[Snapshot] = deque(maxlen=1)  # of revocations; only the last one counts
         self._complaint = ""
@@ -289,6 +293,7 @@ class Loop:
 
     def _take(self, deliveries: Sequence[Delivery]) -> None:
         jobs: list[Job] = []
+        claimed: list[Delivery] = []
         flights, plans, window = self.flights, self._plans, self._window
         revoked, epoch, info_on = bool(self.revoked), self._epoch, self._log.info_on
         for delivery in deliveries:
@@ -298,6 +303,9 @@ class Loop:
                 continue
             assert type(head) is Head
             if not head.task and not self._read_protocol_1(delivery, head):
+                continue
+            if head.claim is not None:
+                claimed.append(delivery)
                 continue
             plan = plans.get(head.task) or self._make_plan(head.task)
             if plan is None or head.eta is not None or head.expires is not None or revoked or plan.task.rate_limit:
@@ -343,7 +351,33 @@ class Loop:
             if self.endings.feed is not None:
                 self.endings.feed.submitted(jobs, flights)
             self._pool.submit(jobs)
+        if claimed:
+            self._take_claimed(claimed)
         self._link.resize(self._wanted_window())
+
+    def _take_claimed(self, deliveries: Sequence[Delivery]) -> None:
+        """Bodies of chords: each may have been published more than once, under the same id."""
+        heads: list[Any] = [delivery.head for delivery in deliveries]
+        try:
+            admitted = self._publications.admitted(heads)
+        except BackendError as exc:
+            _log.warning("Whether the bodies of %d chords run already is not known yet: %s", len(heads), exc)
+            later = self._clock.unix() + ASK_AGAIN_S
+            for delivery in deliveries:
+                self._waiting.add(later, delivery)
+            return
+        first = []
+        for delivery, head, may_run in zip(deliveries, heads, admitted, strict=True):
+            if may_run:
+                head.claim = None  # it is judged
+                first.append(delivery)
+            else:
+                self._log.line(
+                    logging.INFO, "task.dropped", task_name=head.task, task_id=head.id, reason="published twice"
+                )
+                self.endings.drop(delivery)
+        if first:
+            self._take(first)
 
     def _is_held_up(self, delivery: Delivery, plan: TaskPlan) -> bool:
         """Whether a message that was lost before may not run now, or never more (B14); what is to be done is done.

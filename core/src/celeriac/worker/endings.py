@@ -281,6 +281,11 @@ class Endings:
         self.given_back += 1
         self._link.settle(Settlement(delivery.tag), Following([again]))
 
+    def drop(self, delivery: Delivery) -> None:
+        """Acknowledged without a run, and nothing stored: another message is the same call, and is run."""
+        self.finished += 1
+        self._link.settle(Settlement(delivery.tag))
+
     def lose(self, delivery: Delivery, reason: str) -> None:
         """Set aside what was lost too often to be run once more, with FAILURE stored."""
         self.set_aside(delivery, reason, self.failure(delivery, WorkerLostError(f"Not run again: {reason}.")))

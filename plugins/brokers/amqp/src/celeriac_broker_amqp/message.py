@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from celeriac.exceptions import PublishRejected
-from celeriac.spec import Head, Malformed, Payload, Route
+from celeriac.spec import CLAIM_HEADER, Head, Malformed, Payload, Route
 from celeriac_broker_amqp import methods
 from celeriac_broker_amqp.plain import make_headers, read_plain, write_plain
 from celeriac_broker_amqp.table import (
@@ -78,6 +78,7 @@ _WANTED: Final = frozenset(
         b"timelimit",
         b"stamps",
         b"x-delivery-count",
+        CLAIM_HEADER.encode(),
         LOST_HEADER.encode(),
         DUE_HEADER.encode(),
     )
@@ -133,7 +134,7 @@ def scan(raw: bytes) -> tuple[Head | Malformed, Marks | None]:
     problem = _find_problem(values)
     if problem is not None:
         return Malformed(problem), None
-    eta, expires = get(b"eta"), get(b"expires")
+    eta, expires, claim = get(b"eta"), get(b"expires"), get(CLAIM_HEADER.encode())
     head = Head(
         task_id,
         task,
@@ -141,6 +142,7 @@ def scan(raw: bytes) -> tuple[Head | Malformed, Marks | None]:
         expires if expires is None or type(expires) is str else str(expires),
         get(b"timelimit"),
         get(b"stamps") or None,
+        claim if type(claim) is str else None,
     )
     due = get(DUE_HEADER.encode())
     if type(due) is not float:
