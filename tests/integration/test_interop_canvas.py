@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,19 +35,36 @@ WAYS = [("celery", "for-celeriac"), ("celeriac", "for-celery"), ("celery", "both
 
 
 class Fleet:
-    """A worker of each library on one database; each serves a queue of its own and one that both serve."""
+    """A worker of each library on one broker and one result store; each serves a queue of its own and one that both
+    serve.
 
-    def __init__(self, place: Path, url: str, stack: ExitStack) -> None:
+    Args:
+        shapes, failures: The names of those that its clients send.
+        verbs: What else they do.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        broker: str,
+        backend: str,
+        stack: ExitStack,
+        *,
+        shapes: Sequence[str] = (),
+        failures: Sequence[str] = tuple(FAILURES),
+        verbs: Sequence[str] = ("shapes", "growing", "failures", "callbacks", "stamped"),
+    ) -> None:
         self.place = place
         self._stack = stack
         self._given: dict[tuple[str, str], Any] = {}
+        self._words = ["--verbs", *verbs, "--shapes", *shapes, "--failures", *failures]
         self._env = {
             **os.environ,
             "C_FORCE_ROOT": "1",
             "HOME": str(place),
             "PYTHONPATH": str(APPS),
-            "SUITE_BACKEND": url,
-            "SUITE_BROKER": url,
+            "SUITE_BACKEND": backend,
+            "SUITE_BROKER": broker,
             "SUITE_PATIENCE": "600",
             "SUITE_PLACE": str(place),
         }
@@ -70,7 +87,7 @@ class Fleet:
         if (library, queue) not in self._given:
             before = self.notes()
             done = subprocess.run(
-                [python_of(library), "-m", "canvas_client", *FAILURES], cwd=self.place, timeout=RUN_S,
+                [python_of(library), "-m", "canvas_client", *self._words], cwd=self.place, timeout=RUN_S,
                 env={**self._env, "CANVAS_LIB": library, "SUITE_QUEUE": queue}, capture_output=True, text=True,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr[-3000:]
@@ -89,7 +106,8 @@ def python_of(library: str) -> Path:
 @pytest.fixture(scope="module")
 def fleet(redis_service: RedisService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with ExitStack() as stack:
-        made = Fleet(tmp_path_factory.mktemp("fleet"), redis_service.fresh_url(), stack)
+        url = redis_service.fresh_url()
+        made = Fleet(tmp_path_factory.mktemp("fleet"), url, url, stack)
         for library in ("celery", "celeriac"):
             made.start(library)
         yield made

@@ -1,5 +1,6 @@
 """A client of `canvas_app` in a process of its own: does what it can, and prints what came as one JSON object."""
 
+import argparse
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ GET_S = 60
 
 
 def shapes():
-    sent = {name: make().apply_async() for name, (make, _) in SHAPES.items()}
+    sent = {name: SHAPES[name][0]().apply_async() for name in words.shapes or SHAPES}
     return {name: result.get(timeout=GET_S) for name, result in sent.items()}
 
 
@@ -19,7 +20,7 @@ def growing():
 
 
 def failures():
-    sent = {name: make().apply_async() for name, (make, _) in FAILURES.items() if name in sys.argv[1:]}
+    sent = {name: make().apply_async() for name, (make, _) in FAILURES.items() if name in words.failures}
     seen = {}
     for name, result in sent.items():
         try:
@@ -39,11 +40,15 @@ def callbacks():
         bad.link_error(errback.s())
         result = bad.apply_async()
         result.get(timeout=GET_S, propagate=False)
-    linked = chord([const.si(1), const.si(2)], ident.s())
-    linked.link(add.s([3]))
-    children = linked.apply_async()
-    children.get(timeout=GET_S)
     return "sent"
+
+
+def linked():
+    body = chord([const.si(1), const.si(2)], ident.s())
+    body.link(add.s([3]))
+    result = body.apply_async()
+    result.get(timeout=GET_S)
+    return result.children[0].get(timeout=GET_S)
 
 
 def stamped():
@@ -57,7 +62,10 @@ def stamped():
 
 
 if __name__ == "__main__":
-    verbs = (shapes, growing, failures, callbacks, stamped)
-    print(json.dumps({verb.__name__: verb() for verb in verbs}))
+    parser = argparse.ArgumentParser()
+    for option in ("--verbs", "--shapes", "--failures"):
+        parser.add_argument(option, nargs="*", default=[])
+    words = parser.parse_args()
+    print(json.dumps({verb: globals()[verb]() for verb in words.verbs}))
     sys.stdout.flush()
     os._exit(0)  # a client of Celery's complains of its own end otherwise

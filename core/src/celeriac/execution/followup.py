@@ -111,7 +111,9 @@ def after_failure(
         if store.plugin is not None:
             for leaf in calls_of(step):
                 if leaf.id:
-                    following.stored.append(store.make(leaf.id, states.FAILURE, stored, traceback))
+                    failed = store.make(leaf.id, states.FAILURE, stored, traceback)
+                    failed.reply_to = leaf.options.get("reply_to") or request.reply_to
+                    following.stored.append(failed)
         for end in ends_of(step):
             following.parts += _part_of_call(app, store, end, stored)
     if request.chord:
