@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -93,6 +95,66 @@ def test_a_group_from_anything_iterable(add: Any) -> None:
     assert group().apply_async().get() == []
     assert repr(group(add.s(1), add.s(2))) == "group([add(1), add(2)])"
     assert group(add.s(1), add.s(2)).apply((10,)).get() == [11, 12]
+
+
+def test_a_group_of_a_generator_takes_its_members_as_they_are_sent(app: Celery, add: Any) -> None:
+    sent: list[int] = []
+    taken = 0
+    app.publish_calls = lambda calls: sent.append(taken)  # type: ignore[assignment,method-assign,return-value,func-returns-value]
+
+    def calls() -> Any:
+        nonlocal taken
+        for taken in range(1, 1201):
+            yield add.s(taken, taken)
+
+    results = group(calls()).apply_async()
+    assert sent == [500, 1000, 1200]
+    assert len(results) == 1200
+
+
+def test_a_long_group_of_a_generator_costs_its_results_and_arguments_and_no_more(app: Celery, add: Any) -> None:
+    app.publish_calls = lambda calls: []  # type: ignore[method-assign]
+    count = 4000
+    for _ in range(2):  # the first one imports and prepares
+        tracemalloc.start()
+        kept = group(add.s(n, n) for n in range(1000, 1000 + count)), None
+        kept = kept[0], kept[0].apply_async()
+        left, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert left < 400 * count, "an id, a result, its place, and the arguments"
+    assert peak < left + 1_200_000, "besides, what is sent at once"
+
+
+def test_a_group_of_a_generator_may_be_sent_again_and_looked_at(app: Celery, add: Any) -> None:
+    def members() -> Any:
+        return [add.s(1), add.s(2).set(queue="other"), add.si(3), group(add.s(4), add.s(5)), add.s(6, y=1)]
+
+    whole, streamed = group(members()), group(iter(members()))
+    first, second = streamed.apply_async(), streamed.apply_async()
+    assert (len(first), len(second)) == (6, 6)
+    assert not {one.id for one in first} & {one.id for one in second}
+    assert streamed == whole
+    assert list(streamed.tasks) == list(whole.tasks)
+    assert streamed.apply().get() == [1, 2, 3, 4, 5, 7]
+    looks: list[Callable[[Any], Any]] = [
+        dict, repr, len, json.dumps, pickle.dumps, signature,
+        lambda one: one.clone(), lambda one: one.get("kwargs"), lambda one: list(one.items()), lambda one: {**one},
+        lambda one: one | add.s(1), lambda one: "kwargs" in one, lambda one: list(one), lambda one: one["options"],
+    ]  # fmt: skip
+    for look in looks:
+        assert look(group(iter(members()))) == look(group(members()))
+
+
+def test_what_a_generator_raises_is_raised_where_its_group_is_sent(app: Celery, add: Any) -> None:
+    def calls() -> Any:
+        yield add.s(1)
+        raise LookupError("no more")
+
+    streamed = group(calls())
+    with pytest.raises(LookupError, match="no more"):
+        streamed.apply_async()
+    assert [one.args for one in streamed.tasks] == [(1,)]
+    assert group(iter(())).apply_async().get() == []
 
 
 def test_a_group_is_sent_with_its_id_and_places(app: Celery, add: Any) -> None:

@@ -59,7 +59,7 @@ class Fleet:
         self.held: dict[int, tuple[int, Payload]] = {}
         self.begun: dict[str, set[str]] = {}  # call and chord → the claims under which it was begun
         self.dropped: Counter[str] = Counter()
-        monkeypatch.setattr(self.app, "send_calls", self._send)
+        monkeypatch.setattr(self.app, "publish_calls", self._send)
         self._define()
         self._restart()
 
@@ -91,7 +91,7 @@ class Fleet:
         self.publications = Publications(self.app)
         self.program = TaskProgram(self.app, envelope.unpack, "w@h", detail=False)
 
-    def _send(self, calls: Sequence[Any], *, add_to_parent: bool = True) -> list[Any]:
+    def _send(self, calls: Sequence[Any]) -> list[Any]:
         self._publish([self.app.make_payload(*call) for call in calls])
         return []
 

@@ -62,6 +62,8 @@ def assert_will_not_block() -> None:
 class ResultBase:
     """What is common to all results: nothing but the name, for `isinstance`."""
 
+    __slots__ = ()
+
 
 class AsyncResult(ResultBase, Generic[T]):
     """The result of a call, by its task id.
@@ -71,10 +73,13 @@ class AsyncResult(ResultBase, Generic[T]):
         parent: The result of the call before, in a chain.
     """
 
+    #: A client may hold a hundred thousand; a dict, for attributes of others, is made for those that have some.
+    __slots__ = (
+        "__dict__", "__weakref__", "_app", "_backend", "_document_known", "_waiting", "id", "ignored", "parent",
+        "task_name",
+    )  # fmt: skip
+
     TimeoutError = TimeoutError
-    #: Of `then`: what to call when it is known to have ended.
-    _waiting: list[tuple[Callable[[Any], Any], Callable[[BaseException], Any] | None]] | None = None
-    _document_known: Document | None = None
 
     def __init__(
         self, id: str, backend: Any = None, task_name: str | None = None, app: Any = None, parent: Any = None
@@ -87,7 +92,9 @@ class AsyncResult(ResultBase, Generic[T]):
         self.task_name = task_name
         self.parent = parent
         self.ignored = False
-        self._final: Document | None = None
+        self._document_known: Document | None = None
+        #: Of `then`: what to call when it is known to have ended.
+        self._waiting: list[tuple[Callable[[Any], Any], Callable[[BaseException], Any] | None]] | None = None
 
     @property
     def _final(self) -> Document | None:

@@ -491,6 +491,18 @@ class Celery:
             calls: `(name, args, kwargs, task_id, options)` each; the options are consumed.
             add_to_parent: Record them as children of the running task.
         """
+        results: list[AsyncResult[Any]] = []
+        for (name, _, _, task_id, _), payload in zip(calls, self.publish_calls(calls), strict=True):
+            result: AsyncResult[Any] = AsyncResult(task_id, self.backend, name, self)
+            result.ignored = bool(payload.headers["ignore_result"])
+            results.append(result)
+        running = _state.running()
+        if running is not None and add_to_parent and running.task.trail:
+            running.request.children.extend(results)
+        return results
+
+    def publish_calls(self, calls: Sequence[tuple[str, Any, Any, str, dict[str, Any]]]) -> list[Payload]:
+        """As `send_calls`, for whoever has the results already."""
         if not self.finalized:
             self.finalize(auto=True)
         if not calls:
@@ -499,19 +511,11 @@ class Celery:
             key: calls[0][4][key] for key in ("retry", "retry_policy", "once") if key in calls[0][4]
         }
         payloads = [self.make_payload(*call) for call in calls]
-        results: list[AsyncResult[Any]] = []
-        for (name, _, _, task_id, _), payload in zip(calls, payloads, strict=True):
-            result: AsyncResult[Any] = AsyncResult(task_id, self.backend, name, self)
-            result.ignored = bool(payload.headers["ignore_result"])
-            results.append(result)
-        wanted = [result.id for result in results if not result.ignored]
+        wanted = [payload.headers["id"] for payload in payloads if not payload.headers["ignore_result"]]
         if wanted:
             self.backend.expect(wanted)
         publish(self, payloads, steering)
-        running = _state.running()
-        if running is not None and add_to_parent and running.task.trail:
-            running.request.children.extend(results)
-        return results
+        return payloads
 
     def publish_many(self, signatures: Iterable[Signature], *, add_to_parent: bool = True) -> list[Any]:
         """Send many calls, some hundreds in one exchange with the broker: `app.publish_many(add.s(n, n) for n in ids)`.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from celeriac import _state
 from celeriac.canvas.composite import Composite, members_of
 from celeriac.canvas.launch import Launch
 from celeriac.canvas.signature import Signature, maybe_signature
+from celeriac.canvas.stream import Stream
 from celeriac.result import GroupResult
 from celeriac.utils.ids import next_id
 
@@ -17,18 +19,37 @@ class group(Composite):
     """Calls that run side by side: `group(add.s(2, 2), add.s(4, 4))()`, or of an iterable of signatures.
 
     Sent in bulk: a thousand calls cost the broker a few exchanges, not a thousand. Groups in it are taken apart.
+
+    Of a generator, or another iterator, members are taken as they are sent, and of each only its arguments are kept:
+    so a long group needs little more memory than its results. What the generator raises is raised by `apply_async`
+    then, and members before that may have been sent.
     """
 
     shape = "group"
+    #: Where its members come from, as long as nobody wanted them all at once; the key `kwargs` is missing until then.
+    _stream: Stream | None = None
 
     def __init__(self, *tasks: Any, app: Any = None, **options: Any) -> None:
-        super().__init__("celery.group", (), {"tasks": flat(members_of(tasks, app))}, options, subtask_type="group")
+        streamed = len(tasks) == 1 and isinstance(tasks[0], Iterator)
+        members = [] if streamed else flat(members_of(tasks, app))
+        super().__init__("celery.group", (), {"tasks": members}, options, subtask_type="group")
         self._app = app
+        if streamed:
+            self._stream = Stream(tasks[0], app, flat)
+            del self["kwargs"]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> group:
         """See `Signature.from_dict`."""
         return cls(list(data["kwargs"]["tasks"]), app=app, **data.get("options") or {})
+
+    @property
+    def app(self) -> Any:
+        """The app of its members."""
+        if self._stream is None or self._app is not None:
+            return super().app
+        first = self._stream.first()
+        return _state.get_current_app() if first is None else first.app
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Send all, with these arguments in front of each one's own."""
@@ -50,7 +71,7 @@ class group(Composite):
         place, for_members, link, link_error = self._own_options(options)
         group_id = place.get("task_id") or next_id()
         results = []
-        for index, member in enumerate(self.tasks):
+        for index, member in enumerate(self.tasks if self._stream is None else self._stream):
             copy = member.clone(args, kwargs, **for_members)
             results.append(copy.freeze(group_id=group_id, group_index=index, root_id=place.get("root_id")))
             if index == 0:
@@ -129,6 +150,51 @@ class group(Composite):
         if visitor is not None:
             visitor.on_group_end(self, **headers)
         return self
+
+    # As a dict it has all its keys, whoever asks: with the first question members are no stream any more.
+
+    def __missing__(self, key: str) -> Any:
+        if key != "kwargs" or self._stream is None:
+            raise KeyError(key)
+        stream, self._stream = self._stream, None
+        self["kwargs"] = {"tasks": list(stream)}
+        for behind in ("options", "subtask_type", "immutable"):  # as they stand in every other signature
+            self[behind] = self.pop(behind)
+        return self["kwargs"]
+
+    def _whole(self) -> group:
+        if self._stream is not None:
+            self["kwargs"]
+        return self
+
+    def __iter__(self) -> Iterator[str]:  # whoever copies a dict that has its own asks `keys` and `[]`
+        return dict.__iter__(self._whole())
+
+    def __contains__(self, key: object) -> bool:
+        return dict.__contains__(self._whole(), key)
+
+    def __eq__(self, other: object) -> bool:
+        return dict.__eq__(self._whole(), other._whole() if isinstance(other, group) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return dict.get(self._whole(), key, default)
+
+    def keys(self) -> Any:
+        return dict.keys(self._whole())
+
+    def values(self) -> Any:
+        return dict.values(self._whole())
+
+    def items(self) -> Any:
+        return dict.items(self._whole())
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self)
 
     def __repr__(self) -> str:
         return f"group([{', '.join(map(repr, self.tasks))}])"

@@ -121,7 +121,7 @@ class Sending(Launch):
         calls, self.calls = self.calls, []
         if opened:
             self.app.backend.plugin.open_chords(opened)
-        self.app.send_calls(calls, add_to_parent=False)
+        self.app.publish_calls(calls)
 
 
 def send(app: Any, start: Callable[[Launch], Any], *, add_to_parent: bool = True) -> Any:
