@@ -26,6 +26,8 @@ RUN_S = 180.0
 FAILURES = {
     "a chain": "ValueError",
     "a part": "ChordError",
+    "retries used up": "ValueError",
+    "retries used up in a part": "ChordError",
     "a chain in a header": "ChordError",
     "before a chord": "ValueError",
     "a member": "ValueError",
@@ -52,7 +54,15 @@ class Fleet:
         *,
         shapes: Sequence[str] = (),
         failures: Sequence[str] = tuple(FAILURES),
-        verbs: Sequence[str] = ("shapes", "growing", "failures", "callbacks", "stamped"),
+        verbs: Sequence[str] = (
+            "shapes",
+            "growing",
+            "failures",
+            "callbacks",
+            "stamped",
+            "chord_error",
+            "header_errbacks",
+        ),
     ) -> None:
         self.place = place
         self._stack = stack
@@ -138,6 +148,21 @@ def test_a_chord_grows_in_a_mixed_fleet(fleet: Fleet, client: str, queue: str) -
 @pytest.mark.parametrize(("client", "queue"), WAYS)
 def test_failures_are_told_across(fleet: Fleet, client: str, queue: str) -> None:
     assert fleet.ask(client, queue)["failures"] == FAILURES
+
+
+@pytest.mark.parametrize(("client", "queue"), WAYS)
+def test_the_error_of_a_chord_says_the_same(fleet: Fleet, client: str, queue: str) -> None:
+    assert fleet.ask(client, queue)["chord_error"] == "Dependency ID raised ValueError('boom')"
+
+
+@pytest.mark.parametrize(("client", "queue"), WAYS)
+def test_errbacks_of_a_chord_are_its_headers_too_if_that_is_set(fleet: Fleet, client: str, queue: str) -> None:
+    failed = fleet.ask(client, queue)["header_errbacks"]
+
+    def told() -> bool:
+        return all(f"old {task_id}" in fleet.notes() for task_id in failed)
+
+    wait_until(told, 30.0, "the errback was called for the part and for the body")
 
 
 @pytest.mark.parametrize(("client", "queue"), WAYS)

@@ -99,6 +99,24 @@ def caller(self, count):
     return count
 
 
+@app.task(name="c.kept", bind=True, default_retry_delay=0)
+def kept(self, x, before=None):
+    """Tries again once, and says what is not as it was."""
+    request = self.request
+    lengths = [len(words or ()) for words in (request.callbacks, request.errbacks, request.chain)]
+    parent_id = request.parent_id if request.parent_id != request.id else None  # Celery's retries become their own
+    now = [request.id, request.root_id, parent_id, request.group, request.group_index, *lengths]
+    now.append(request.chord and request.chord["options"].get("task_id"))
+    if before is None:
+        raise self.retry(args=(x,), kwargs={"before": now}, countdown=0)
+    return x if now == before else [before, now]
+
+
+@app.task(name="c.tired", bind=True, max_retries=1, default_retry_delay=0)
+def tired(self, *_):
+    raise self.retry(exc=ValueError("boom"), countdown=0)
+
+
 c = const.si
 #: name → (how to make it, what it gives)
 SHAPES = {
@@ -159,6 +177,11 @@ SHAPES = {
     "part replaced by a group": (lambda: chord([replaced.si("group"), c(9)], ident.s()), [[1, 2], 9]),
     "part replaced by a chain": (lambda: chord([replaced.si("chain"), c(9)], ident.s()), [6, 9]),
     "part replaced by a chord": (lambda: chord([replaced.si("chord"), c(9)], ident.s()), [3, 9]),
+    "retried": (lambda: kept.s(5), 5),
+    "a|retried|b": (lambda: c(1) | kept.s() | add.s(2), 3),
+    "group of retried": (lambda: group(kept.s(1), kept.s(2)), [1, 2]),
+    "chord of retried": (lambda: chord([kept.s(1), c(2)], kept.s()), [1, 2]),
+    "a|chord of retried|b": (lambda: c(1) | group(kept.s(), add.s(1)) | kept.s() | total.s(), 3),
     "body replaced": (lambda: chord([c(1), c(9)], replaced.si("chain")), 6),
 }
 #: Gives a list whose order is not said.
@@ -170,6 +193,8 @@ FAILURES = {
     "a chain in a header": (lambda: chord([c(1), chain(boom.si(), add.s(1))], total.s()), "ChordError"),
     "before a chord": (lambda: boom.si() | chord([add.s(1), add.s(2)], total.s()), "ValueError"),
     "a part, and after the chord": (lambda: chord([c(1), boom.si()], total.s()) | add.s(1), "ChordError"),
+    "retries used up": (lambda: tired.si() | add.s(1), "ValueError"),
+    "retries used up in a part": (lambda: chord([c(1), tired.si()], total.s()), "ChordError"),
     "a member": (lambda: group(c(1), boom.si()), "ValueError"),
     "a part of a part": (lambda: chord([chord([c(1), boom.si()], total.s()), c(3)], ident.s()), "ChordError"),
     "a body": (lambda: chord([c(1), c(2)], boom.s()) | add.s(1), "ValueError"),

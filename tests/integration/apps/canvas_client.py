@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from canvas_app import FAILURES, GROWING, SHAPES, add, boom, chord, const, ident, new_errback, old_errback, stamps
+from canvas_app import FAILURES, GROWING, SHAPES, add, app, boom, chord, const, ident, new_errback, old_errback, stamps
 
 GET_S = 60
 
@@ -49,6 +49,22 @@ def linked():
     result = body.apply_async()
     result.get(timeout=GET_S)
     return result.children[0].get(timeout=GET_S)
+
+
+def chord_error():
+    result = chord([const.si(1), boom.si()], ident.s()).apply_async()
+    return str(result.get(timeout=GET_S, propagate=False, follow_parents=False)).replace(result.parent[1].id, "ID")
+
+
+def header_errbacks():
+    """The ids of the part and of the body, of which both have failed."""
+    app.conf.task_allow_error_cb_on_chord_header = True
+    canvas = chord([const.si(1), boom.si()], ident.s())
+    canvas.link_error(old_errback.s())
+    app.conf.task_allow_error_cb_on_chord_header = False
+    result = canvas.apply_async()
+    result.get(timeout=GET_S, propagate=False, follow_parents=False)
+    return [result.parent[1].id, result.id]
 
 
 def stamped():

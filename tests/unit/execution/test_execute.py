@@ -232,6 +232,7 @@ def test_a_retry_is_a_message_to_be_sent_and_a_state(app: Celery) -> None:
     assert report.outcome == "retried"
     (again,) = report.publish
     assert (again.headers["id"], again.headers["retries"], again.headers["task"]) == ("id-1", 1, "t")
+    assert (again.headers["root_id"], again.headers["parent_id"]) == ("id-1", None), "no call is its own parent"
     assert again.due is not None
     assert again.route.queue == "celery"
     assert json.loads(again.body)[0] == [5]

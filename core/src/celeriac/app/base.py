@@ -581,9 +581,9 @@ class Celery:
         kwargs["app"] = self
         return signature(*args, **kwargs)
 
-    def run_eagerly(self, task: Any, request: Any, args: Any, kwargs: Any) -> EagerResult[Any]:
+    def run_eagerly(self, task: Any, request: Any, args: Any, kwargs: Any, *, raises: bool = False) -> EagerResult[Any]:
         """Run a task here and now; see `Task.apply`."""
-        return run_eagerly(self, task, request, args, kwargs)
+        return run_eagerly(self, task, request, args, kwargs, raises=raises)
 
     # -- results --------------------------------------------------------------------------------------------
 

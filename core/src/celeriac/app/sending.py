@@ -102,7 +102,7 @@ def build_payload(
         take("retries", 0),
         (hard, soft),
         take("root_id", None) or (parent.root_id if parent is not None else None) or task_id,
-        take("parent_id", None) or (parent.id if parent is not None else None),
+        take("parent_id", None) or (parent.id if parent is not None and parent.id != task_id else None),
         take("argsrepr", None),
         take("kwargsrepr", None),
         take("origin", None) or (parent.hostname if parent is not None else None),

@@ -265,9 +265,10 @@ class Task(Generic[P, R]):
             logfile=logfile,
             ignore_result=options.get("ignore_result", False),
         )
+        raises = bool(throw if throw is not None else app.conf["task_eager_propagates"])
         with denied_join_result():
-            result: EagerResult[R] = app.run_eagerly(self, request, call_args, call_kwargs)
-        if throw if throw is not None else app.conf["task_eager_propagates"]:
+            result: EagerResult[R] = app.run_eagerly(self, request, call_args, call_kwargs, raises=raises)
+        if raises:
             result.get(propagate=True, disable_sync_subtasks=False)
         return result
 

@@ -474,8 +474,14 @@ class TaskProgram:
             )
 
 
-def run_eagerly(app: Any, task: Any, request: Context, args: Any, kwargs: Any) -> EagerResult[Any]:
-    """Run a task in the caller, retries and callbacks included; see `Task.apply`."""
+def run_eagerly(
+    app: Any, task: Any, request: Context, args: Any, kwargs: Any, *, raises: bool = False
+) -> EagerResult[Any]:
+    """Run a task in the caller, retries, callbacks and errbacks included; see `Task.apply`.
+
+    Args:
+        raises: Whoever called will raise its error, and is told by that: errbacks are not called.
+    """
     ready = ReadyTask(task, plain_task_class(type(task)))
     retry: Retry | None = None
     state, value, traceback = states.SUCCESS, None, None
@@ -502,11 +508,13 @@ def run_eagerly(app: Any, task: Any, request: Context, args: Any, kwargs: Any) -
     finally:
         _state.pop_running(token)
     if retry is not None and retry.sig is not None:
-        again: EagerResult[Any] = retry.sig.apply(task_id=request.id, retries=request.retries + 1)
+        again: EagerResult[Any] = retry.sig.apply(task_id=request.id, retries=request.retries + 1, throw=raises)
         return again
     if state == states.SUCCESS:
         for callback in request.callbacks or ():
             app.signature(callback).apply((value,))
+    elif state == states.FAILURE and request.errbacks and not raises:
+        followup.call_errbacks_here(app, request, value, traceback or "")
     if task.store_eager_result and app.backend.plugin is not None and not request.ignore_result:
         app.backend.store_result(request.id, value, state, traceback, request)
     return EagerResult(request.id, value, state, traceback, name=task.name)

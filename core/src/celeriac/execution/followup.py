@@ -7,7 +7,7 @@ second run publishes the same ids. They are marked then: the first run may have 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import states
@@ -228,14 +228,31 @@ def _call_errbacks(
         if task is None or not _takes_more_than_one(task):
             _begin(launch, request, errback, request.id, f"errback {n}")
         elif in_slot:
-            arguments = () if errback.get("immutable") else (request, exc, traceback)
-            task(*arguments, *errback.get("args", ()), **errback.get("kwargs", {}))
+            _call_errback(task, errback, request, exc, traceback)
         else:
             about = {key: getattr(request, key) for key in ("id", "task", "root_id", "parent_id", "group", "retries")}
             described = app.backend.failure(exc) if app.backend.serializer.name != "pickle" else repr(exc)
             call = (dict(errback), about, described, traceback)
             launch.call(ERRBACK_TASK, call, {}, derived_uuid(f"{request.id} errback {n}"), {"ignore_result": True})
     following.add(launch, request.attempt)
+
+
+def call_errbacks_here(app: Any, request: Context, exc: BaseException, traceback: str) -> None:
+    """Call the errbacks of a call that was run by its caller: first those that take the exception."""
+    others = []
+    for errback in as_list(request.errbacks):
+        task = None if errback.get("subtask_type") else app.tasks.get(errback["task"])
+        if task is not None and _takes_more_than_one(task):
+            _call_errback(task, errback, request, exc, traceback)
+        else:
+            others.append(maybe_signature(errback, app=app))
+    for errback in others:
+        errback.apply((request.id,))
+
+
+def _call_errback(task: Any, errback: Mapping[str, Any], request: Context, exc: BaseException, traceback: str) -> None:
+    arguments = () if errback.get("immutable") else (request, exc, traceback)
+    task(*arguments, *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
 
 
 def _takes_more_than_one(task: Any) -> bool:
