@@ -38,7 +38,7 @@ def test_an_entry_point_loads_and_answers_one_kind(info: PluginInfo) -> None:
     plugin = Loader().load(info).plugin
     _, hooks, hook = KINDS[info.kind]
     if hook:
-        assert hooks_of(plugin) == {hook}
+        assert hooks_of(plugin) - {"celeriac_prepare_process"} == {hook}  # which pools may have besides
     else:  # an extension has as many of its kind's as it likes
         assert hooks_of(plugin)
         assert hooks_of(plugin) <= vars(hooks).keys()

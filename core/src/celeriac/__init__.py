@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from celeriac.canvas.group import group
     from celeriac.canvas.maps import chunks, xmap, xstarmap
     from celeriac.canvas.signature import Signature, maybe_signature, signature, subtask
+    from celeriac.kernel.prelude import maybe_patch_concurrency
     from celeriac.spec.hooks import hookimpl
     from celeriac.utils.ids import uuid
-    from celeriac.utils.patching import maybe_patch_concurrency
 
 _WHERE = {
     "Celery": "celeriac.app.base",
@@ -41,7 +41,7 @@ _WHERE = {
     "current_task": "celeriac._state",
     "group": "celeriac.canvas.group",
     "hookimpl": "celeriac.spec.hooks",
-    "maybe_patch_concurrency": "celeriac.utils.patching",
+    "maybe_patch_concurrency": "celeriac.kernel.prelude",
     "maybe_signature": "celeriac.canvas.signature",
     "shared_task": "celeriac.app.base",
     "signature": "celeriac.canvas.signature",

@@ -184,7 +184,10 @@ class Proxy:
 
     @property  # type: ignore[misc] # a proxy says that it is what it stands for
     def __class__(self) -> type:
-        return type(self._get_current_object())
+        try:
+            return type(self._get_current_object())
+        except RuntimeError:  # whoever asks all objects of the process what they are, as gevent does, must not fail
+            return Proxy
 
     @property
     def __wrapped__(self) -> Any:

@@ -27,6 +27,7 @@
     └── PoolBroken
     SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError, Terminated   (Exception)
     WorkerShutdown, WorkerTerminate                                         (SystemExit)
+    EndedByPool                                                             (BaseException)
 
 An error keeps its data as attributes and writes its own message: what went wrong, who, what to do.
 """
@@ -394,6 +395,10 @@ class WorkerLostError(Exception):
 
 class Terminated(Exception):
     """The task was terminated by request."""
+
+
+class EndedByPool(BaseException):
+    """Raised by a pool in a job that it ends: past its hard time limit, or cancelled. Nobody but the pool keeps it."""
 
 
 class WorkerShutdown(SystemExit):

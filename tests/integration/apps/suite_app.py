@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from celeriac import Celery
 from celeriac.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celeriac.result import allow_join_result
 
 app = Celery("suite_app", broker=os.environ["SUITE_BROKER"], backend=os.environ.get("SUITE_BACKEND"))
 app.conf.update(
@@ -216,6 +218,13 @@ def wait_in_task(x: int) -> Any:
     return add.delay(x, 1).get(timeout=5)
 
 
+@app.task
+def join_in_task(x: int) -> Any:
+    """As `wait_in_task`, knowing what it does."""
+    with allow_join_result():
+        return add.delay(x, 1).get(timeout=30)
+
+
 @app.task(rate_limit="5/s")
 def limited(name: str) -> None:
     note(f"limited {name} {time.time()}")
@@ -224,6 +233,12 @@ def limited(name: str) -> None:
 @app.task
 def pid() -> int:
     return os.getpid()
+
+
+@app.task
+def shell(command: str) -> str:
+    """What a command prints."""
+    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
 
 
 @app.task

@@ -147,3 +147,8 @@ def test_making_a_kernel_scans_and_imports_nothing() -> None:
 def test_the_known_abilities_are_those_the_contract_explains(kind: str, module: object) -> None:
     text = str(module.__doc__).partition("bilities")[2]
     assert {name for name in ABILITIES[kind] if f"`{name}`" not in text} == set()
+
+
+def test_a_pool_that_celery_has_and_nobody_here_is_answered_with_what_to_take() -> None:
+    with pytest.raises(PluginNotFound, match="Greenlets run in the pool gevent: pip install celeriac-pool-gevent"):
+        Kernel({}).find("pool", "eventlet")

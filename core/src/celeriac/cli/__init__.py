@@ -16,9 +16,14 @@ def main(argv: Sequence[str] | None = None, app: Any = None, *, prog: str = "cel
         app: Use this app instead of the one that `-A` names.
         prog: The program's name, as help and usage write it.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if app is None and "worker" in words:  # first of all: with an app, everything is imported already
+        from celeriac.kernel.prelude import prepare_worker
+
+        prepare_worker(words)
     from celeriac.cli.group import run
 
-    code = run(list(sys.argv[1:] if argv is None else argv), app, prog)
+    code = run(words, app, prog)
     _flush_output()
     sys.exit(code)
 

@@ -31,7 +31,9 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 
 @click.command(cls=Command, context_settings={"allow_extra_args": True})
 @option("-n", "--hostname", metavar="NAME", help="Node name: w1@%h. %h is the host, %n its name, %d its domain.")
-@option("-P", "--pool", metavar="NAME", help="Pool plugin: prefork, threads, solo … Default: the setting worker_pool.")
+@option(
+    "-P", "--pool", metavar="NAME", help="Pool plugin: prefork, threads, gevent … Default: the setting worker_pool."
+)
 @option("-c", "--concurrency", type=Slots(), help="How many tasks run at once. Default: one per processor.")
 @option("--autoscale", metavar="MAX,MIN", help="Grow the pool when it is busy and shrink it when idle: 10,2.")
 @option("-Q", "--queues", type=Words(), default="", help="Consume from these queues. Default: all the app declares.")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import _state, signals, states
 from celeriac.exceptions import (
+    EndedByPool,
     Ignore,
     NotRegistered,
     Reject,
@@ -155,6 +156,8 @@ class TaskProgram:
             begun = self._read(job, emit)
             done = begun if isinstance(begun, JobReport) else self._carry_out(job, emit, begun)
             return self._announced(done) if done.publish else done
+        except EndedByPool:
+            raise  # by the pool, which answers for the job
         except BaseException as exc:  # after the task: a hook, a limit that struck late, a bug of ours
             return self._failed_internally(job, begun, exc)
 
@@ -201,6 +204,8 @@ class TaskProgram:
                 value = ready.call(*request.args, **request.kwargs)
                 if type(value) is CoroutineType:
                     value = _complete(value)
+            except EndedByPool:
+                raise
             except BaseException as exc:
                 return self._ended_badly(job, ready, request, exc, ignored, started)
             return self._ended_well(job, ready, request, value, ignored, started)

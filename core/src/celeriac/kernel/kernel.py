@@ -45,6 +45,14 @@ CHOSEN_BY = {
     "extension": "the setting plugins_enabled",
 }
 
+#: Names that Celery's users know and that no plugin has → what to do instead, for errors
+INSTEAD = {
+    ("pool", "eventlet"): (
+        "eventlet is no longer developed. Greenlets run in the pool gevent: pip install celeriac-pool-gevent, "
+        "then -P gevent in place of -P eventlet."
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -322,7 +330,9 @@ def _not_found(choice: Choice) -> PluginNotFound:
     near = difflib.get_close_matches(name, installed, n=1, cutoff=0.75)
     parts = [f"no {choice.kind} plugin is named {name!r} (asked for by {choice.asked_by})."]
     parts.append(f"Installed: {', '.join(installed)}." if installed else f"No {choice.kind} plugin is installed.")
-    if near:
+    if (choice.kind, name) in INSTEAD:
+        parts.append(INSTEAD[choice.kind, name])
+    elif near:
         parts.append(f"Did you mean {near[0]!r}?")
     elif re.fullmatch(r"[a-z][a-z0-9-]*", name):
         parts.append(f"Try: pip install celeriac-{choice.kind}-{name}")

@@ -81,6 +81,14 @@ class PoolHooks:
     def celeriac_make_pool(self, name: str, program: SlotProgram, options: PoolOptions) -> Pool | None:
         """Make a pool that runs `program`, without starting it."""
 
+    @hookspec
+    def celeriac_prepare_process(self, name: str) -> None:
+        """Do what must be done to a process before the program whose tasks it runs is imported; optional.
+
+        Called first of all by the command line, for the pool that it names (`-P`). A pool that was chosen otherwise
+        has had no such call, and says in `start` if it cannot do without.
+        """
+
 
 class ExtensionHooks:
     """Group `celeriac.extensions`: all enabled ones are loaded."""

@@ -33,7 +33,9 @@ class SlotProgram(Protocol):
         """Run one job and return its final report. Reports passed to `emit` go ahead of it, at once (`accepted`
         of a job that is expected to be brief may wait some milliseconds for company).
 
-        Never raises an `Exception`; `SystemExit` and the like are turned into reports too.
+        Never raises an `Exception`; `SystemExit` and the like are turned into reports too. A pool may raise in it,
+        where the job runs, `SoftTimeLimitExceeded`, which is the job's to catch, and `EndedByPool`, which comes out
+        again: the pool then reports the job (`cancelled` or `timed_out`).
         """
 
     def end(self) -> None:

@@ -30,6 +30,7 @@ import pytest
 
 from celeriac.app.base import Celery
 from celeriac.exceptions import CeleriacError, mask_url
+from celeriac.kernel.prelude import prepare_process
 from celeriac.testing.backend_suite import BackendConformance
 from celeriac.testing.broker_suite import BrokerConformance
 from celeriac.testing.kit import KitHost, KitSerializers, make_transport, needs, needs_no
@@ -247,6 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     kind = next(kind for kind in KINDS if getattr(options, kind) is not None)
     name = getattr(options, kind)
+    if kind == "pool":
+        prepare_process(name)
     try:
         suite = suite_for(kind, name)
     except CeleriacError as exc:
