@@ -91,7 +91,7 @@ def test_models_and_migration_agree(project: Path) -> None:
     names = {
         name for (name,) in peek(project, "SELECT name FROM django_migrations WHERE app = 'django_celery_results'")
     }
-    assert len(names) == 15
+    assert len(names) == 16
     indexes = {name for (name,) in peek(project, "SELECT name FROM sqlite_master WHERE name LIKE 'django_cele_%'")}
     assert {index.name for model in (TaskResult, GroupResult) for index in model._meta.indexes} <= indexes
 
@@ -224,6 +224,13 @@ def test_a_cut_connection_is_replaced_unless_a_transaction_is_open(
 
 def test_missing_tables_are_said(use_database: Callable[[str], None], tmp_path: Path) -> None:
     use_database(f"sqlite:///{tmp_path}/empty.sqlite3")
+    with pytest.raises(BackendUnreachable, match=r"manage\.py migrate"):
+        make().ping(1)
+
+
+def test_migrations_that_have_not_been_run_are_said(project: Path) -> None:
+    assert make().ping(1)
+    call_command("migrate", LABEL, "0015", verbosity=0)
     with pytest.raises(BackendUnreachable, match=r"manage\.py migrate"):
         make().ping(1)
 

@@ -160,13 +160,7 @@ class Chords:
         return None if self._lifetime_s is None else now + self._lifetime_s
 
     def _now(self) -> float:
-        connection = connections[self._alias]
-        clock = CLOCKS.get(connection.vendor)
-        if clock is None:
-            return time.time()
-        with connection.cursor() as cursor:
-            cursor.execute(clock)
-            return float(cursor.fetchone()[0])
+        return unix_now(self._alias)
 
     def _transaction(self) -> Any:
         return transaction.atomic(using=self._alias)
@@ -183,3 +177,14 @@ class Chords:
 
     def _rows(self, name: str, *conditions: Q, **named: Any) -> Any:
         return self._model(name)._base_manager.using(self._alias).order_by().filter(*conditions, **named)
+
+
+def unix_now(alias: str) -> float:
+    """The clock of the database of this alias, in unix seconds."""
+    connection = connections[alias]
+    clock = CLOCKS.get(connection.vendor)
+    if clock is None:
+        return time.time()
+    with connection.cursor() as cursor:
+        cursor.execute(clock)
+        return float(cursor.fetchone()[0])

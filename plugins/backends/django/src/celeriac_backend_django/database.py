@@ -30,10 +30,22 @@ from celeriac.exceptions import (
     ImproperlyConfigured,
     Unsupported,
 )
-from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec import (
+    CLAIM_S,
+    Chord,
+    ChordClaim,
+    ChordPart,
+    Document,
+    Host,
+    Serializer,
+    SharedState,
+    StoredResult,
+    Watch,
+)
 from celeriac.states import FAILURE, READY_STATES, STARTED, SUCCESS
 from celeriac_backend_django.chords import Chords
 from celeriac_backend_django.common import bring_up, fitting_id, lifetime, winners
+from celeriac_backend_django.state import DjangoState
 
 T = TypeVar("T")
 
@@ -85,7 +97,7 @@ _unpack: Final = msgspec.msgpack.Decoder(Row).decode
 class DjangoDatabaseBackend:
     """See `celeriac.spec.ResultBackend`."""
 
-    abilities = frozenset({"count", "groups", "persistent", "shared"})
+    abilities = frozenset({"count", "groups", "persistent", "shared", "state"})
     joint: str | None = None
 
     def __init__(self, settings: Mapping[str, Any], host: Host) -> None:
@@ -95,8 +107,9 @@ class DjangoDatabaseBackend:
         self._pid = os.getpid()
         chords_kept = lifetime(settings.get("result_chord_expires") or settings.get("result_expires"))
         self._chords = Chords(None if chords_kept is None else chords_kept.total_seconds(), self._model)
-        if not self._can_join():
-            self.abilities = self.abilities - {"count"}
+        if not self._has_our_tables():
+            self.abilities = self.abilities - {"count", "state"}
+        self._state = DjangoState(self._do, self._model)
 
     # documents
 
@@ -233,6 +246,12 @@ class DjangoDatabaseBackend:
         """See `ChordBackend.overdue_chords`."""
         return self._do(lambda: self._chords.overdue(limit, claim_s))
 
+    # shared state
+
+    def state(self) -> SharedState:
+        """See `KeepsState.state`."""
+        return self._state
+
     # groups
 
     def save_group(self, group_id: str, members: Any) -> None:
@@ -263,6 +282,8 @@ class DjangoDatabaseBackend:
         """See `ResultBackend.ping`."""
         try:
             self._tasks().exists()
+            if "state" in self.abilities:  # the newest of our migrations
+                self._model("StateSpace")._base_manager.using(self._tasks().db).exists()
             connection = connections[self._tasks().db]
             return f"{connection.display_name} of the Django project, database {connection.alias!r}"
         except Error as exc:
@@ -332,7 +353,7 @@ class DjangoDatabaseBackend:
         return model._base_manager.using(router.db_for_write(model)).order_by()
 
     @staticmethod
-    def _can_join() -> bool:
+    def _has_our_tables() -> bool:
         """The project has our models, and not django-celery-results' own."""
         bring_up("django-db")
         return bool(apps.is_installed("celeriac_backend_django"))

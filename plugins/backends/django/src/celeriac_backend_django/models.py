@@ -128,3 +128,39 @@ class JoinedPart(models.Model):
 
     def __str__(self) -> str:
         return f"<Part: {self.task_key}>"
+
+
+class StateSpace(models.Model):
+    """A space of shared state, and the version of its latest write."""
+
+    space = models.CharField(max_length=255, primary_key=True, verbose_name="name")
+    version = models.BigIntegerField(verbose_name="version")
+
+    class Meta:
+        app_label = "django_celery_results"
+        db_table = "celeriac_state_space"
+
+    def __str__(self) -> str:
+        return f"<Space: {self.space}>"
+
+
+class StateEntry(models.Model):
+    """An entry of shared state; `expires` is unix seconds of the database's clock."""
+
+    id = models.BigAutoField(primary_key=True)
+    space = models.ForeignKey(StateSpace, models.CASCADE, related_name="entries", verbose_name="space")
+    entry_key = models.CharField(max_length=255, verbose_name="key")
+    name = models.TextField(verbose_name="the whole key, as JSON")
+    version = models.BigIntegerField(verbose_name="version")
+    expires = models.FloatField(null=True, default=None, db_index=True, verbose_name="when it is gone")
+    value = models.BinaryField(verbose_name="value")
+
+    class Meta:
+        app_label = "django_celery_results"
+        db_table = "celeriac_state_entry"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["space", "entry_key"], name="celeriac_state_entry_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"<Entry: {self.name}>"
