@@ -1,0 +1,113 @@
+"""The example for Kubernetes: its commands run as they stand there, its probes answer, and its numbers fit together."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.integration.conftest import CELERIAC, House, wait_until
+
+pytestmark = pytest.mark.services
+PAGE = Path(__file__).parents[2] / "examples" / "kubernetes" / "celeriac.yaml"
+
+
+def pod_of(name: str) -> Any:
+    """The pod of a deployment, and its one container."""
+    for document in yaml.safe_load_all(PAGE.read_text()):
+        if document["metadata"]["name"] == name:
+            pod = document["spec"]["template"]["spec"]
+            (container,) = pod["containers"]
+            return pod, container
+    raise AssertionError(f"{PAGE} has no {name}")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def running(house: House, container: Any, port: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """Its command, with our app for the user's, and a port of this machine that nobody else sees."""
+    words = [str(word) for word in [*container["command"], *container["args"]]]
+    for old, new in {"8123": str(port), "0.0.0.0": "127.0.0.1"}.items():
+        words = [word.replace(old, new) for word in words]
+    words = [CELERIAC, *("suite_app" if word == "tasks" else word for word in words[1:])]
+    with (house.place / "log").open("wb") as log:
+        process = subprocess.Popen(
+            words, cwd=house.place, env={**os.environ, **house.env}, stdout=subprocess.DEVNULL, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def ask(container: Any, probe: str, port: int) -> int:
+    """What the kubelet gets from a probe: a status, 0 for none."""
+    request = container[probe]["httpGet"]
+    assert request["port"] in {known["name"] for known in container["ports"]}
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{request['path']}", timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as exc:
+        return exc.code
+    except OSError:
+        return 0
+
+
+def test_the_worker_is_ready_lives_and_ends_within_its_grace(sqlite_house: House) -> None:
+    house, port = sqlite_house, free_port()
+    pod, container = pod_of("tasks-worker")
+    with running(house, container, port) as worker:
+        wait_until(lambda: ask(container, "startupProbe", port) == 200, 40, "its start")
+        assert ask(container, "readinessProbe", port) == ask(container, "livenessProbe", port) == 200
+        result = house.send("sleep", 3, "long")
+        wait_until(lambda: any(line.startswith("start long") for line in house.ran()), 20, "the long task")
+        worker.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(container, "readinessProbe", port) == 503, 20, "no more traffic")
+        assert ask(container, "livenessProbe", port) in (200, 0), "it is not killed for finishing its tasks"
+        assert worker.wait(pod["terminationGracePeriodSeconds"]) == 0
+    assert result.get(timeout=5) == "long"
+    events = [json.loads(line)["event"] for line in (house.place / "log").read_text().splitlines()]
+    assert "worker.ready" in events
+
+
+def test_the_numbers_of_the_worker_fit_together() -> None:
+    pod, container = pod_of("tasks-worker")
+    options = dict(word.lstrip("-").split("=") for word in container["args"])
+    assert float(options["worker.shutdown_grace"]) < pod["terminationGracePeriodSeconds"]
+    assert str(container["ports"][0]["containerPort"]) == options["health-port"]
+    assert options["concurrency"] == container["resources"]["limits"]["cpu"]
+    memory_kib = int(container["resources"]["limits"]["memory"].removesuffix("Gi")) * 1024**2
+    assert int(options["concurrency"]) * int(options["max-memory-per-child"]) <= memory_kib / 2
+
+
+def test_beat_is_found_alive_by_its_probe(sqlite_house: House) -> None:
+    house = sqlite_house
+    _, container = pod_of("tasks-beat")
+    probe = [word.replace("-A tasks", "-A suite_app") for word in container["livenessProbe"]["exec"]["command"]]
+    env = {
+        **os.environ, **house.env, "HOSTNAME": platform.node(), "PATH": f"{Path(CELERIAC).parent}:{os.environ['PATH']}"
+    }  # fmt: skip
+    with running(house, container) as beat:
+        wait_until(lambda: "beat.starting" in (house.place / "log").read_text(), 30, "its start")
+        done = subprocess.run(probe, cwd=house.place, env=env, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, "pong" in done.stdout) == (0, True), (done.stdout, done.stderr)
+        beat.terminate()
+        assert beat.wait(20) == 0
