@@ -100,7 +100,10 @@ class Desk:
         self.store = Shaky(state)
         self.transport = app.make_transport()
         self.woken = threading.Event()
-        self.rates = ClusterRates(self.store, self.transport.unpack, lambda: app.codec, self.woken.set, clock)
+        self.held = 0
+        self.rates = ClusterRates(
+            self.store, self.transport.unpack, lambda: app.codec, self.woken.set, lambda: self.held, clock
+        )
 
     def plan(self, name: str) -> TaskPlan:
         return TaskPlan(self.app.tasks[name], None, None, announce=False)
@@ -186,11 +189,15 @@ def test_groups_share_a_limit_and_keys_do_not(desk: Desk) -> None:
     began = time.time()
     found = starts([answer for name in ("one", "two", "one", "two") for answer in desk.ask(name, 2)])
     assert all(start >= began + 0.1 * number for number, start in enumerate(found))
-    for tenant in ("a", "b", "a"):
-        desk.ask("keyed", 1, desk.message(tenant))
+    for tenant in ("a", "b", "a", "x" * 1000, "\ud800\x00"):
+        (answer,) = desk.ask("keyed", 1, desk.message(tenant))
+        assert answer.start is not None
     state = desk.app.shared_state
     assert state is not None
-    assert set(state.read(SPACE).entries) == {"api", "keyed/a", "keyed/b"}
+    keys = set(state.read(SPACE).entries)
+    assert keys > {"api", "keyed/a", "keyed/b"}
+    assert len(keys) == 5
+    assert all(len(key) < 200 and key.isprintable() for key in keys), "no key that a store may refuse"
 
 
 def test_a_call_without_a_key_is_limited_with_all_others_that_have_none(
@@ -225,9 +232,9 @@ def test_a_worker_that_cannot_keep_its_promises_makes_fewer(desk: Desk) -> None:
         desk.rates.missed()
     answers = desk.ask("fast", 10)
     assert len(starts(answers)) == 1
-    desk.rates.held = 1
+    desk.held = 1
     assert starts(desk.ask("fast", 5)) == []
-    desk.rates.held = 0
+    desk.held = 0
     eventually(lambda: len(starts(desk.ask("fast", 5))) >= 4)
 
 

@@ -127,8 +127,8 @@ class ClusterRates(threading.Thread):
     Args:
         unpack: The transport's reader of raw messages.
         wake: Ends the loop's sleep.
+        held: How many messages wait in the loop for the slots they have; asked from any thread.
     Attributes:
-        held: How many messages wait in the loop for the slots they have; the loop says so.
         taken, deferred: How many slots were had so far, and how many messages were told to ask again.
         trouble: Why there are no slots now; empty while there are.
     """
@@ -139,6 +139,7 @@ class ClusterRates(threading.Thread):
         unpack: Callable[[bytes], Payload],
         codec: Callable[[], Codec],
         wake: Callable[[], None],
+        held: Callable[[], int],
         clock: Clock = SYSTEM,
     ) -> None:
         super().__init__(name="celeriac-rates", daemon=True)
@@ -146,6 +147,7 @@ class ClusterRates(threading.Thread):
         self._unpack = unpack
         self._codec = codec
         self._wake = wake
+        self._held = held
         self._clock = clock
         self._questions: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
         self._answers: deque[Answer] = deque()
@@ -156,7 +158,7 @@ class ClusterRates(threading.Thread):
         self._laps: dict[str, float] = {}
         self._makers: dict[str, tuple[Any, KeyMaker | None]] = {}
         self._told_key: set[str] = set()
-        self.held = self.taken = self.deferred = 0
+        self.taken = self.deferred = 0
         self.trouble = ""
 
     # -- for the loop ---------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ class ClusterRates(threading.Thread):
         """For `inspect stats`."""
         return {
             "asked": len(self),
-            "waiting": self.held,
+            "waiting": self._held(),
             "taken": self.taken,
             "deferred": self.deferred,
             "trouble": self.trouble,
@@ -285,7 +287,7 @@ class ClusterRates(threading.Thread):
         raise CeleriacError(f"{TRIES} times another worker was first at the limit {next(iter(by_key))!r}.")
 
     def _answer(self, by_key: dict[str, list[Question]], lines: dict[str, Line], ahead_s: float) -> list[Answer]:
-        room = self._allowance - self.held - len(self._answers)
+        room = self._allowance - self._held() - len(self._answers)
         answers = []
         for key, asked in by_key.items():
             for question in asked:
@@ -329,8 +331,8 @@ class ClusterRates(threading.Thread):
                 key = ""
             if key:
                 name = f"{name}/{key}"
-        if len(name) > LONGEST_KEY:
-            name = f"{name[:100]}…{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        if len(name) > LONGEST_KEY or not name.isprintable():  # what a store may not take as a key
+            name = f"#{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()}"
         return name
 
 

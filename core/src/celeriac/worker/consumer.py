@@ -487,8 +487,11 @@ class Loop:
                 due.append(delivery)
             else:
                 self._waiting.add(answer.start, delivery)
-        rates.held = self._admission.promised
         return due
+
+    def promised(self) -> int:
+        """How many messages wait here for a start that their rate allows them; from any thread."""
+        return self._admission.promised
 
     def _put_off(self, delivery: Delivery, when: float) -> None:
         """Until then it is the broker's, if that can hold it."""

@@ -342,7 +342,7 @@ class Worker:
         self._watch_revocations()
         if app.shared_state is not None and not app.conf["worker_disable_rate_limits"]:
             self.loop.rates = ClusterRates(
-                app.shared_state, self.transport.unpack, lambda: app.codec, self._sleeper.wake
+                app.shared_state, self.transport.unpack, lambda: app.codec, self._sleeper.wake, self.loop.promised
             )
         self._make_autoscaler()
         self._make_remote()
