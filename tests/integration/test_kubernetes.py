@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -18,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.integration.conftest import CELERIAC, House, wait_until
+
+from celeriac.testing.services import free_ports
 
 pytestmark = pytest.mark.services
 PAGE = Path(__file__).parents[2] / "examples" / "kubernetes" / "celeriac.yaml"
@@ -31,11 +32,6 @@ def pod_of(name: str) -> Any:
             (container,) = pod["containers"]
             return pod, container
     raise AssertionError(f"{PAGE} has no {name}")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager
@@ -72,7 +68,7 @@ def ask(container: Any, probe: str, port: int) -> int:
 
 
 def test_the_worker_is_ready_lives_and_ends_within_its_grace(sqlite_house: House) -> None:
-    house, port = sqlite_house, free_port()
+    house, (port,) = sqlite_house, free_ports(1)
     pod, container = pod_of("tasks-worker")
     with running(house, container, port) as worker:
         wait_until(lambda: ask(container, "startupProbe", port) == 200, 40, "its start")
