@@ -288,6 +288,22 @@ def test_keys_are_made_of_arguments(key: Any, args: Any, kwargs: Any, wanted: st
     assert make(args, kwargs) == wanted
 
 
+def test_a_class_of_tasks_may_have_a_method_for_its_keys() -> None:
+    app = Celery("keys", broker="memory://", set_as_current=False)
+
+    class Import(app.Task):  # type: ignore[name-defined, misc]
+        name = "import"
+
+        def run(self, tenant: str) -> None: ...
+
+        def rate_limit_key(self, tenant: str) -> str:
+            return f"{self.name} {tenant}"
+
+    make = make_key_maker(app.register_task(Import()))
+    assert make is not None
+    assert make(["a"], {}) == "import a"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -86,8 +86,10 @@ def make_key_maker(task: Any) -> KeyMaker | None:
 
 
 def _key_of(task: Any) -> Any:
-    """As it was given: a function that stands in a class is no method of the task here."""
+    """As it was given: a function that stands in a class is a method of the task only if it takes `self`."""
     key = inspect.getattr_static(task, "rate_limit_key", None)
+    if inspect.isfunction(key):
+        return key.__get__(task) if next(iter(inspect.signature(key).parameters), "") == "self" else key
     return key.__func__ if isinstance(key, staticmethod) else key
 
 
