@@ -28,6 +28,8 @@ PATHS = {
     "celeriac.canvas": "Signature chain group maybe_signature signature",
     "celeriac.concurrency": "get_available_pool_names get_implementation",
     "celeriac.contrib.abortable": "AbortableAsyncResult AbortableTask",
+    "celeriac.contrib.rdb": "Rdb debugger set_trace DEFAULT_PORT",
+    "celeriac.contrib.sphinx": "TaskDirective TaskDocumenter setup",
     "celeriac.exceptions": (
         "AlreadyRegistered AlwaysEagerIgnored BackendError BackendGetMetaError BackendStoreError CDeprecationWarning "
         "CPendingDeprecationWarning CeleryCommandException CeleryError CeleryWarning ChordError "
@@ -41,6 +43,12 @@ PATHS = {
     "celeriac.loaders.app": "AppLoader",
     "celeriac.loaders.base": "BaseLoader",
     "celeriac.loaders.default": "Loader DEFAULT_CONFIG_MODULE",
+    "celeriac.platforms": (
+        "EX_CANTCREAT EX_FAILURE EX_OK EX_UNAVAILABLE EX_USAGE SYSTEM IS_macOS IS_WINDOWS Pidfile PIDFile LockFailed "
+        "create_pidlock DaemonContext detached maybe_drop_privileges parse_uid parse_gid setuid setgid initgroups "
+        "setgroups signals Signals signal_name get_fdmax close_open_fds isatty strargv set_process_title ignore_errno "
+        "get_errno_name pyimplementation"
+    ),
     "celeriac.result": (
         "AsyncResult EagerResult GroupResult ResultBase ResultSet allow_join_result assert_will_not_block "
         "denied_join_result result_from_tuple"
@@ -63,6 +71,8 @@ PATHS = {
         "uuid worker_direct"
     ),
     "celeriac.utils.log": "get_logger get_task_logger task_logger",
+    "celeriac.utils.timer2": "Entry Timer",
+    "celeriac.worker.request": "Request",
     "celeriac.utils.nodenames": (
         "anon_nodename default_nodename gethostname host_format node_format nodename nodesplit worker_direct"
     ),

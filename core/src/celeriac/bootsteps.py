@@ -200,6 +200,12 @@ def in_order(steps: Iterable[type[Step]]) -> list[type[Step]]:
     return found
 
 
+def is_required(kind: type[Step], by: type[Step]) -> bool:
+    """Whether one step requires another, as class or by a name of it."""
+    names = set(_names(kind))
+    return any(wanted in names if isinstance(wanted, str) else wanted is kind for wanted in by.requires)
+
+
 def _names(kind: type) -> Iterable[str]:
     yield f"{kind.__module__}:{kind.__qualname__}"
     yield f"{kind.__module__}.{kind.__qualname__}"

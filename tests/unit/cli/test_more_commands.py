@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from celeriac import Celery
+from celeriac import Celery, bootsteps
 from celeriac.cli import group as group_room
 from celeriac.cli.group import run
 from celeriac.cli.shell import shell_names
@@ -157,6 +157,27 @@ def test_bindings_are_listed_for_people_and_for_programs(capsys: pytest.CaptureF
 def test_graphs_are_in_the_language_of_graphviz(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["graph", "bootsteps"]) == 0
     assert '    "Consumer" -> "Pool";' in capsys.readouterr().out
+
+    class First(bootsteps.StartStopStep):
+        label = "First"
+
+    class Second(bootsteps.StartStopStep):
+        requires = (First, "celeriac.worker.components:Pool")
+
+    class Orders(bootsteps.ConsumerStep):
+        name = "orders"
+
+    app = make_app("graph")
+    app.steps["worker"].update({First, Second})
+    app.steps["consumer"].add(Orders)
+    assert run(["graph", "bootsteps"], app) == 0
+    out = capsys.readouterr().out
+    own = [line.strip() for line in out.splitlines() if "First" in line or "Second" in line or "orders" in line]
+    second = f"{__name__}:{Second.__qualname__}"
+    assert sorted(own) == sorted(
+        ['"First";', f'"{second}";', '"orders";', '"First" -> "Pool";', f'"{second}" -> "Pool";',
+         f'"{second}" -> "First";', '"orders" -> "RemoteControl";']
+    )  # fmt: skip
     assert run(["graph", "workers", "nodes:a,b", "queues:celery"], make_app("graph")) == 0
     out = capsys.readouterr().out
     assert out.startswith("digraph workers {")

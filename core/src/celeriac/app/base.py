@@ -87,6 +87,8 @@ class Celery:
     IS_macOS: ClassVar[bool] = SYSTEM == "Darwin"
     IS_WINDOWS: ClassVar[bool] = SYSTEM == "Windows"
     registry_cls: type[TaskRegistry] = TaskRegistry
+    #: Makes unpickled apps.
+    Pickler: ClassVar[type[AppPickler]]
 
     def __init__(
         self,
@@ -135,6 +137,7 @@ class Celery:
             on_configure=lambda: self.on_configure.send(sender=self),
             on_after_configure=lambda _settings: self._after_configure(),
             on_change=lambda: self._parts.settings_changed(),
+            prepare=self.prepare_config if type(self).prepare_config is not Celery.prepare_config else None,
         )
         self._annotations: list[Any] | None = None
         self._shared: list[tuple[str, Callable[..., Any], dict[str, Any]]] = []
@@ -320,7 +323,11 @@ class Celery:
                 self._warn_duplicate(name, known, fun)
             return known
         options.setdefault("typing", self.strict_typing)
-        task = make_task_class(fun, base, name, bind, options)()
+        kind = make_task_class(fun, base, name, bind, options)
+        if type(self).type_checker is not Celery.type_checker:
+            check = self.type_checker(fun, bound=bind)
+            kind._check = None if check is None else staticmethod(check)
+        task = kind()
         if narrow is not None:
             task = narrow(task)
         self._add(task)
@@ -358,6 +365,20 @@ class Celery:
         if module == "__main__" and self.main:
             module = self.main
         return f"{module}.{name}" if module else name
+
+    def type_checker(self, fun: Callable[..., Any], bound: bool = False) -> Callable[..., Any] | None:
+        """What checks the arguments of calls of a task: a function that raises `TypeError` if they do not fit.
+
+        For subclasses to replace. Not asked for tasks with `typing=False`; None checks nothing.
+
+        Args:
+            bound: The function's first parameter is the task.
+        """
+        return make_check(fun, bound)
+
+    def prepare_config(self, c: dict[str, Any]) -> Mapping[str, Any]:
+        """What is taken of a config source: given its settings by name, before defaults are added; for subclasses."""
+        return c
 
     @property
     def Task(self) -> type[Task[Any, Any]]:
@@ -902,8 +923,32 @@ def _where(fun: Any) -> str:
     return f"{getattr(fun, '__module__', '?')}.{getattr(fun, '__qualname__', fun)}"
 
 
+class AppPickler:
+    """Makes an app anew from what was pickled of it. A subclass of `Celery` names its own as `Pickler`."""
+
+    def __call__(self, cls: type[Celery], **made_by: Any) -> Celery:
+        """The app.
+
+        Args:
+            made_by: What its class is called with.
+        """
+        app = self.construct(cls, **made_by)
+        self.prepare(app, **made_by)
+        return app
+
+    def construct(self, cls: type[Celery], **made_by: Any) -> Celery:
+        """Call its class."""
+        return cls(**made_by)
+
+    def prepare(self, app: Celery, **made_by: Any) -> None:
+        """Called with the new app: what a subclass has to add."""
+
+
+Celery.Pickler = AppPickler
+
+
 def _rebuild_app(kind: type[Celery], made_by: dict[str, Any]) -> Celery:
-    return kind(**made_by)
+    return kind.Pickler()(kind, **made_by)
 
 
 def _make_default_app() -> Celery:

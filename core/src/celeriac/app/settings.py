@@ -128,6 +128,7 @@ class Settings(MutableMapping[str, Any]):
         on_configure: Called before the config source is read.
         on_after_configure: Called with these settings after that.
         on_change: Called after each change, under the settings' lock.
+        prepare: Given what the config source says, returns what is taken of it.
     Raises:
         SettingError: A name in `changes` is a slip of a known one, or a value is impossible.
     """
@@ -142,6 +143,7 @@ class Settings(MutableMapping[str, Any]):
         on_configure: Callable[[], Any] | None = None,
         on_after_configure: Callable[[Settings], Any] | None = None,
         on_change: Callable[[], Any] | None = None,
+        prepare: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         self._lock = threading.RLock()
         self._namespace = namespace
@@ -150,6 +152,7 @@ class Settings(MutableMapping[str, Any]):
         self._on_configure = on_configure
         self._on_after_configure = on_after_configure
         self._on_change = on_change
+        self._prepare = prepare
         self._overrides: dict[str, Any] = {}
         self._environment: dict[str, Any] = {}
         self._changes: dict[str, Any] = {}
@@ -449,7 +452,7 @@ class Settings(MutableMapping[str, Any]):
             source = self._source_spec if self._source_spec is not None else config_module_of_environment()
             if source is not None:
                 found = read_source(source, self._namespace, self._silent)
-                self._source = _read_values(found)
+                self._source = _read_values(found if self._prepare is None else self._prepare(dict(found)))
             self._configured = True
         finally:
             self._configuring = False

@@ -127,6 +127,8 @@ class Task(Generic[P, R]):
     abstract: bool = True
 
     _app: Celery | None = None
+    #: A class, or the path of one, that hears in the worker what becomes of calls; see `celeriac.worker.request`.
+    Request: Any = "celeriac.worker.request:Request"
     _check: Callable[..., Any] | None = None
     _bound = False
 
@@ -542,7 +544,20 @@ class Task(Generic[P, R]):
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:
-        """Belong to `app`; attributes that are None take its settings."""
+        """Belong to `app`; attributes that are None take its settings.
+
+        Raises:
+            ImproperlyConfigured: It has a result backend of its own.
+        """
+        own: Any = cls.backend
+        if own is None:
+            cls.backend = Task.backend  # type: ignore[method-assign] # as in Celery, None stands for the app's
+        elif own is not Task.backend:
+            raise ImproperlyConfigured(
+                f"task {cls.name} has a result backend of its own. A worker stores results, follow-ups and "
+                "acknowledgements of all tasks in one step, in the app's result backend: set result_backend, or give "
+                "such tasks an app of their own (and a worker of it)."
+            )
         cls._app = app
         for attribute, setting in cls.from_config:
             if getattr(cls, attribute, None) is None:

@@ -7,10 +7,7 @@ with these.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import grp
 import os
-import pwd
 import select
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +16,8 @@ from typing import Any, Final
 import click
 
 from celeriac.cli.group import F, option
+from celeriac.exceptions import SecurityError
+from celeriac.platforms import LockFailed, Pidfile, maybe_drop_privileges
 from celeriac.utils.nodenames import node_format
 
 #: How long `--detach` waits for the daemon to say that it works, before it lets it be.
@@ -42,63 +41,32 @@ SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
 STARTED_WITH: Final = "_CELERIAC_STARTED_WITH"
 
 
-class PidFile:
-    """A file with the pid of the process that holds it. A lock tells a living holder from one that was killed.
+class PidFile(Pidfile):
+    """The pid file of `--pidfile`, held from the beginning.
 
     Raises:
         click.UsageError: Somebody else holds it, or it cannot be written.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)
-        try:
+        super().__init__(path)
+        with contextlib.suppress(OSError):  # then it cannot be written either, which is said better
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as exc:
-            raise click.UsageError(
-                f"--pidfile: cannot write {self.path!r}: {exc.strerror}. Name a file where this user may write."
-            ) from exc
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked children share it: held until all are gone
-        except OSError as exc:
-            holder = read_pid(self.path)
-            os.close(self._fd)
-            raise click.UsageError(
-                f"--pidfile: {self.path!r} belongs to process {holder}, which runs. Stop it, or name another file."
-            ) from exc
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
-
-    def remove(self) -> None:
-        """Let go of it, if it is still ours: the file of whoever came after us stays."""
-        if read_pid(self.path) == os.getpid():
-            with contextlib.suppress(OSError):  # somebody else has removed it
-                os.unlink(self.path)
-        os.close(self._fd)
+            self.acquire()
+        except LockFailed as exc:
+            todo = "Name a file where this user may write" if exc.holder is None else "Stop it, or name another file"
+            raise click.UsageError(f"--pidfile: {exc}. {todo}.") from exc
 
 
 def read_pid(path: str) -> int | None:
     """The pid in a pid file; None if there is no such file, or no number in it."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return int(file.read(32))
-    except (OSError, ValueError):
-        return None
+    return Pidfile(path).read_pid()
 
 
 def is_held(path: str) -> bool:
-    """Whether the process that wrote a pid file lives. A number alone may be another process's by now."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    """Whether the process that wrote a pid file lives."""
+    return Pidfile(path).is_locked()
 
 
 def drop_privileges(uid: str | None, gid: str | None) -> None:
@@ -109,39 +77,14 @@ def drop_privileges(uid: str | None, gid: str | None) -> None:
     Raises:
         click.UsageError: No such user or group, or this process may not change.
     """
-    if uid is None and gid is None:
-        return
-    user = None if uid is None else _find("--uid", "user", uid, pwd.getpwnam, pwd.getpwuid)
-    group = None if gid is None else _find("--gid", "group", gid, grp.getgrnam, grp.getgrgid)
-    group_id = group.gr_gid if group is not None else user.pw_gid if user is not None else os.getgid()
-    wanted = os.getuid() if user is None else user.pw_uid
-    if (os.getuid(), os.geteuid(), os.getgid(), os.getegid()) == (wanted, wanted, group_id, group_id):
-        return
     try:
-        if user is not None:
-            os.initgroups(user.pw_name, group_id)
-        else:
-            os.setgroups([group_id])
-        os.setresgid(group_id, group_id, group_id)
-        os.setresuid(wanted, wanted, wanted)
+        maybe_drop_privileges(uid, gid)
+    except KeyError as exc:
+        raise click.UsageError(f"--uid, --gid: {exc.args[0]}.") from None
     except PermissionError as exc:
         raise click.UsageError(f"--uid, --gid: only root may become another user; this is {os.getuid()}.") from exc
-    if wanted != 0:
-        try:
-            os.setuid(0)
-        except PermissionError:
-            pass  # as it should be
-        else:
-            raise click.UsageError("--uid: this process could still become root again; it will not run.")
-    if user is not None:
-        os.environ.update(HOME=user.pw_dir, USER=user.pw_name, LOGNAME=user.pw_name)
-
-
-def _find(name: str, kind: str, text: str, by_name: Callable[[str], Any], by_id: Callable[[int], Any]) -> Any:
-    try:
-        return by_id(int(text)) if text.isdigit() else by_name(text)
-    except KeyError:
-        raise click.UsageError(f"{name}: there is no {kind} {text!r} on this machine.") from None
+    except SecurityError as exc:
+        raise click.UsageError(f"--uid: {exc}.") from exc
 
 
 class Detached:

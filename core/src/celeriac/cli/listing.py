@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from celeriac.bootsteps import Step, in_order, is_required
 from celeriac.cli.group import Command, State, option
 
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -25,6 +26,10 @@ STEPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("RemoteControl", ("Transport", "Consumer")),
     ("Beat", ("Transport", "Tasks")),
 )
+
+
+#: A program's own steps, and after what they start.
+OWN_STEPS: Final = {"worker": "Pool", "consumer": "RemoteControl"}
 
 
 @click.group("list")
@@ -60,10 +65,25 @@ def graph() -> None:
 
 @graph.command("bootsteps", cls=Command)
 @click.argument("words", nargs=-1)
-def bootsteps(words: tuple[str, ...]) -> None:
-    """Print what a worker starts, and what each step needs."""
+@click.pass_obj
+def bootsteps(state: State, /, words: tuple[str, ...]) -> None:
+    """Print what a worker starts, the app's own steps among it, and what each needs."""
+    names = [name for name, _ in STEPS]
     edges = [(name, need) for name, needs in STEPS for need in needs]
-    click.echo("\n".join(dot("bootsteps", [name for name, _ in STEPS], edges)))
+    own = state.app().steps
+    for place, after in OWN_STEPS.items():
+        before: list[type[Step]] = []
+        for kind in in_order(own.get(place, ())):
+            names.append(name_of(kind))
+            edges.append((name_of(kind), after))
+            edges += [(name_of(kind), name_of(other)) for other in before if is_required(other, kind)]
+            before.append(kind)
+    click.echo("\n".join(dot("bootsteps", names, edges)))
+
+
+def name_of(kind: type[Step]) -> str:
+    """What a step of the program's own is called."""
+    return kind.label or kind.name or f"{kind.__module__}:{kind.__qualname__}"
 
 
 @graph.command("workers", cls=Command)

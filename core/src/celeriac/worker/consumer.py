@@ -25,6 +25,7 @@ from celeriac.worker.listening import tell_listeners
 from celeriac.worker.marks import Story
 from celeriac.worker.plans import TaskPlan
 from celeriac.worker.publications import Publications
+from celeriac.worker.request import PLAIN, CustomRequests
 from celeriac.worker.revoked import Revoked, obey
 from celeriac.worker.window import BRIEF_S, Window
 
@@ -122,6 +123,7 @@ class Loop:
         self.revoked = self._admission.revoked
         self._publications = Publications(app)
         self.listeners: list[RunListener] = []
+        self._requests: CustomRequests | None = None
         self._snapshots: deque[Snapshot] = deque(maxlen=1)  # of revocations; only the last one counts
         self._complaint = ""
         #: How often the loop has turned: for the watchdog.
@@ -439,8 +441,18 @@ class Loop:
         task = self._app.tasks.get(name)
         if task is None:
             return None
-        plan = self._plans[name] = TaskPlan(task, *self._limits, announce=self.endings.feed is not None)
+        has_own = task.Request != PLAIN
+        plan = self._plans[name] = TaskPlan(task, *self._limits, announce=has_own or self.endings.feed is not None)
+        if has_own:
+            self._tell_requests(task)
         return plan
+
+    def _tell_requests(self, task: Any) -> None:
+        """This task has requests of the program's own, which hear what becomes of its calls."""
+        if self._requests is None:
+            self._requests = CustomRequests(self.endings)
+            self.listeners.append(self._requests)
+        self._requests.add(task)
 
     def _read_protocol_1(self, delivery: Delivery, head: Head) -> bool:
         """Fill the head of a message that has it in its body; False if there is none, and the message is set aside."""
@@ -560,7 +572,7 @@ class Loop:
         """Tell monitors about tasks from now on, or no more."""
         self.endings.feed = feed
         for plan in self._plans.values():
-            plan.announce = feed is not None or plan.early
+            plan.announce = feed is not None or plan.early or plan.task.Request != PLAIN
 
     def renew_limits(self, name: str) -> None:
         """A task has other time limits now."""

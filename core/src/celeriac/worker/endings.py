@@ -327,6 +327,14 @@ class Endings:
             request.update(properties=payload.properties, reply_to=payload.properties.get("reply_to"))
         return request
 
+    def unpack(self, delivery: Delivery) -> Payload:
+        """Its payload.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        return self._transport.unpack(delivery.raw)
+
     def failure(self, delivery: Delivery, exc: BaseException, state: str = states.FAILURE) -> Following:
         """What follows when a message's task has ended without a slot's word: its state, and all that a failure sets
         off, as far as the message can be read."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from celeriac.spec.data import FINAL_OUTCOMES, JobReport
 from celeriac.spec.listener import Run
 from celeriac.worker.flights import Flights
+from celeriac.worker.request import CustomRequests
 
 if TYPE_CHECKING:
     from celeriac.spec.listener import RunListener
@@ -17,7 +18,13 @@ _log = logging.getLogger("celeriac.worker")
 
 
 def tell_listeners(listeners: list[RunListener], flights: Flights, reports: Sequence[JobReport]) -> None:
-    """Tell them of these reports, whose flights have not been ended yet. Who raises is taken off the list."""
+    """Tell them of these reports, whose flights have not been ended yet. Who raises is taken off the list.
+
+    One that wants more than an extension may know (requests of a program's own) has `reported`.
+    """
+    for listener in listeners:
+        if isinstance(listener, CustomRequests):
+            listener.reported(flights, reports)
     runs = []
     for report in reports:
         flight = flights.get(report.token)

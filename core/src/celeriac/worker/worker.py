@@ -23,6 +23,7 @@ from celeriac import signals
 from celeriac.app.rate_limits import NO_STATE, cluster_wide, trouble_with
 from celeriac.beat import EmbeddedService
 from celeriac.bootsteps import Blueprint
+from celeriac.contrib import rdb
 from celeriac.exceptions import (
     CeleriacError,
     ImproperlyConfigured,
@@ -41,6 +42,7 @@ from celeriac.spec.transport import Transport
 from celeriac.utils.ids import default_nodename, uuid
 from celeriac.utils.nodenames import worker_direct
 from celeriac.utils.systemd import Pulse, ServiceManager
+from celeriac.utils.timer2 import Timer
 from celeriac.worker.broadcasts import Broadcasts
 from celeriac.worker.cluster_rates import ClusterRates
 from celeriac.worker.consumer import Loop
@@ -51,6 +53,7 @@ from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
 from celeriac.worker.poller import Sleeper
 from celeriac.worker.remote import Errands, Remote
+from celeriac.worker.request import Request, make_request
 from celeriac.worker.revoked import RevocationWatch, Revoked
 from celeriac.worker.shutdown import wind_down
 from celeriac.worker.siblings import Gossip, mingle_with_all
@@ -208,6 +211,7 @@ class Worker:
         self._surprises: list[float] = []
         self._broadcasts: Broadcasts | None = None
         self._steps = self._consumer_steps = Blueprint((), self, {})
+        self.timer = Timer(on_exit=self.stop)
 
     # -- running --------------------------------------------------------------------------------------------
 
@@ -251,6 +255,7 @@ class Worker:
         app.import_default_modules()
         app.codec.check_accept()
         self._check_rates()
+        rdb.install_handler()
         self._extensions = app.kernel.extensions()
         for info in self._extensions:
             app.kernel.load(info)
@@ -564,6 +569,7 @@ class Worker:
             self._broadcasts.stop()
         self.transport.close()
         self._steps.stop(by_force=bool(ended.forced))
+        self.timer.stop()
         self.app.loader.shutdown_worker()
         if "processes" not in pool.abilities:
             with contextlib.suppress(OperationalError):  # it is ending anyway
@@ -694,6 +700,13 @@ class Worker:
         """Soft and hard, in seconds; 0 for none."""
         return self._soft_s or 0.0, self._hard_s or 0.0
 
+    @property
+    def active_requests(self) -> list[Request]:
+        """What slots run now, for steps. From any thread."""
+        if not hasattr(self, "loop"):
+            return []  # it has yet to start
+        return [make_request(Request, flight, self.loop.endings) for flight in self.loop.running()]
+
     # -- for extensions -------------------------------------------------------------------------------------
 
     def listen(self, listener: RunListener) -> None:
@@ -748,6 +761,7 @@ class ConsumerParent:
         self.hostname = worker.hostname
         self.pool = worker.pool
         self.gossip = worker.gossip
+        self.timer = worker.timer
 
     @property
     def connection(self) -> Any:

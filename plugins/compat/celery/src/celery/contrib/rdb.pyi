@@ -1,0 +1,1 @@
+from celeriac.contrib.rdb import *

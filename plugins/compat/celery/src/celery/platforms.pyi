@@ -1,0 +1,1 @@
+from celeriac.platforms import *
