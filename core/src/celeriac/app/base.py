@@ -66,7 +66,7 @@ class Celery:
 
     Args:
         main: Names tasks of the module that is run as a script.
-        broker, backend, include: The settings `broker_url`, `result_backend`, `include`.
+        broker, backend, include: The settings `broker_url`, `result_backend` (also a class or an object), `include`.
         changes: Settings, as a dict; keywords that are not listed here are settings too.
         config_source: As `config_from_object`.
         fixups: More functions of the app (or their paths) that fit it into its surroundings, besides `builtin_fixups`.
@@ -81,6 +81,8 @@ class Celery:
     #: Names (`module:function`) of what fits the app into its surroundings; see `celeriac.fixups`.
     builtin_fixups: ClassVar[frozenset[str]] = frozenset({"celeriac.fixups.django:fixup"})
     amqp_cls: Any = "celeriac.app.amqp:AMQP"
+    #: Of a subclass: its result backend, as a URL, a class or the path of one, whatever `result_backend` says.
+    backend_cls: Any = None
     loader_cls: Any = "celeriac.loaders.app:AppLoader"
     log_cls: Any = "celeriac.app.log:Logging"
     SYSTEM: ClassVar[str] = platform.system()
@@ -94,7 +96,7 @@ class Celery:
         self,
         main: str | None = None,
         loader: Any = None,
-        backend: str | None = None,
+        backend: Any = None,
         amqp: Any = None,
         events: Any = None,
         log: Any = None,
@@ -119,6 +121,7 @@ class Celery:
         self.namespace = namespace
         self.finalized = False
         self._given = {**(changes or {}), **{key: value for key, value in settings.items() if value is not None}}
+        backend = backend if self.backend_cls is None else self.backend_cls
         for key, value in (("broker_url", broker), ("result_backend", backend), ("include", include)):
             if value is not None:
                 self._given[key] = value

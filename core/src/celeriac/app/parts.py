@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, overload
 
 from celeriac.exceptions import mask_url
-from celeriac.kernel.kernel import Kernel
+from celeriac.kernel.kernel import Kernel, first_url
 from celeriac.messaging.codec import Codec
 from celeriac.messaging.limits import Limits
 from celeriac.messaging.notices import NoticeBox
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: Beginnings of settings on which connections depend.
-CONNECTION_SETTINGS: Final = ("broker_", "backend_", "result_", "redis_", "database_", "cache_", "accept_", "plugins_")
+CONNECTION_SETTINGS: Final = (
+    "broker_", "backend_", "result_", "redis_", "database_", "cache_", "accept_", "plugins_", "override_backends",
+)  # fmt: skip
 NO_RESULTS: Final = (None, "", "disabled", "disabled://")
 #: Parts that know settings but no server; the kernel reads settings anew at every call.
 LIGHT_PARTS: Final = ("codec", "router", "producer", "fingerprint", "notices")
@@ -128,7 +130,7 @@ class Parts:
     def fingerprint(self) -> str:
         """Names the place of results, without secrets; empty when there is none."""
         url = self._conf["result_backend"]
-        return mask_url(str(url)) if url and self.store.plugin is not None else ""
+        return mask_url(first_url(url)) if url and self.store.plugin is not None else ""
 
     @part
     def notices(self) -> NoticeBox:

@@ -390,7 +390,7 @@ RESULT: Final[tuple[Row, ...]] = (
         "and an hour.",
     ),
     ("result_chord_join_timeout", "seconds", 3.0, "How long to wait for the parts of a chord that is complete."),
-    ("override_backends", "dict", {}, "Result backend classes by scheme, ahead of the plugins."),
+    ("override_backends", "dict", {}, "Result backend classes, or their paths, by scheme, ahead of the plugins."),
 )
 
 CONTROL: Final[tuple[Row, ...]] = (
@@ -616,7 +616,6 @@ NOT_YET: Final = frozenset(
     {
         "broker_channel_error_retry", "broker_connection_retry", "broker_failover_strategy",
         "broker_heartbeat_checkrate", "broker_pool_acquire_timeout",
-        "override_backends",
         "redis_backend_credential_provider", "redis_backend_health_check_interval", "redis_db", "redis_host",
         "redis_max_connections", "redis_password", "redis_port", "redis_retry_on_timeout",
         "redis_socket_keepalive", "redis_username", "result_backend_always_retry",

@@ -170,7 +170,7 @@ def read_urls(value: Any) -> str | list[str] | tuple[str, ...]:
 
 
 def read_backend(value: Any) -> Any:
-    if isinstance(value, str) or callable(value):
+    if isinstance(value, str) or callable(value) or hasattr(value, "abilities"):
         return value
     raise ValueError
 
@@ -262,7 +262,7 @@ def read_choice(kind: str, value: Any) -> Any:
 #: kind → (its reader, what it wants in words)
 KINDS: Final[dict[str, tuple[Reader, str]]] = {
     "any": (lambda value: value, "anything"),
-    "backend": (read_backend, "a URL such as 'redis://localhost/0'"),
+    "backend": (read_backend, "a URL such as 'redis://localhost/0', or a class or its path, 'module:Class'"),
     "bool": (read_bool, "True or False"),
     "concurrency": (read_concurrency, "a whole number, or 'auto'"),
     "delivery_mode": (read_delivery_mode, "1, 2, 'transient' or 'persistent'"),

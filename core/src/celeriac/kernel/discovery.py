@@ -53,6 +53,14 @@ class PluginInfo:
         return f"{self.kind}:{self.name} ({self.dist})"
 
 
+class OwnInfo(PluginInfo):
+    """Stands, where plugins are listed, for a result backend that a program names itself."""
+
+    @property
+    def dist(self) -> str:
+        return "the program's own"
+
+
 @dataclass(frozen=True)
 class Catalog:
     """All that is installed.
@@ -106,6 +114,13 @@ def named_objects(groups: Iterable[str]) -> dict[str, EntryPoint]:
         for entry_point in importlib_metadata.entry_points(group=group):
             found.setdefault(entry_point.name, entry_point)
     return found
+
+
+def describe_own(path: str) -> PluginInfo:
+    """How the result backend at this path is listed, which is no plugin."""
+    import importlib_metadata  # see `catalog`
+
+    return OwnInfo("backend", path, path, importlib_metadata.EntryPoint(path, path, KINDS["backend"][0]))
 
 
 def same_dist(one: str, other: str) -> bool:

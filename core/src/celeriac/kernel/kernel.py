@@ -26,8 +26,9 @@ from celeriac.exceptions import (
     join_words,
     mask_url,
 )
-from celeriac.kernel.discovery import PluginInfo, catalog, same_dist
+from celeriac.kernel.discovery import PluginInfo, catalog, describe_own, same_dist
 from celeriac.kernel.loader import LoadedPlugin, Loader, broken, describe
+from celeriac.kernel.own import find_named, make_named, name_of
 from celeriac.kernel.registered import find_registered, name_of_registered
 from celeriac.kernel.shape import find_faults
 from celeriac.spec.backend import Host, ResultBackend
@@ -90,10 +91,24 @@ class Kernel:
         made = self._make(choice, url, url=url, settings=self._settings)
         return cast(Transport, made)
 
-    def make_backend(self, url: str | None, plugin: str | None, host: Host) -> ResultBackend:
-        """Make a result backend for `url` (default: `result_backend`), without connecting."""
-        url = first_url(url if url is not None else self._settings.get("result_backend"))
-        choice = self._choose("backend", url, plugin or self._settings.get("backend_plugin"))
+    def make_backend(self, url: Any, plugin: str | None, host: Host) -> ResultBackend:
+        """Make a result backend for `url` (default: `result_backend`), without connecting.
+
+        Args:
+            url: Also a class, an object, or the path of one: see `own`.
+        """
+        wanted = url if url is not None else self._settings.get("result_backend")
+        plugin = plugin or self._settings.get("backend_plugin")
+        if not plugin:
+            overrides = self._settings.get("override_backends") or {}
+            named = find_named(wanted, overrides, lambda name: bool(catalog().named("backend", name)))
+            if named is not None:
+                own = make_named(named, self._settings, host, catalog().names("backend"))
+                self._makers[type(own)] = info = describe_own(name_of(named.what))
+                self._remember(info)
+                return cast(ResultBackend, own)
+        url = first_url(wanted)
+        choice = self._choose("backend", url, plugin)
         made = self._make(choice, url, url=url, settings=self._settings, host=host)
         return cast(ResultBackend, made)
 
@@ -278,11 +293,12 @@ def scheme_of(url: str) -> str:
     return url.partition("://")[0].partition(":")[0].strip().lower()
 
 
-def first_url(urls: str | Iterable[str] | None) -> str:
-    """One text of what a setting may hold: nothing, a URL, or several for failover (then joined by `;`)."""
+def first_url(urls: Any) -> str:
+    """One text of what a setting may hold: nothing, a URL, several for failover (then joined by `;`), or the class or
+    object of a result backend (then its path)."""
     if urls is None:
         return ""
-    return urls if isinstance(urls, str) else ";".join(urls)
+    return ";".join(urls) if isinstance(urls, (list, tuple)) else name_of(urls)
 
 
 def _call(info: PluginInfo, call: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
