@@ -16,9 +16,10 @@ import celeriac_broker_redis.attempts
 from celeriac import Celery
 from celeriac.exceptions import SecurityError
 from celeriac.execution.execute import TaskProgram
-from celeriac.messaging.codec import COMPRESSION_TYPES, decompress
+from celeriac.messaging.codec import decompress
 from celeriac.messaging.protocol import read_call
 from celeriac.spec import Head, Job, JobReport, Malformed, Payload, Route, envelope
+from celeriac.spec.results import COMPRESSIONS
 
 TYPES: Final = {
     "json": "application/json",
@@ -123,6 +124,6 @@ READERS: Final[Mapping[str, Reader]] = {
     **{f"{name} loads": Reader("body", APP.codec.serializer(name).loads, (ValueError,)) for name in TYPES},
     **{
         f"opened {mime}": Reader("body", lambda data, mime=mime: decompress(data, mime), (ValueError,))  # type: ignore[misc]
-        for mime in sorted(set(COMPRESSION_TYPES.values()))
+        for mime in sorted(set(COMPRESSIONS.values()))
     },
 }

@@ -13,6 +13,7 @@
     │   └── Unsupported               the chosen plugin cannot do what is asked
     │       └── ChordsUnsupported, GroupsUnsupported   as a result backend
     ├── SecurityError
+    │   └── ContentDisallowed         a message or a result of a content type that is not accepted
     ├── TaskError
     │   ├── QueueNotFound   ├── IncompleteStream   ├── NotRegistered   ├── AlreadyRegistered
     │   ├── TimeoutError    ├── MaxRetriesExceededError   ├── TaskRevokedError
@@ -216,6 +217,10 @@ class GroupsUnsupported(Unsupported, NotImplementedError):
 
 class SecurityError(CeleriacError):
     """Something was refused because accepting it would be unsafe."""
+
+
+class ContentDisallowed(SecurityError):
+    """A message or a result has a content type that this app does not accept."""
 
 
 # -- tasks ------------------------------------------------------------------------------------------------

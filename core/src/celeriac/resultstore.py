@@ -16,6 +16,7 @@ from celeriac.exceptions import (
     BackendError,
     BackendGetMetaError,
     BackendLost,
+    ContentDisallowed,
     GroupsUnsupported,
     ImproperlyConfigured,
     OperationalError,
@@ -26,6 +27,7 @@ from celeriac.exceptions import (
 from celeriac.messaging import failures
 from celeriac.spec.backend import Document, ResultBackend
 from celeriac.spec.data import StoredResult
+from celeriac.spec.results import AcceptedResults
 from celeriac.spec.serializer import Serializer
 from celeriac.utils.times import now_iso, parse_iso
 
@@ -57,6 +59,7 @@ class ResultStore:
         serializer: Encodes documents.
         extended: Documents also say name, args, kwargs, worker, retries and queue (`result_extended`).
         missing_hint: Asked now and then by a waiter: an exception to raise if the result can never come.
+        accepted: With which serializers results may have been written; None: with any.
     """
 
     def __init__(
@@ -66,11 +69,14 @@ class ResultStore:
         *,
         extended: bool = False,
         missing_hint: Callable[[str], BaseException | None] | None = None,
+        accepted: AcceptedResults | None = None,
     ) -> None:
         self.plugin = backend
         self.serializer = serializer
         self._extended = extended
         self._missing_hint = missing_hint
+        # Where answers are messages, each says what it was written with, and the backend looks at that.
+        self._accepted = None if backend is None or "replies" in backend.abilities else accepted
 
     # -- documents ------------------------------------------------------------------------------------------
 
@@ -197,6 +203,7 @@ class ResultStore:
 
     def load_group(self, group_id: str) -> Any:
         """The tuple form of what `save_group` kept; None if there is nothing."""
+        self._check_accepted()
         return self._groups().load_group(group_id)
 
     def delete_group(self, group_id: str) -> None:
@@ -342,15 +349,23 @@ class ResultStore:
         """The document in a stored form.
 
         Raises:
+            ContentDisallowed: Results of its serializer are not accepted.
             BackendGetMetaError: It cannot be read.
         """
         assert self.plugin is not None
+        self._check_accepted()
         try:
             document = self.plugin.decode(data)
+        except ContentDisallowed:
+            raise
         except (ValueError, SecurityError) as exc:
             raise BackendGetMetaError(f"the stored result of {task_id} cannot be read: {exc}", task_id=task_id) from exc
         document.setdefault("status", states.PENDING)
         return document
+
+    def _check_accepted(self) -> None:
+        if self._accepted is not None:
+            self._accepted.check(self.serializer.name, self.serializer.content_type)
 
     def why_missing(self, task_id: str) -> BaseException | None:
         """Why a result can never come, as far as somebody has told us."""

@@ -102,6 +102,14 @@ def test_a_rule_finds_what_it_is_for(name: str) -> None:
     assert all(one.text.endswith(".") for one in found)
 
 
+@pytest.mark.parametrize("accepted", [{}, {"result_accept_content": ["json"], "accept_content": ["json", "msgpack"]}])
+def test_results_that_nobody_could_read_are_found(accepted: dict[str, Any]) -> None:
+    settings = {"result_serializer": "msgpack", **accepted}
+    section, _ = look_at_settings(app_with("unread", settings, lambda app: None), ())
+    found = [finding for rule, finding in section.findings if rule == "serializer-not-accepted"]
+    assert ["nobody could read the results" in one.text for one in found] == [True]
+
+
 def test_an_app_that_is_well_is_told_nothing() -> None:
     section, facts = look_at_settings(app_with("well", {}, time_limit=30, soft_time_limit=20), ())
     assert section.findings == []

@@ -19,6 +19,7 @@ from celeriac.messaging.producer import Producer
 from celeriac.messaging.routes import QueueChoice, Router
 from celeriac.messaging.seal import make_seal
 from celeriac.resultstore import ResultStore
+from celeriac.spec.results import AcceptedResults
 
 if TYPE_CHECKING:
     from celeriac.app.settings import Settings
@@ -116,7 +117,13 @@ class Parts:
         conf = self._conf
         serializer = self.codec.serializer(conf["result_serializer"])
         extended = bool(conf["result_extended"])
-        return ResultStore(self._make_backend(), serializer, extended=extended, missing_hint=self._why_no_result)
+        return ResultStore(
+            self._make_backend(),
+            serializer,
+            extended=extended,
+            missing_hint=self._why_no_result,
+            accepted=AcceptedResults(conf.as_mapping()),
+        )
 
     @property
     def shared_state(self) -> SharedState | None:

@@ -234,7 +234,7 @@ def unsafe_serializer(facts: Facts) -> Iterator[Finding]:
 
 @rule
 def serializer_not_accepted(facts: Facts) -> Iterator[Finding]:
-    """Workers would refuse what clients of the same app send."""
+    """Workers would refuse what clients of the same app send, or clients the results of their calls."""
     accepted = set(facts.conf.accept_content)
     chosen = {"task_serializer": facts.conf.task_serializer}
     chosen |= {
@@ -251,6 +251,18 @@ def serializer_not_accepted(facts: Facts) -> Iterator[Finding]:
                 f"would refuse the messages.",
                 f"Add {name!r} to accept_content.",
             )
+    for_results, name = facts.conf.result_accept_content, facts.conf.result_serializer
+    readable = accepted if for_results is None else set(for_results)
+    keeps = facts.conf.result_backend or facts.conf.backend_plugin
+    if keeps and name not in readable and not _reads(facts, name, readable):
+        where = "accept_content" if for_results is None else "result_accept_content"
+        yield Finding(
+            "error",
+            "serializer",
+            f"result_serializer is {name!r}, which {where} ({', '.join(sorted(readable))}) does not have: nobody could "
+            f"read the results.",
+            f"Add {name!r} to result_accept_content.",
+        )
 
 
 def _reads(facts: Facts, name: str, accepted: set[str]) -> bool:

@@ -12,28 +12,16 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
-from celeriac.exceptions import ImproperlyConfigured, SecurityError
+from celeriac.exceptions import ContentDisallowed, ImproperlyConfigured, SecurityError
 from celeriac.messaging.limits import USUAL, Limits, check_cost, gather
 from celeriac.messaging.seal import Seal
+from celeriac.spec.results import COMPRESSIONS
 from celeriac.spec.serializer import Serializer
 
 #: Opened bodies are looked at in pieces of this size.
 CHUNK_BYTES: Final = 1024 * 1024
 #: The most that a body may ask a decompressor to set aside for itself.
 MAX_WINDOW_BYTES: Final = 32 * 1024 * 1024
-
-#: kombu's names for compression → the MIME type in the header. gzip is a zlib stream (kombu's own habit).
-COMPRESSION_TYPES: Final = {
-    "gzip": "application/x-gzip",
-    "zlib": "application/x-gzip",
-    "bzip2": "application/x-bz2",
-    "bzip": "application/x-bz2",
-    "lzma": "application/x-lzma",
-    "xz": "application/x-lzma",
-    "zstd": "application/zstd",
-    "zstandard": "application/zstd",
-    "brotli": "application/x-brotli",
-}
 
 
 class SerializerSource(Protocol):
@@ -44,21 +32,17 @@ class SerializerSource(Protocol):
     def serializer_for_content_type(self, content_type: str) -> Serializer: ...
 
 
-class ContentDisallowed(SecurityError):
-    """A message has a content type that this app does not accept."""
-
-
 def compress(body: bytes, name: str) -> tuple[bytes, str]:
     """Compressed bytes and the MIME type that the header `compression` must name.
 
     Raises:
         ImproperlyConfigured: No such method here.
     """
-    mime = COMPRESSION_TYPES.get(name, name)
+    mime = COMPRESSIONS.get(name, name)
     try:
         pack = _COMPRESSORS[mime]
     except KeyError:
-        known = ", ".join(sorted({key for key, value in COMPRESSION_TYPES.items() if value in _COMPRESSORS}))
+        known = ", ".join(sorted({key for key, value in COMPRESSIONS.items() if value in _COMPRESSORS}))
         raise ImproperlyConfigured(f"no compression method is called {name!r}; there are {known}") from None
     return pack(body), mime
 
@@ -69,7 +53,7 @@ def decompress(body: bytes, mime: str, limits: Limits = USUAL) -> bytes:
     Raises:
         ValueError: An unknown method, broken bytes, or a body that grows past the limits.
     """
-    mime = COMPRESSION_TYPES.get(mime, mime)
+    mime = COMPRESSIONS.get(mime, mime)
     opener = _DECOMPRESSORS.get(mime)
     if opener is None:
         raise ValueError(f"unknown compression {mime!r:.80}")

@@ -39,6 +39,7 @@ from celeriac.spec.diagnosis import Diagnoses, Finding
 from celeriac.spec.hooks import hookimpl, hookspec
 from celeriac.spec.listener import Run, RunListener
 from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SaysStuck, SlotProgram
+from celeriac.spec.results import AcceptedResults, ResultCompression
 from celeriac.spec.serializer import Serializer, SerializerHost
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
 from celeriac.spec.transport import (
@@ -61,6 +62,7 @@ __all__ = [
     "DONE_S",
     "FINAL_OUTCOMES",
     "UNKNOWN_COST_S",
+    "AcceptedResults",
     "Change",
     "Chord",
     "ChordBackend",
@@ -94,6 +96,7 @@ __all__ = [
     "PoolOptions",
     "QueueSpec",
     "ResultBackend",
+    "ResultCompression",
     "Route",
     "Run",
     "RunListener",

@@ -53,7 +53,8 @@ class BackendHooks:
         """Make a result backend for `url`, without connecting.
 
         Of interest in `settings`: `result_expires` (seconds or timedelta, None or 0 keeps for ever),
-        `result_backend_transport_options`, `result_compression`, `result_persistent`.
+        `result_backend_transport_options`, `result_compression` (`ResultCompression` obeys it), `result_accept_content`
+        (for a store that knows what each result was written with: `AcceptedResults`), `result_persistent`.
         """
 
 

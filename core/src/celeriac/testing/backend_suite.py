@@ -16,6 +16,7 @@ A test's name begins with its clause. Tests of abilities that the backend does n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -29,6 +30,8 @@ from typing import Any
 import pytest
 
 from celeriac import states
+from celeriac.exceptions import ContentDisallowed
+from celeriac.messaging import failures
 from celeriac.spec import (
     CLAIM_S,
     Chord,
@@ -62,8 +65,10 @@ class BackendConformance(AbilityAware):
 
     Attributes:
         settings: For the plugin's hook.
+        compresses: It obeys `result_compression` (`celeriac.spec.ResultCompression`).
     """
 
+    compresses: bool = False
     settings: Mapping[str, Any] = MappingProxyType({"result_serializer": "json", "result_expires": 3600})
 
     # -- fixtures -----------------------------------------------------------------------------------------
@@ -140,6 +145,33 @@ class BackendConformance(AbilityAware):
         with pytest.raises((TypeError, ValueError)):
             backend.encode(_document("d-1", states.SUCCESS, object()), KitHost().serializer("json"))
 
+    def test_R1_what_another_serializer_wrote_is_refused(self, backend: ResultBackend) -> None:
+        foreign = pytest.importorskip("celeriac_serializer_msgpack")
+        serializer = foreign.celeriac_make_serializer(name="msgpack")
+        data = backend.encode(_document("d-1", states.SUCCESS, {"a": [1, "x"]}), serializer)
+        with pytest.raises((ValueError, ContentDisallowed)):
+            backend.decode(data)
+
+    def test_R1_an_exception_comes_back_as_it_was(self, backend: ResultBackend) -> None:
+        task_id = _new_id()
+        described = failures.describe(KeyError("grün", 5, [None]), KitHost().serializer("json").dumps)
+        self.put(backend, task_id, (states.FAILURE, described))
+        got = self.got(backend, task_id)
+        assert got is not None
+        error = failures.rebuild(got[1])
+        assert (got[0], type(error), error and error.args) == (states.FAILURE, KeyError, ("grün", 5, [None]))
+
+    @pytest.mark.parametrize("method", ["gzip", "bzip2", "lzma"])
+    def test_R1_a_compressed_result_comes_back_to_those_who_do_not_compress(
+        self, url: str, host: Host, backend: ResultBackend, method: str
+    ) -> None:
+        squeezing, task_id, text = self.make(url, host, result_compression=method), _new_id(), "abc" * 1000
+        self.put(squeezing, task_id, (states.STARTED, text), (states.SUCCESS, text), (states.STARTED, text))
+        assert self.got(backend, task_id) == (states.SUCCESS, text)
+        sizes = [len(self.result(one, task_id, states.SUCCESS, text).data) for one in (squeezing, backend)]
+        assert (sizes[0] < sizes[1] / 2) == self.compresses
+        squeezing.close()
+
     def test_R2_a_stored_result_is_there_for_another_backend(
         self, url: str, host: Host, backend: ResultBackend
     ) -> None:
@@ -188,6 +220,12 @@ class BackendConformance(AbilityAware):
         backend.store([self.result(backend, together, state, n) for n, state in enumerate(steps)])
         assert self.got(backend, one_by_one) == (steps[kept], kept)
         assert self.got(backend, together) == (steps[kept], kept)
+
+    def test_R3_what_cannot_be_read_does_not_stop_what_comes_after_it(self, backend: ResultBackend) -> None:
+        task_id = _new_id()
+        with contextlib.suppress(ValueError):
+            backend.store([StoredResult(task_id, states.FAILURE, b"\x81\xff no document of ours")])
+        self.put(backend, task_id, (states.STARTED, 1), (states.SUCCESS, 2))
 
     def test_R3_holds_when_many_write_at_once(self, url: str, host: Host, backend: ResultBackend) -> None:
         ids = [_new_id() for _ in range(20)]

@@ -17,6 +17,7 @@ def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 class TestOnSqlite(BackendConformance):
     plugin = "celeriac_backend_database"
+    compresses = True
     abilities = DatabaseBackend.abilities
 
     @pytest.fixture
@@ -41,6 +42,7 @@ for name in dir(TestWithoutAnUpsert):
 
 class TestOnPostgres(BackendConformance):
     plugin = "celeriac_backend_database"
+    compresses = True
     abilities = DatabaseBackend.abilities
 
     @pytest.fixture
@@ -50,6 +52,7 @@ class TestOnPostgres(BackendConformance):
 
 class TestOnMariaDB(BackendConformance):
     plugin = "celeriac_backend_database"
+    compresses = True
     abilities = DatabaseBackend.abilities
 
     @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_row_has_the_columns_and_encodings_that_are_known(project: Path) -> No
 
 @pytest.mark.parametrize("serializer", ["pickle", "msgpack", "yaml"])
 def test_every_serializer_s_result_is_text_in_the_table(project: Path, serializer: str) -> None:
-    backend = make(result_serializer=serializer)
+    backend = make(result_serializer=serializer, result_accept_content=[serializer])
     backend.store([result(backend, "a", value={"v": [1, None]}, serializer=serializer)])
     assert fetched(backend, "a")["result"] == {"v": [1, None]}
     assert isinstance(TaskResult.objects.get(task_id="a").result, str)

@@ -14,6 +14,7 @@ from celeriac_backend_filesystem.backend import FilesystemBackend
 
 class TestFilesystem(BackendConformance):
     plugin = "celeriac_backend_filesystem"
+    compresses = True
     abilities = FilesystemBackend.abilities
 
     @pytest.fixture

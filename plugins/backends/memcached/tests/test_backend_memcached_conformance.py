@@ -14,6 +14,7 @@ from celeriac_backend_memcached.backend import PRIVATE
 
 class TestMemcached(BackendConformance):
     plugin = "celeriac_backend_memcached"
+    compresses = True
     abilities = PRIVATE | {"shared"}
 
     @pytest.fixture
@@ -23,6 +24,7 @@ class TestMemcached(BackendConformance):
 
 class TestMemory(BackendConformance):
     plugin = "celeriac_backend_memcached"
+    compresses = True
     abilities = PRIVATE
 
     @pytest.fixture

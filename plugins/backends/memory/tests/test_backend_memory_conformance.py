@@ -12,6 +12,7 @@ from celeriac_backend_memory.backend import MemoryBackend
 
 class TestMemoryBackend(BackendConformance):
     plugin = "celeriac_backend_memory"
+    compresses = True
     abilities = MemoryBackend.abilities
 
     @pytest.fixture

@@ -14,10 +14,10 @@ import pytest
 
 from celeriac.exceptions import BackendError, BackendLost, BackendUnreachable, SettingError
 from celeriac.spec import StoredResult
+from celeriac.spec.results import PREFIX
 from celeriac.testing.kit import KitHost
 from celeriac.testing.services import RedisService
 from celeriac_backend_redis.backend import RedisBackend, make_backend
-from celeriac_backend_redis.compression import PREFIX
 from celeriac_support_redis.wire import Wire, connect, parse_url
 
 Make = Callable[..., RedisBackend]
@@ -143,7 +143,7 @@ def test_a_stored_result_that_is_none_is_a_value_error(backend: RedisBackend, da
 
 
 def test_a_bomb_does_not_unpack(backend: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("celeriac_backend_redis.compression.MAX_BYTES", 1_000_000)
+    monkeypatch.setattr("celeriac.spec.results.MAX_BYTES", 1_000_000)
     bomb = PREFIX + b"application/x-gzip\0" + zlib.compress(b"0" * 50_000_000)
     with pytest.raises(ValueError, match="more than"):
         backend.decode(bomb)

@@ -16,6 +16,7 @@ SLOW = ("test_R7_", "test_R9_a_claim_is_held", "test_R10_an_overdue")
 
 class TestRedisClusterBackend(BackendConformance):
     plugin = "celeriac_backend_redis"
+    compresses = True
     abilities = ABILITIES
 
     @pytest.fixture

@@ -10,6 +10,7 @@ from celeriac_backend_redis.backend import ABILITIES
 
 class TestRedisBackend(BackendConformance):
     plugin = "celeriac_backend_redis"
+    compresses = True
     abilities = ABILITIES
 
     @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from celeriac import states
-from celeriac.exceptions import BackendLost, SecurityError
+from celeriac.exceptions import BackendLost, ContentDisallowed
 from celeriac.spec import Host, Payload, ResultBackend, Route, StoredResult, Transport, reply_queue_spec
 from celeriac.testing.backend_suite import BackendConformance
 from celeriac.testing.kit import KitHost, make_transport
@@ -215,7 +215,7 @@ def test_the_hook_knows_its_own_urls() -> None:
 def test_a_result_of_a_serializer_that_is_not_accepted_is_refused() -> None:
     backend = RpcBackend("rpc://", SETTINGS, KitHost())
     data = RpcBackend("rpc://", {"result_serializer": "pickle"}, KitHost()).encode({}, KitHost().serializer("pickle"))
-    with pytest.raises(SecurityError, match="python-serialize"):
+    with pytest.raises(ContentDisallowed, match="python-serialize"):
         backend.decode(data)
     with pytest.raises(ValueError, match="not a stored result"):
         backend.decode(b"nothing")

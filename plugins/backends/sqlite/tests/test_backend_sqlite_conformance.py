@@ -12,6 +12,7 @@ from celeriac_backend_sqlite.backend import SqliteBackend
 
 class TestSqliteBackend(BackendConformance):
     plugin = "celeriac_backend_sqlite"
+    compresses = True
     abilities = SqliteBackend.abilities
 
     @pytest.fixture

@@ -27,6 +27,7 @@ from celeriac.spec import (
     StoredResult,
     Watch,
 )
+from celeriac.spec.results import ResultCompression
 from celeriac.states import FAILURE
 from celeriac_backend_database.chords import CHORD, Chords
 from celeriac_backend_database.chords import metadata as chord_tables
@@ -70,6 +71,7 @@ class DatabaseBackend:
         self._made: set[sa.MetaData] = set()  # tables of our own that are known to be there
         self._state = DatabaseState(partial(self._do, tables=state_tables))
         self._serializer_name: str = settings.get("result_serializer") or "json"
+        self._compression = ResultCompression(settings)
         self._host = host
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -81,7 +83,7 @@ class DatabaseBackend:
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
         """See `ResultBackend.encode`: the columns of Celery's table, packed."""
-        return pack(from_document(document, serializer))
+        return pack(from_document(document, serializer, self._compression))
 
     def decode(self, data: bytes) -> Document:
         """See `ResultBackend.decode`."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from celeriac.spec import Document, Serializer
+from celeriac.spec import Document, ResultCompression, Serializer
 from celeriac.states import READY_STATES
 
 #: What Celery's columns hold, in characters.
@@ -64,8 +64,8 @@ def unpack(data: bytes) -> Row:
     return _decoder.decode(data)
 
 
-def from_document(document: Document, serializer: Serializer) -> Row:
-    """The columns of a document.
+def from_document(document: Document, serializer: Serializer, compression: ResultCompression) -> Row:
+    """The columns of a document; of these the result is compressed, if `result_compression` says so.
 
     Raises:
         ValueError, TypeError: Something in it cannot be serialized, or does not fit its column.
@@ -78,7 +78,7 @@ def from_document(document: Document, serializer: Serializer) -> Row:
     row = Row(
         task_id=document["task_id"],
         status=status,
-        result=serializer.dumps(document["result"]),
+        result=compression.pack(serializer.dumps(document["result"]), status),
         date_done=_naive_utc(document.get("date_done")),
         traceback=_text(document.get("traceback")),
         children=serializer.dumps(document["children"]) if document.get("children") else None,
@@ -101,7 +101,7 @@ def to_document(row: Row, serializer: Serializer) -> Document:
     """The document that the columns stand for."""
     document: Document = {
         "status": row.status,
-        "result": serializer.loads(row.result),
+        "result": serializer.loads(ResultCompression.unpack(row.result)),
         "traceback": row.traceback,
         "children": serializer.loads(row.children) if row.children else [],
         "date_done": _iso(row.date_done) if row.status in READY_STATES else None,

@@ -153,7 +153,7 @@ class DjangoCacheBackend:
                 return
             with self._locked(key):
                 known = self._cache.get(key)
-                if known is None or replaces(known["status"], state):
+                if not isinstance(known, Mapping) or replaces(str(known.get("status")), state):
                     self._cache.set(key, document, self._timeout_s)
 
     @contextmanager

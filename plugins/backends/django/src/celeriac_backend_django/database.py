@@ -42,6 +42,7 @@ from celeriac.spec import (
     StoredResult,
     Watch,
 )
+from celeriac.spec.results import SERIALIZERS, AcceptedResults
 from celeriac.states import FAILURE, READY_STATES, STARTED, SUCCESS
 from celeriac_backend_django.chords import Chords
 from celeriac_backend_django.common import bring_up, fitting_id, lifetime, winners
@@ -103,6 +104,7 @@ class DjangoDatabaseBackend:
     def __init__(self, settings: Mapping[str, Any], host: Host) -> None:
         self._lifetime = lifetime(settings.get("result_expires"))
         self._serializer_name: str = settings.get("result_serializer") or "json"
+        self._accepted = AcceptedResults(settings)
         self._host = host
         self._pid = os.getpid()
         chords_kept = lifetime(settings.get("result_chord_expires") or settings.get("result_expires"))
@@ -139,9 +141,15 @@ class DjangoDatabaseBackend:
         return _pack(row)
 
     def decode(self, data: bytes) -> Document:
-        """See `ResultBackend.decode`."""
+        """See `ResultBackend.decode`: by the serializer that the row names.
+
+        Raises:
+            ContentDisallowed: Results of that serializer are not accepted.
+        """
         row = _unpack(data)
-        serializer = self._host.serializer(self._serializer_name)
+        name = SERIALIZERS.get(row.content_type) or self._serializer_name
+        self._accepted.check(name, row.content_type)
+        serializer = self._host.serializer(name)
 
         def value(text: str | None) -> Any:
             return None if text is None else serializer.loads(_as_bytes(text, row.content_encoding))

@@ -21,6 +21,7 @@ from zlib import crc32
 
 from celeriac.exceptions import BackendLost, BackendStoreError, BackendUnreachable, SettingError, Unsupported
 from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec.results import ResultCompression
 from celeriac.states import READY_STATES, SUCCESS
 from celeriac_backend_filesystem.chords import Chords
 
@@ -48,6 +49,7 @@ class FilesystemBackend:
         self._url = url
         self._folder = _folder_of(url)
         self._host = host
+        self._compression = ResultCompression(settings)
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._lifetime_s = _lifetime_s(settings.get("result_expires"))
         lifetime_s = _lifetime_s(settings.get("result_chord_expires") or settings.get("result_expires"))
@@ -55,11 +57,11 @@ class FilesystemBackend:
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
         """See `ResultBackend.encode`."""
-        return serializer.dumps(document)
+        return self._compression.pack(serializer.dumps(document), document.get("status"))
 
     def decode(self, data: bytes) -> Document:
         """See `ResultBackend.decode`."""
-        document: Document = self._serializer.loads(data)
+        document: Document = self._serializer.loads(self._compression.unpack(data))
         return document
 
     def store(self, batch: Sequence[StoredResult]) -> None:

@@ -15,6 +15,7 @@ from pymemcache.exceptions import MemcacheError, MemcacheServerError
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError, Unsupported
 from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
+from celeriac.spec.results import ResultCompression
 from celeriac.states import FAILURE, READY_STATES, SUCCESS
 from celeriac_backend_memcached.chords import CAS_TRIES, Chords, is_too_large
 from celeriac_backend_memcached.servers import make_cache
@@ -37,6 +38,7 @@ class MemcachedBackend:
         self.abilities = PRIVATE | {"shared"} if is_shared else PRIVATE
         self._url = url
         self._host = host
+        self._compression = ResultCompression(settings)
         self._serializer_name: str = settings.get("result_serializer") or "json"
         self._lifetime_s = _lifetime_s(settings.get("result_expires"))
         self._chord_lifetime_s = _lifetime_s(settings.get("result_chord_expires") or settings.get("result_expires"))
@@ -50,11 +52,11 @@ class MemcachedBackend:
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
         """See `ResultBackend.encode`."""
-        return serializer.dumps(document)
+        return self._compression.pack(serializer.dumps(document), document.get("status"))
 
     def decode(self, data: bytes) -> Document:
         """See `ResultBackend.decode`."""
-        document: Document = self._serializer.loads(data)
+        document: Document = self._serializer.loads(self._compression.unpack(data))
         return document
 
     def store(self, batch: Sequence[StoredResult]) -> None:
@@ -174,13 +176,20 @@ class MemcachedBackend:
                 known, mark = self._cache.gets(key)
                 if known is None:
                     continue  # it has expired or was forgotten in between
-                if not _replaces(self.decode(known)["status"], state) or self._cache.cas(
-                    key, data, mark, self._expire()
-                ):
+                old = self._status(known)
+                if old is not None and not _replaces(old, state):
+                    return
+                if self._cache.cas(key, data, mark, self._expire()):
                     return
         raise BackendLost(
             f"memcached backend: the result of {task_id} was changed by others {CAS_TRIES} times in a row"
         )
+
+    def _status(self, data: bytes) -> str | None:
+        try:
+            return str(self.decode(data)["status"])
+        except (ValueError, KeyError, TypeError):
+            return None  # not a result: what stands there is replaced
 
     def _expire(self) -> int:
         return _until(self._lifetime_s)

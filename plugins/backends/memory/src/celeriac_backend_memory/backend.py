@@ -31,6 +31,7 @@ from celeriac.spec import (
     StoredResult,
     Watch,
 )
+from celeriac.spec.results import ResultCompression
 from celeriac.states import READY_STATES, SUCCESS
 
 #: Expired results removed by one `store`, at most: a bound for the time it may take.
@@ -265,14 +266,15 @@ class MemoryBackend:
         self._lifetime_s = lifetime_s(settings.get("result_expires"))
         self._chord_lifetime_s = lifetime_s(settings.get("result_chord_expires") or settings.get("result_expires"))
         self._serializer_name: str = settings.get("result_serializer") or "json"
+        self._compression = ResultCompression(settings)
         self._host = host
         self._pid = os.getpid()
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
-        return serializer.dumps(document)
+        return self._compression.pack(serializer.dumps(document), document.get("status"))
 
     def decode(self, data: bytes) -> Document:
-        document: Document = self._host.serializer(self._serializer_name).loads(data)
+        document: Document = self._host.serializer(self._serializer_name).loads(self._compression.unpack(data))
         return document
 
     def store(self, batch: Sequence[StoredResult]) -> None:

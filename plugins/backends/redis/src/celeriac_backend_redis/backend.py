@@ -14,10 +14,10 @@ from celeriac.exceptions import BackendError, BackendLost, BackendUnreachable, S
 from celeriac.spec.backend import CLAIM_S, Document, Host
 from celeriac.spec.data import Chord, ChordClaim, ChordPart, StoredResult
 from celeriac.spec.diagnosis import Finding
+from celeriac.spec.results import ResultCompression
 from celeriac.spec.serializer import Serializer
 from celeriac.states import FAILURE, READY_STATES, SUCCESS
 from celeriac_backend_redis.chords import RedisChords
-from celeriac_backend_redis.compression import compressor, decompress
 from celeriac_backend_redis.scripts import STORE, STORE_ALONE, Script
 from celeriac_backend_redis.watch import RedisWatch
 from celeriac_support_redis import health
@@ -82,7 +82,7 @@ class RedisBackend:
         )
         self._failure_expires = _lifetime_s(settings, "result_failure_expires", self._expires)
         self._serializer_name = settings.get("result_serializer") or "json"
-        self._compress = compressor(settings.get("result_compression"))
+        self._compression = ResultCompression(settings)
         self.joint: str | None = f"{JOINT}:{self._address.store}"
         self._pid = os.getpid()
         self._idle: deque[Wire] = deque()
@@ -93,10 +93,8 @@ class RedisBackend:
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
         """See `ResultBackend.encode`. `status` comes first, where the store's script looks for it."""
-        data = serializer.dumps({"status": document.get("status"), **document})
-        if self._compress is not None and document.get("status") == SUCCESS:
-            return self._compress(data)
-        return data
+        state = document.get("status")
+        return self._compression.pack(serializer.dumps({"status": state, **document}), state)
 
     def decode(self, data: bytes) -> Document:
         """See `ResultBackend.decode`.
@@ -104,7 +102,7 @@ class RedisBackend:
         Raises:
             ValueError: Not a document of the serializer named by `result_serializer`.
         """
-        document = self._host.serializer(self._serializer_name).loads(decompress(data))
+        document = self._host.serializer(self._serializer_name).loads(self._compression.unpack(data))
         if not isinstance(document, dict):
             raise ValueError(f"a stored result is {type(document).__name__}, not a document")
         return document

@@ -16,12 +16,15 @@ from typing import Any, Final
 from celeriac.exceptions import (
     BackendLost,
     BackendUnreachable,
+    ContentDisallowed,
     OperationalError,
     SecurityError,
     TransportUnreachable,
     Unsupported,
 )
 from celeriac.spec import Delivery, Document, Host, Payload, Route, Serializer, StoredResult
+from celeriac.spec.results import SERIALIZERS, AcceptedResults
+from celeriac.states import FAILURE
 from celeriac_backend_rpc import stored
 from celeriac_backend_rpc.mailbox import Mailbox
 
@@ -50,8 +53,7 @@ class RpcBackend:
         self._url = url
         self._host = host
         self._own_serializer: str = settings.get("result_serializer") or "json"
-        accepted = settings.get("result_accept_content") or settings.get("accept_content") or ("json",)
-        self._accepted = {stored.SERIALIZERS.get(name, name) for name in (*accepted, self._own_serializer)}
+        self._accepted = AcceptedResults(settings)
         self._delivery_mode = 2 if settings.get("result_persistent") else 1
         self._begin()
 
@@ -69,15 +71,11 @@ class RpcBackend:
 
         Raises:
             ValueError: Not a document.
-            SecurityError: Its serializer is not among those accepted.
+            ContentDisallowed: Its serializer is not among those accepted.
         """
         content_type, _, body = stored.split(data)
-        name = stored.SERIALIZERS.get(content_type) or self._own_serializer
-        if name not in self._accepted:
-            raise SecurityError(
-                f"a result came as {content_type!r}, which this app does not accept; if that is meant, name it in "
-                f"result_accept_content (now {sorted(self._accepted)})"
-            )
+        name = SERIALIZERS.get(content_type) or self._own_serializer
+        self._accepted.check(name, content_type)
         document = self._host.serializer(name).loads(body)
         if not isinstance(document, dict):
             raise ValueError(f"a result is a {type(document).__name__}, not a document")
@@ -164,7 +162,10 @@ class RpcBackend:
             if payload.headers.get("task") == NOTICE:
                 data = self._open_notice(payload)
             task_id = payload.properties.get("correlation_id")
-            state = self.decode(data).get("status")
+            try:
+                state = self.decode(data).get("status")
+            except ContentDisallowed:
+                state = FAILURE  # an end all the same: whoever waits for it is told why it cannot be read
             if isinstance(task_id, str) and isinstance(state, str):
                 return task_id, state, data
             problem: object = f"a reply to {task_id!r} with state {state!r}"

@@ -7,16 +7,6 @@ Pure functions; called by `backend` and `mailbox`.
 
 from __future__ import annotations
 
-from typing import Final
-
-#: Content types of kombu's serializers → the names that plugins have.
-SERIALIZERS: Final = {
-    "application/json": "json",
-    "application/x-python-serialize": "pickle",
-    "application/x-yaml": "yaml",
-    "application/x-msgpack": "msgpack",
-}
-
 
 def join(content_type: str, content_encoding: str, body: bytes) -> bytes:
     """The stored form."""

@@ -18,6 +18,7 @@ from typing import Any, Final
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError
 from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
 from celeriac.spec.diagnosis import Finding
+from celeriac.spec.results import ResultCompression
 from celeriac.states import READY_STATES
 from celeriac_backend_sqlite.chords import SqliteChords
 from celeriac_support_sqlite import health
@@ -71,15 +72,16 @@ class SqliteBackend:
         chord_lifetime_s = _lifetime_s(settings.get("result_chord_expires")) or self._lifetime_s
         self._chords = SqliteChords(location, chord_lifetime_s, self._lifetime_s)
         self._serializer_name: str = settings.get("result_serializer") or "json"
+        self._compression = ResultCompression(settings)
         self._host = host
         self._has_tables = False
         self._spare: list[Ear] = []
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
-        return serializer.dumps(document)
+        return self._compression.pack(serializer.dumps(document), document.get("status"))
 
     def decode(self, data: bytes) -> Document:
-        document: Document = self._host.serializer(self._serializer_name).loads(data)
+        document: Document = self._host.serializer(self._serializer_name).loads(self._compression.unpack(data))
         return document
 
     def store(self, batch: Sequence[StoredResult]) -> None:

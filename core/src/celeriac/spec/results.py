@@ -1,19 +1,25 @@
-"""Compressed results, in Celery's form: `\\0celery-compressed\\0<type>\\0<data>`; readers know them by that prefix."""
+"""What every result backend does with the bytes of a document: compress them, and refuse what the app does not accept.
+
+In Celery's form, so that either reads what the other stored: `\\0celery-compressed\\0<type>\\0<data>`, known by that
+prefix. For backends, in `encode` and `decode`; the worker's loop calls neither.
+"""
 
 from __future__ import annotations
 
 import bz2
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from celeriac.exceptions import SettingError
+from celeriac.exceptions import ContentDisallowed, SettingError
+from celeriac.states import SUCCESS
 
 PREFIX: Final = b"\0celery-compressed\0"
 #: What a stored result may be unpacked to: a bound for what a few hostile bytes can cost.
 MAX_BYTES: Final = 256 * 1024 * 1024
-TYPES: Final = {
+#: kombu's names for compression → the MIME type, of messages too; gzip is a zlib stream, as kombu has it.
+COMPRESSIONS: Final = {
     "gzip": "application/x-gzip",
     "zlib": "application/x-gzip",
     "bzip2": "application/x-bz2",
@@ -24,38 +30,82 @@ TYPES: Final = {
     "zstd": "application/zstd",
     "zstandard": "application/zstd",
 }
+#: Content types of kombu's serializers → the names that plugins have.
+SERIALIZERS: Final = {
+    "application/json": "json",
+    "application/x-python-serialize": "pickle",
+    "application/x-yaml": "yaml",
+    "application/x-msgpack": "msgpack",
+}
 
 Compressor = Callable[[bytes], bytes]
 
 
-def compressor(name: str | None) -> Compressor | None:
-    """What compresses a document under `result_compression`; None if nothing does.
+class ResultCompression:
+    """Compresses what is stored as the setting `result_compression` says, and opens whatever was compressed.
+
+    Only successes are compressed: they are what is large, and a store that decides itself which state may replace
+    which can read all the others.
 
     Raises:
-        SettingError: Nobody knows that name, or its library is not installed.
+        SettingError: Nobody knows that compression, or its library is not installed.
     """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._compress = _compressor(settings.get("result_compression"))
+
+    def pack(self, data: bytes, state: Any) -> bytes:
+        """The bytes to store for a document in this state."""
+        return data if self._compress is None or state != SUCCESS else self._compress(data)
+
+    @staticmethod
+    def unpack(data: bytes) -> bytes:
+        """The bytes before `pack`, whatever this app's setting.
+
+        Raises:
+            ValueError: They are compressed in a way that is not known here, broken, or too big.
+        """
+        return _decompress(data) if data.startswith(PREFIX) else data
+
+
+class AcceptedResults:
+    """Which serializers results may have been written with: `result_accept_content`, else `accept_content`."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        names = settings.get("result_accept_content")
+        if names is None:
+            names = settings.get("accept_content") or ("json",)
+        self._names = frozenset(SERIALIZERS.get(name, name) for name in names)
+
+    def check(self, name: str, content_type: str = "") -> None:
+        """Refuse a serializer that the app does not accept.
+
+        Raises:
+            ContentDisallowed: It is not among them.
+        """
+        if name not in self._names and content_type not in self._names:
+            raise ContentDisallowed(
+                f"refused a result of content type {content_type or name!r}, which this app does not accept; if that "
+                f"is meant, name it in result_accept_content (now {sorted(self._names)})"
+            )
+
+
+def _compressor(name: str | None) -> Compressor | None:
     if not name:
         return None
-    content_type = TYPES.get(name, name)
+    content_type = COMPRESSIONS.get(name, name)
     compress = _COMPRESS.get(content_type) or _optional(content_type, "compress")
     if compress is None:
         raise SettingError(
             f"result_compression is {name!r}, which is unknown or needs a library that is not installed. "
-            f"Known: {', '.join(sorted(TYPES))}.",
+            f"Known: {', '.join(sorted(COMPRESSIONS))}.",
             setting="result_compression",
         )
     head = PREFIX + content_type.encode() + b"\0"
     return lambda data: head + compress(data)
 
 
-def decompress(data: bytes) -> bytes:
-    """The document in `data`, compressed or not.
-
-    Raises:
-        ValueError: It is compressed in a way that is not known here, broken, or too big.
-    """
-    if not data.startswith(PREFIX):
-        return data
+def _decompress(data: bytes) -> bytes:
     name, _, packed = data[len(PREFIX) :].partition(b"\0")
     content_type = name.decode("ascii", "replace")
     unpack = _DECOMPRESS.get(content_type) or _optional(content_type, "decompress")
