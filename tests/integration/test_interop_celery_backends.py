@@ -26,11 +26,11 @@ EXTENDED = ["t.add", [1, 2], {"x": 1}, "w@h"]
 DRIVERS = {"db+postgresql:": "db+postgresql+psycopg:", "db+mysql:": "db+mysql+pymysql:"}
 
 
-def celery(url: str, *words: str, **environment: str) -> Any:
+def celery(url: str, *words: str, settings: dict[str, Any] = SETTINGS, **environment: str) -> Any:
     for ours, its in DRIVERS.items():
         url = url.replace(ours, its)
     run = [celery_python(), PROGRAM, url, *words]
-    environment = {**os.environ, "RESULTS_SETTINGS": json.dumps(SETTINGS), **environment}
+    environment = {**os.environ, "RESULTS_SETTINGS": json.dumps(settings), **environment}
     finished = subprocess.run(run, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads(finished.stdout)
@@ -83,6 +83,22 @@ def test_results_in_memcached(private_service: Any) -> None:
 
 def test_results_in_files(tmp_path: Path) -> None:
     exchange(f"file://{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["db+sqlite", "file", "cache+memcached"])
+def test_compressed_results_are_read_by_both(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    (tmp_path / "files").mkdir()
+    urls = {"db+sqlite": f"db+sqlite:///{tmp_path}/results.db", "file": f"file://{tmp_path}/files"}
+    url = urls.get(kind) or f"cache+{request.getfixturevalue('memcached_url')}"
+    settings = {**SETTINGS, "result_compression": "gzip"}
+    task_id, text = "squeezed", "abc" * 1000
+    with Celery("results", backend=url, set_as_current=False, **settings) as app:
+        app.backend.store_result(task_id, text, "SUCCESS")
+        assert app.backend.plugin is not None
+        assert len(app.backend.plugin.fetch([task_id])[task_id]) < 1000
+        assert celery(url, "read", task_id, settings=settings) == {task_id: ["SUCCESS", text]}
+        celery(url, "store", settings=settings)
+        assert read(app, "c") == states_of("c")
 
 
 class Project:

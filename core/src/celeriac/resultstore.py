@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celeriac import states
 from celeriac.exceptions import (
     BackendError,
     BackendGetMetaError,
     BackendLost,
+    BackendUnreachable,
     ContentDisallowed,
     GroupsUnsupported,
     ImproperlyConfigured,
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 REREAD_S: Final = 5.0  # a lost notice delays a waiter by no more than this (R8)
 FIRST_PAUSE_S: Final = 0.002
 FIRST_OUTAGE_S: Final = 0.1
+
+T = TypeVar("T")
 
 _log = logging.getLogger("celeriac.results")
 
@@ -60,6 +65,8 @@ class ResultStore:
         extended: Documents also say name, args, kwargs, worker, retries and queue (`result_extended`).
         missing_hint: Asked now and then by a waiter: an exception to raise if the result can never come.
         accepted: With which serializers results may have been written; None: with any.
+        pauses: Makes the pauses between attempts while the store is away, in seconds; None ends them.
+        remembered: How many successes are kept in this process: -1 none, 0 all.
     """
 
     def __init__(
@@ -70,11 +77,17 @@ class ResultStore:
         extended: bool = False,
         missing_hint: Callable[[str], BaseException | None] | None = None,
         accepted: AcceptedResults | None = None,
+        pauses: Callable[[], Iterable[float | None]] = lambda: (None,),
+        remembered: int = -1,
     ) -> None:
         self.plugin = backend
         self.serializer = serializer
         self._extended = extended
         self._missing_hint = missing_hint
+        self._pauses = pauses
+        self._remembered = remembered
+        self._known: OrderedDict[str, Document] = OrderedDict()
+        self._known_lock = threading.Lock()
         # Where answers are messages, each says what it was written with, and the backend looks at that.
         self._accepted = None if backend is None or "replies" in backend.abilities else accepted
 
@@ -148,7 +161,8 @@ class ResultStore:
         if self.plugin is None:
             return result
         stored = self.failure(result) if isinstance(result, BaseException) else result
-        self.plugin.store([self.make(task_id, state, stored, traceback, request)])
+        made, plugin = self.make(task_id, state, stored, traceback, request), self.plugin
+        self._persist(lambda: plugin.store([made]))
         return result
 
     def mark_as_started(self, task_id: str, **meta: Any) -> Any:
@@ -173,7 +187,10 @@ class ResultStore:
 
     def forget(self, task_id: str) -> None:
         """Remove a result."""
-        self._required("forget").forget([task_id])
+        plugin = self._required("forget")
+        with self._known_lock:
+            self._known.pop(task_id, None)
+        self._persist(lambda: plugin.forget([task_id]))
 
     def expect(self, task_ids: Sequence[str]) -> None:
         """See `ResultBackend.expect`."""
@@ -184,31 +201,61 @@ class ResultStore:
 
     def get_task_meta(self, task_id: str) -> Document:
         """The document of a task; PENDING if there is none."""
-        found = self._required("a result").fetch([task_id]).get(task_id)
-        return self.decode(task_id, found) if found is not None else pending(task_id)
+        return self.find(task_id) or pending(task_id)
 
     def find(self, task_id: str) -> Document | None:
         """The document of a task, or None."""
-        found = self._required("a result").fetch([task_id]).get(task_id)
-        return None if found is None else self.decode(task_id, found)
+        return self.find_many([task_id]).get(task_id)
 
     def find_many(self, task_ids: Sequence[str]) -> dict[str, Document]:
         """The documents of those tasks that have one."""
-        found = self._required("results").fetch(task_ids) if task_ids else {}
-        return {task_id: self.decode(task_id, data) for task_id, data in found.items()}
+        plugin = self._required("a result")
+        if self._remembered < 0:
+            found = self._persist(lambda: plugin.fetch(task_ids)) if task_ids else {}
+            return {task_id: self.decode(task_id, data) for task_id, data in found.items()}
+        with self._known_lock:
+            known = {task_id: dict(self._known[task_id]) for task_id in task_ids if task_id in self._known}
+        asked = [task_id for task_id in task_ids if task_id not in known]
+        found = self._persist(lambda: plugin.fetch(asked)) if asked else {}
+        documents = {task_id: self.decode(task_id, data) for task_id, data in found.items()}
+        self._remember(documents)
+        return {**known, **documents}
+
+    def _remember(self, documents: Mapping[str, Document]) -> None:
+        """Keep the successes among these, for no other state is final for good."""
+        with self._known_lock:
+            for task_id, document in documents.items():
+                if document["status"] == states.SUCCESS:
+                    self._known[task_id] = dict(document)
+            while self._remembered and len(self._known) > self._remembered:
+                self._known.popitem(last=False)
+
+    def _persist(self, call: Callable[[], T]) -> T:
+        """Do what may be done twice; again while the store is away, as often as `pauses` says."""
+        for pause_s in self._pauses():
+            try:
+                return call()
+            except (BackendLost, BackendUnreachable):
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+        raise AssertionError("unreachable: the last pause is None")
 
     def save_group(self, group_id: str, result: Any) -> None:
         """Keep a group's results, or rather where they are."""
-        self._groups().save_group(group_id, result.as_tuple())
+        plugin = self._groups()
+        self._persist(lambda: plugin.save_group(group_id, result.as_tuple()))
 
     def load_group(self, group_id: str) -> Any:
         """The tuple form of what `save_group` kept; None if there is nothing."""
         self._check_accepted()
-        return self._groups().load_group(group_id)
+        plugin = self._groups()
+        return self._persist(lambda: plugin.load_group(group_id))
 
     def delete_group(self, group_id: str) -> None:
         """Remove what `save_group` kept."""
-        self._groups().delete_group(group_id)
+        plugin = self._groups()
+        self._persist(lambda: plugin.delete_group(group_id))
 
     def _groups(self) -> Any:
         plugin = self._required("a saved group")

@@ -7,7 +7,7 @@ dropped when that is changed; the next use makes it anew.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, overload
 
 from celeriac.exceptions import mask_url
@@ -123,6 +123,8 @@ class Parts:
             extended=extended,
             missing_hint=self._why_no_result,
             accepted=AcceptedResults(conf.as_mapping()),
+            pauses=self._pauses_for_the_store,
+            remembered=int(conf["result_cache_max"]),
         )
 
     @property
@@ -200,6 +202,18 @@ class Parts:
             return None
         url, plugin = self._conf["result_backend"], self._conf["backend_plugin"]
         return self.kernel.make_backend(url, plugin, Host(self, self._reply_queue))
+
+    def _pauses_for_the_store(self) -> Iterator[float | None]:
+        """What a reader or writer of a state waits between attempts; None: no more of them."""
+        conf = self._conf
+        if conf["result_backend_always_retry"]:
+            longest_s = conf["result_backend_max_sleep_between_retries_ms"] / 1000
+            pause_s = conf["result_backend_base_sleep_between_retries_ms"] / 1000
+            left = conf["result_backend_max_retries"]
+            while left > 0:
+                yield min(pause_s, longest_s)
+                pause_s, left = pause_s * 2, left - 1
+        yield None
 
     def _why_no_result(self, task_id: str) -> BaseException | None:
         plugin = self.store.plugin

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from celeriac.exceptions import BackendError, BackendLost, BackendUnreachable, SettingError
 from celeriac.spec.backend import CLAIM_S, Document, Host
@@ -31,6 +33,7 @@ from celeriac_support_redis.wire import (
     WireUnreachable,
     connect,
     in_one_slot,
+    load_provider,
     pack,
     parse_url,
     through_sentinels,
@@ -45,8 +48,13 @@ ABILITIES: Final = frozenset(
 JOINT: Final = "redis-lua-1"
 TASK_KEY: Final = "celery-task-meta-"
 STORE_CHUNK: Final = 500
+#: What a `retry_policy` without a bound is held to.
+MOST_RETRIES: Final = 100
 FETCH_CHUNK: Final = 1000
+#: Idle connections that are kept, unless `redis_max_connections` says otherwise.
 IDLE_WIRES: Final = 16
+#: After an attempt that a broken connection ended: pause in seconds, None after the last.
+PAUSES: Final[tuple[float | None, ...]] = (0.0, None)
 DEFAULT_EXPIRES_S: Final = 86400
 #: Longer than this no store or fetch waits for the server, whatever `redis_socket_timeout` says.
 LONGEST_TIMEOUT_S: Final = 10.0
@@ -61,13 +69,14 @@ class RedisBackend:
     """See `celeriac.spec.ResultBackend`. Connects when first needed; connections are shared among threads."""
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
+        url = url if "://" in url else f"{url.rstrip(':')}://"
         address, query = parse_url(url)
         options = {**query, **(settings.get(OPTIONS) or {})}
         self.abilities = ABILITIES
         self._url = url
         self._host = host
         self._key_prefix = _key_prefix(options.get("global_keyprefix") or (CLUSTER_PREFIX if address.nodes else ""))
-        self._address = in_one_slot(_address(address, settings, options), self._key_prefix, OPTIONS)
+        self._address = in_one_slot(_address(address, url, settings, options), self._key_prefix, OPTIONS)
         #: So that a node of a cluster that does not have the slot says so before a script begins.
         self._slot_keys = (self._address.slot_key,) if self._address.slot_key else ()
         self._prefix = (self._key_prefix + TASK_KEY).encode()
@@ -84,6 +93,13 @@ class RedisBackend:
         self._serializer_name = settings.get("result_serializer") or "json"
         self._compression = ResultCompression(settings)
         self.joint: str | None = f"{JOINT}:{self._address.store}"
+        self._most_idle = int(settings.get("redis_max_connections") or IDLE_WIRES)
+        health_s = settings.get("redis_backend_health_check_interval")
+        self._health_s = float(health_s) if health_s else None
+        policy = options.get("retry_policy")
+        self._pauses = PAUSES if policy is None else _pauses(policy)
+        #: With a policy of the user's, a server that cannot be reached is tried again too.
+        self._is_patient = policy is not None
         self._pid = os.getpid()
         self._idle: deque[Wire] = deque()
         self._idle_watching: deque[Wire] = deque()
@@ -258,35 +274,43 @@ class RedisBackend:
     # connections
 
     def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Commands that may be performed twice, as all of ours: a connection that broke is replaced once.
+        """Commands that may be performed twice, as all of ours: a connection that broke is replaced, once or as often
+        as `retry_policy` says.
 
         Raises:
             BackendLost, BackendUnreachable: As they say.
             BackendError: The server refuses the command.
         """
         data = b"".join(map(pack, commands))
-        for last in (False, True):
-            wire = self._acquire(self._idle, 2)
+        for pause_s in self._pauses:
             try:
-                wire.write(data)
-                replies = wire.read(len(commands))
-            except WireLost as exc:
-                wire.close()
-                if last:
-                    raise self._translated(exc) from exc
-                continue
-            error = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
-            if error is None:
-                self._release(self._idle, wire)
-                return replies
-            if error.is_elsewhere:
-                wire.close()
-                if not last:
-                    continue
-            else:
-                self._release(self._idle, wire)
-            raise _NoScript if error.code == "NOSCRIPT" else self._translated(error) from error
+                return self._attempt(data, len(commands))
+            except _TryAgain as exc:
+                if pause_s is None or not (self._is_patient or exc.at_once):
+                    raise exc.error from exc.__cause__
+                time.sleep(pause_s)
         raise AssertionError("unreachable")
+
+    def _attempt(self, data: bytes, count: int) -> list[Any]:
+        try:
+            wire = self._acquire(self._idle, 2)
+        except BackendUnreachable as exc:
+            raise _TryAgain(exc, at_once=False) from exc.__cause__
+        try:
+            wire.write(data)
+            replies = wire.read(count)
+        except WireLost as exc:
+            wire.close()
+            raise _TryAgain(self._translated(exc)) from exc
+        error = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
+        if error is None:
+            self._release(self._idle, wire)
+            return replies
+        if error.is_elsewhere:
+            wire.close()
+            raise _TryAgain(self._translated(error)) from error
+        self._release(self._idle, wire)
+        raise _NoScript if error.code == "NOSCRIPT" else self._translated(error) from error
 
     def _ask_once(self, command: tuple[Any, ...]) -> Any:
         """One command that may not be performed twice, and its reply; an error of the server's is one too."""
@@ -312,7 +336,7 @@ class RedisBackend:
                 wire = idle.pop()
             except IndexError:
                 break
-            if not wire.is_stale(ignore_news=protocol == 3):
+            if not wire.is_stale(ignore_news=protocol == 3) and self._is_healthy(wire, protocol):
                 return wire
             self._leftovers.pop(wire.client_id, None)
             wire.close()
@@ -321,8 +345,18 @@ class RedisBackend:
         except WireUnreachable as exc:
             raise self._translated(exc) from exc
 
+    def _is_healthy(self, wire: Wire, protocol: int) -> bool:
+        """An idle connection of which nothing was heard for long is asked for a sign of life, if a setting says so; one
+        that had subscriptions is given up instead, for their news could be taken for the answer."""
+        if self._health_s is None or time.monotonic() - wire.last_heard < self._health_s:
+            return True
+        try:
+            return protocol == 2 and bool(wire.call("PING", timeout_s=self._address.connect_timeout_s) == b"PONG")
+        except (WireLost, ReplyError):
+            return False
+
     def _release(self, idle: deque[Wire], wire: Wire) -> None:
-        if len(idle) < IDLE_WIRES:
+        if len(idle) < self._most_idle:
             idle.append(wire)
         else:
             self._leftovers.pop(wire.client_id, None)
@@ -346,8 +380,41 @@ class _NoScript(Exception):
     """The server has forgotten our script."""
 
 
-def _address(address: Address, settings: Mapping[str, Any], words: Mapping[str, Any]) -> Address:
-    address = through_sentinels(address, words, OPTIONS)
+class _TryAgain(Exception):
+    """The same may be tried once more.
+
+    Attributes:
+        error: What to raise when it is not.
+        at_once: Another connection may do; else the server cannot be reached at all.
+    """
+
+    def __init__(self, error: BackendError, *, at_once: bool = True) -> None:
+        self.error = error
+        self.at_once = at_once
+        super().__init__(str(error))
+
+
+def _pauses(policy: Any) -> tuple[float | None, ...]:
+    """The pauses of a `retry_policy` by kombu's names, with Celery's defaults for a Redis backend.
+
+    Raises:
+        SettingError: It is no such dict.
+    """
+    try:
+        rules = {"max_retries": 20, "interval_start": 0, "interval_step": 1, "interval_max": 1, **policy}
+        count = MOST_RETRIES if rules["max_retries"] is None else int(rules["max_retries"])
+        start, step, most = (float(rules[f"interval_{word}"]) for word in ("start", "step", "max"))
+    except (TypeError, ValueError) as exc:
+        raise SettingError(
+            f"{OPTIONS}['retry_policy'] is {policy!r}; give a dict of max_retries, interval_start, interval_step and "
+            f"interval_max, in seconds",
+            setting=OPTIONS,
+        ) from exc
+    return (*(min(start + step * index, most) for index in range(count)), None)
+
+
+def _address(address: Address, url: str, settings: Mapping[str, Any], words: Mapping[str, Any]) -> Address:
+    address = through_sentinels(_filled_in(address, url, settings), words, OPTIONS)
     tls = settings.get("redis_backend_use_ssl")
     if tls:
         given = dict(tls) if isinstance(tls, Mapping) else {}
@@ -360,9 +427,29 @@ def _address(address: Address, settings: Mapping[str, Any], words: Mapping[str, 
         timeout_s=min(timeout_s, LONGEST_TIMEOUT_S),
         connect_timeout_s=float(connect_s),
         client_name=str(words.get("client_name") or settings.get("redis_client_name") or ""),
-        credential_provider=words.get("credential_provider"),
+        credential_provider=load_provider(
+            words.get("credential_provider") or settings.get("redis_backend_credential_provider")
+        ),
         keepalive={int(getattr(socket, k) if isinstance(k, str) else k): int(v) for k, v in keepalive.items()},
     )
+
+
+def _filled_in(address: Address, url: str, settings: Mapping[str, Any]) -> Address:
+    """The address with what the URL leaves open from `redis_host` and its kin."""
+    parts = urlsplit(url.partition(";")[0])
+    given: dict[str, Any] = {}
+    if not (address.path or address.sentinels or address.nodes):
+        given["host"] = "" if parts.hostname else settings.get("redis_host")
+        given["port"] = None if parts.port else settings.get("redis_port")
+    if not address.path:
+        given["db"] = None if parts.path.strip("/") or address.db else settings.get("redis_db")
+    given["username"] = "" if address.username else settings.get("redis_username")
+    given["password"] = "" if address.password else _text(settings.get("redis_password"))
+    return replace(address, **{name: value for name, value in given.items() if value})
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value or "")
 
 
 def _key_prefix(prefix: str | None) -> str:

@@ -10,7 +10,14 @@ from typing import Any, Final
 
 from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured
 from celeriac_broker_redis.keys import DEFAULT_SEP, DEFAULT_STEPS, Keys
-from celeriac_support_redis.wire import CLUSTER_PREFIX, Address, in_one_slot, parse_url, through_sentinels
+from celeriac_support_redis.wire import (
+    CLUSTER_PREFIX,
+    Address,
+    in_one_slot,
+    load_provider,
+    parse_url,
+    through_sentinels,
+)
 
 #: Understood by kombu, without a meaning here: what they tune does not exist or cannot be switched off.
 IGNORED: Final = frozenset(
@@ -86,7 +93,7 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
     address = replace(
         through_sentinels(address, words, SETTING),
         tls=_tls(address, settings.get("broker_use_ssl")),
-        credential_provider=_provider(take("credential_provider", _as_is, None)),
+        credential_provider=load_provider(take("credential_provider", _as_is, None)),
         client_name=take("client_name", str, ""),
         timeout_s=take("socket_timeout", _seconds, 10.0),
         connect_timeout_s=take("socket_connect_timeout", _seconds, settings.get("broker_connection_timeout") or 4.0),
@@ -172,13 +179,3 @@ def _tls(address: Address, use_ssl: Any) -> Mapping[str, Any] | None:
         return address.tls
     given = dict(use_ssl) if isinstance(use_ssl, Mapping) else {}
     return {**(address.tls or {}), **{k if k.startswith("ssl_") else f"ssl_{k}": v for k, v in given.items()}}
-
-
-def _provider(value: Any) -> Any:
-    """A credential provider as redis-py knows them: an object, or the dotted path of its class."""
-    if not isinstance(value, str):
-        return value
-    from importlib import import_module
-
-    module, _, name = value.replace(":", ".").rpartition(".")
-    return getattr(import_module(module), name)()

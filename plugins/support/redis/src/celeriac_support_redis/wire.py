@@ -16,6 +16,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -211,6 +212,19 @@ def through_sentinels(address: Address, options: Mapping[str, Any], setting: str
     if not isinstance(login, Mapping):
         raise ImproperlyConfigured(f"{setting}['sentinel_kwargs'] must be a dict, as in {{'password': '…'}}.")
     return replace(address, master_name=name, sentinel_options=login)
+
+
+def load_provider(value: Any) -> Any:
+    """A credential provider as redis-py knows them: an object, or the dotted path of its class."""
+    if not isinstance(value, str):
+        return value
+    module, _, name = value.replace(":", ".").rpartition(".")
+    try:
+        return getattr(import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise ImproperlyConfigured(
+            f"the credential provider {value!r} cannot be had: {exc}. Give an object, or a path: 'proj.auth.Provider'."
+        ) from exc
 
 
 def in_one_slot(address: Address, prefix: str, setting: str) -> Address:
