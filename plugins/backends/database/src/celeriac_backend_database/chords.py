@@ -111,7 +111,7 @@ class Chords:
         query = sa.select(CHORD.c.chord_key, CHORD.c.size).where(
             CHORD.c.chord_key.in_(sorted(groups)), CHORD.c.done == 0
         )
-        sizes: dict[str, int | None] = dict(conn.execute(query).tuples().all())
+        sizes: dict[str, int | None] = dict(conn.execute(query).all())
         rows = {}
         for part in parts:
             key, task = self._key_of(part.group), self._key_of(part.task_id)
@@ -123,7 +123,7 @@ class Chords:
             values = [{**dict(zip(names, row, strict=True)), "data": data} for row, data in rows.items()]
             conn.execute(sa.insert(PART), values)
         counts = sa.select(PART.c.chord_key, sa.func.count()).where(PART.c.chord_key.in_(sorted(sizes)))
-        come: dict[str, int] = dict(conn.execute(counts.group_by(PART.c.chord_key)).tuples().all())
+        come: dict[str, int] = dict(conn.execute(counts.group_by(PART.c.chord_key)).all())
         complete = [key for key, size in sizes.items() if size is not None and come.get(key, 0) >= size]
         return [self._claim(conn, key, groups[key], now, claim_s) for key in sorted(complete)]
 
@@ -144,7 +144,7 @@ class Chords:
         """Keys and ids of chords that are overdue, for `claim`: in a transaction of its own, which sees all parts."""
         overdue = sa.and_(CHORD.c.overdue <= unix_now(conn), CHORD.c.done == 0)
         query = sa.select(CHORD.c.chord_key, CHORD.c.group_id).where(overdue).order_by(CHORD.c.overdue).limit(limit)
-        return sorted((key, read_text(group)) for key, group in conn.execute(query).tuples().all())
+        return sorted((key, read_text(group)) for key, group in conn.execute(query))
 
     def claim(self, conn: sa.Connection, late: Iterable[tuple[str, str]], claim_s: float) -> list[ChordClaim]:
         now = unix_now(conn)
