@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import FakeSite
 
 from celeriac import Celery, states
+from celeriac.contrib.testing.worker import start_worker
 from celeriac.exceptions import ImproperlyConfigured, SettingError
 from celeriac.kernel.kernel import Kernel
 from celeriac.spec import Host
@@ -169,6 +170,17 @@ def test_an_app_keeps_its_results_there(app_of: Callable[..., Celery], given: st
     assert str(info).endswith("(the program's own)")
     assert "Backend" in info.name
     assert app._parts.fingerprint.rpartition(":")[2] == "Backend", "the same in every process"
+
+
+def test_a_worker_stores_there_and_its_client_is_told(app_of: Callable[..., Celery]) -> None:
+    app = app_of(backend="my_results:Backend")
+
+    @app.task(name="own.add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    with start_worker(app, perform_ping_check=False):
+        assert add.delay(2, 3).get(timeout=20) == 5
 
 
 def test_a_number_is_no_result_backend(app_of: Callable[..., Celery]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -42,6 +43,20 @@ def test_results_and_groups_are_celerys_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "celery-taskset-meta-g").read_bytes()) == {"result": [["g", None], []]}
     assert sorted(os.listdir(tmp_path)) == [OWN_FOLDER, "celery-task-meta-a", "celery-taskset-meta-g"]
     assert all(name.startswith("lock-") for name in os.listdir(tmp_path / OWN_FOLDER))
+
+
+def test_a_result_that_is_too_big_for_the_file_system_is_kept_as_a_failure(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, hard))
+    try:
+        backend.store([result(backend, "big", value="x" * 5_000_000), result(backend, "small")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = {task_id: backend.decode(data) for task_id, data in backend.fetch(["big", "small"]).items()}
+    assert (found["small"]["status"], found["big"]["status"]) == ("SUCCESS", "FAILURE")
+    assert found["big"]["result"]["exc_type"] == "BackendStoreError"
+    assert "File too large" in found["big"]["result"]["exc_message"][0]
 
 
 WRITER = """

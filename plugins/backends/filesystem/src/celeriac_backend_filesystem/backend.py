@@ -22,7 +22,7 @@ from zlib import crc32
 from celeriac.exceptions import BackendLost, BackendStoreError, BackendUnreachable, SettingError, Unsupported
 from celeriac.spec import CLAIM_S, Chord, ChordClaim, ChordPart, Document, Host, Serializer, StoredResult, Watch
 from celeriac.spec.results import ResultCompression
-from celeriac.states import READY_STATES, SUCCESS
+from celeriac.states import FAILURE, READY_STATES, SUCCESS
 from celeriac_backend_filesystem.chords import Chords
 
 TASK_KEY: Final = "celery-task-meta-"
@@ -65,14 +65,14 @@ class FilesystemBackend:
         return document
 
     def store(self, batch: Sequence[StoredResult]) -> None:
-        """See `ResultBackend.store`."""
+        """See `ResultBackend.store`. A result that is too big for the file system is kept as a FAILURE that says so."""
         with self._errors():
             for result in batch:
                 path = self._path(TASK_KEY, result.task_id)
                 with self._locked(path):
                     known = self._status(path)
                     if known is None or _replaces(known, result.state):
-                        self._write(path, result.data)
+                        self._keep(path, result)
             self._sync(self._folder)
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
@@ -221,6 +221,24 @@ class FilesystemBackend:
             yield
         finally:
             os.close(fd)
+
+    def _keep(self, path: Path, result: StoredResult) -> None:
+        try:
+            self._write(path, result.data)
+        except OSError as exc:
+            if exc.errno != errno.EFBIG:
+                raise
+            described = {
+                "exc_type": "BackendStoreError",
+                "exc_message": [
+                    f"the result of {len(result.data)} bytes ({result.state}) could not be stored: {exc.strerror}"
+                ],
+                "exc_module": "celery.exceptions",
+            }
+            document = {**self.decode(result.data), "status": FAILURE, "result": described}
+            for name in ("args", "kwargs"):
+                document.pop(name, None)  # they may be what was too big
+            self._write(path, self._serializer.dumps(document))
 
     def _status(self, path: Path) -> str | None:
         data = _read(path)
