@@ -12,7 +12,10 @@ import pytest
 from tests.integration.conftest import APPS, House, WorkerProcess, wait_until
 
 from celeriac import chord
+from celeriac.canvas.launch import claim_of
 from celeriac.exceptions import ChordError
+from celeriac.spec import CLAIM_HEADER
+from celeriac.utils.ids import uuid
 
 GET_S = 30.0
 
@@ -73,6 +76,27 @@ def test_every_shape_gives_what_its_parts_say(place: Place, tasks: Any) -> None:
     sent = {name: make().apply_async() for name, (make, _) in tasks.SHAPES.items()}
     given = {name: result.get(timeout=GET_S) for name, result in sent.items()}
     assert given == {name: wanted for name, (_, wanted) in tasks.SHAPES.items()}
+
+
+def test_of_messages_of_one_body_that_were_published_apart_those_of_the_first_run(place: Place, tasks: Any) -> None:
+    task_id, noted = uuid(), f"body {uuid()}"
+    claims = [claim_of(token, "some group") for token in ("first", "second", "first")]
+    calls = [
+        tasks.app.make_payload("c.note", (noted,), {}, task_id, {"headers": {CLAIM_HEADER: one}}) for one in claims
+    ]
+    tasks.app.producer.send(calls)
+    assert tasks.app.AsyncResult(task_id).get(timeout=GET_S) == noted
+
+    def dropped() -> bool:
+        return any("task.dropped" in line and task_id in line for line in place.house.workers[0].log.splitlines())
+
+    def count() -> int:
+        return sum(noted in line for line in place.house.ran())
+
+    wait_until(dropped, GET_S, "the second publication was dropped")
+    wait_until(lambda: count() == 2, GET_S, "the first one ran, and once more when it came again")
+    place.get(tasks.const.si(1))
+    assert count() == 2
 
 
 def test_a_chord_may_grow_while_it_runs(place: Place, tasks: Any) -> None:

@@ -104,6 +104,16 @@ class Fleet:
             self._given[library, queue] = {**json.loads(done.stdout.splitlines()[-1]), "before": before}
         return self._given[library, queue]
 
+    def wait_for_errbacks(self, library: str, queue: str) -> None:
+        """Of both styles, of the calls that failed when this was asked."""
+        before = self.ask(library, queue)["before"]
+
+        def told() -> bool:
+            new = self.notes()[len(before) :]
+            return "old " in new and "ValueError True" in new
+
+        wait_until(told, 30.0, "both errbacks were called")
+
     def notes(self) -> str:
         path = self.place / "ran"
         return path.read_text() if path.exists() else ""
@@ -167,13 +177,7 @@ def test_errbacks_of_a_chord_are_its_headers_too_if_that_is_set(fleet: Fleet, cl
 
 @pytest.mark.parametrize(("client", "queue"), WAYS)
 def test_callbacks_and_errbacks_of_both_styles_are_called(fleet: Fleet, client: str, queue: str) -> None:
-    before = fleet.ask(client, queue)["before"]
-
-    def told() -> bool:
-        new = fleet.notes()[len(before) :]
-        return "old " in new and "ValueError True" in new
-
-    wait_until(told, 30.0, "both errbacks were called")
+    fleet.wait_for_errbacks(client, queue)
 
 
 def test_stamps_are_seen_alike(fleet: Fleet) -> None:

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from tests.integration.conftest import wait_until
 from tests.integration.test_interop_canvas import FAILURES, WAYS, Fleet, shapes
 
 from celeriac.testing.services import RabbitMQService, RedisService
@@ -70,7 +69,7 @@ def test_canvases_joined_in_redis_give_the_same_whoever_calls_and_whoever_runs(
     assert given["growing"] == [2, 9, 100, 101]
     assert given["failures"] == FAILURES
     assert given["linked"] == [1, 2, 3]
-    assert_errbacks_were_called(joining, client, queue)
+    joining.wait_for_errbacks(client, queue)
 
 
 def test_stamps_are_seen_alike(joining: Fleet) -> None:
@@ -86,14 +85,4 @@ def test_canvases_whose_results_are_sent_back_give_the_same_across(
     given = answering.ask(client, queue)
     assert given["shapes"] == {name: shapes[name] for name in ANSWERED}
     assert given["failures"] == {"a chain": "ValueError", "a member": "ValueError"}
-    assert_errbacks_were_called(answering, client, queue)
-
-
-def assert_errbacks_were_called(fleet: Fleet, client: str, queue: str) -> None:
-    before = fleet.ask(client, queue)["before"]
-
-    def told() -> bool:
-        new = fleet.notes()[len(before) :]
-        return "old " in new and "ValueError True" in new
-
-    wait_until(told, 30.0, "both errbacks were called")
+    answering.wait_for_errbacks(client, queue)

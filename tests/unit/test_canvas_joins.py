@@ -264,7 +264,14 @@ def oracle(tree: Tree, value: Any) -> Any:
 
 
 def _steps(tree: Tree) -> list[Tree]:
-    return [inner for step in tree[1] for inner in (_steps(step) if step[0] == "chain" else [step])]
+    found: list[Tree] = []
+    for step in tree[1]:
+        inner = _steps(step) if step[0] == "chain" else [step]
+        rest = [one for one in inner if not _is_nothing(one)]
+        if step[0] == "chain" and inner and _is_nothing(inner[0]) and rest:
+            inner = [("chord", [], ("chain", rest))]  # what it was made when it was made
+        found += inner
+    return found
 
 
 def _is_nothing(tree: Tree) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from celeriac.canvas.composite import Composite, as_one, follow, members_of
+from celeriac.canvas.composite import Composite, as_one, follow, give, members_of
 from celeriac.canvas.group import group
 from celeriac.canvas.launch import Launch
-from celeriac.canvas.signature import Signature, maybe_signature
+from celeriac.canvas.signature import Place, Signature
 
 
 @Signature.register_type("chain")
@@ -67,14 +67,10 @@ class chain(Composite):
         place, for_first, link, link_error = self._own_options(options)
         result: Any = None
         for index, step in enumerate(self.tasks):
-            copy = step.clone()
-            for errback in link_error:
-                copy.link_error(errback)
-            if index == len(self.tasks) - 1:
-                if place.get("task_id"):
-                    copy.last().set(task_id=place["task_id"])
-                for callback in link:
-                    copy.link(callback)
+            copy, is_last = step.clone(), index == len(self.tasks) - 1
+            give(copy, link if is_last else (), link_error, self._app)
+            if is_last and place.get("task_id"):
+                copy.last().set(task_id=place["task_id"])
             before = result
             result = copy.apply(args, kwargs, **for_first) if index == 0 else copy.apply((before.get(),))
             follow(result, before)
@@ -88,42 +84,26 @@ class chain(Composite):
         steps = [step.clone() for step in self.tasks]
         if steps:
             steps[0] = steps[0].clone(args, kwargs, **for_first)
-            for callback in link:
-                steps[-1].link(callback)
-            for errback in link_error:
-                for step in steps:
-                    step.link_error(maybe_signature(errback, app=self._app, clone=True))
+            give(steps[-1], link)
+            for step in steps:
+                give(step, (), link_error, self._app)
         copy.update(kwargs={"tasks": steps}, options=place)
         return copy  # type: ignore[no-any-return]
 
-    def freeze(
-        self,
-        _id: str | None = None,
-        group_id: str | None = None,
-        chord: Any = None,
-        root_id: str | None = None,
-        parent_id: str | None = None,
-        group_index: int | None = None,
-    ) -> Any:
+    def fix(self, place: Place) -> Any:
         """Fix the ids of all steps now; the result is the last one's, whose `parent` is the one before, and so on."""
-        own = self["options"]
-        _id = own.get("task_id") or _id
-        chord = own.get("chord") if chord is None else chord
-        group_id = own.get("group_id") if group_id is None else group_id
-        group_index = own.get("group_index") if group_index is None else group_index
-        root_id = own.get("root_id") if root_id is None else root_id
         steps = self.tasks
         if not steps:
             return None
-        if chord is not None:
+        of_last = self._own_place(place)
+        own_id = self["options"].get("task_id")
+        if of_last.chord is not None:
             as_one(self)
         result: Any = None
         for step in steps[:-1]:
-            result = follow(step.freeze(root_id=root_id, parent_id=parent_id), result)
-        last = steps[-1].freeze(_id, group_id, chord, root_id, parent_id, group_index)
+            result = follow(step.freeze(root_id=of_last.root_id, parent_id=place.parent_id), result)
+        last = steps[-1].fix(of_last._replace(task_id=own_id or place.task_id, parent_id=place.parent_id))
         return follow(last, result)
-
-    _freeze = freeze
 
     def last(self) -> Signature:
         """See `Signature.last`."""
@@ -139,35 +119,18 @@ class chain(Composite):
         """Call `callback` with the result of the last step."""
         return self.tasks[-1].link(callback) if self.tasks else self.append_to_list_option("link", callback)
 
-    def link_error(self, errback: Any) -> Any:
-        """Call `errback` when a step has failed."""
-        for step in self.tasks:
-            step.link_error(maybe_signature(errback, app=self._app, clone=True))
-        return errback
-
     def unchain_tasks(self) -> list[Signature]:
         """Its steps as copies, each with the chain's own errbacks."""
         errbacks = self._own_options({})[3]
         steps = [step.clone() for step in self.tasks]
         for step in steps:
-            for errback in errbacks:
-                step.link_error(errback)
+            give(step, (), errbacks, self._app)
         return steps
 
     def set_immutable(self, immutable: bool) -> None:
         """Make its first step take no more arguments, or again."""
         if self.tasks:
             self.tasks[0].set_immutable(immutable)
-
-    def stamp(self, visitor: Any = None, append_stamps: bool = False, **headers: Any) -> Signature:
-        """Put stamps on its steps."""
-        if visitor is not None:
-            headers = {**headers, **(visitor.on_chain_start(self, **headers) or {})}
-        for step in self.tasks:
-            step.stamp(visitor, append_stamps, **headers)
-        if visitor is not None:
-            visitor.on_chain_end(self, **headers)
-        return self
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.tasks))

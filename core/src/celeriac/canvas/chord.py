@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from celeriac.canvas.composite import Composite, as_one, follow
+from celeriac.canvas.composite import Composite, as_one, follow, give
 from celeriac.canvas.group import flat, group
 from celeriac.canvas.launch import Launch, patience_of
-from celeriac.canvas.signature import Signature, maybe_signature
+from celeriac.canvas.signature import Place, Signature, maybe_signature
 from celeriac.result import GroupResult
 from celeriac.utils.ids import next_id
 
@@ -161,8 +161,7 @@ class chord(Composite):
                 results.append(
                     copy.freeze(group_id=group_id, chord=body, group_index=index, root_id=place.get("root_id"))
                 )
-            for errback in errbacks:
-                copy.link_error(maybe_signature(errback, app=self._app, clone=True))
+            give(copy, (), errbacks, self._app)
             copy.begin(launch)
         return follow(result, GroupResult(group_id, results, app=self.app))
 
@@ -211,31 +210,16 @@ class chord(Composite):
         )
         return copy
 
-    def freeze(
-        self,
-        _id: str | None = None,
-        group_id: str | None = None,
-        chord: Any = None,
-        root_id: str | None = None,
-        parent_id: str | None = None,
-        group_index: int | None = None,
-    ) -> Any:
+    def fix(self, place: Place) -> Any:
         """Fix the ids of header and body now; the result is the body's, whose `parent` is the header's.
 
         Its parts learn of group and body only when it begins, and its own id is the header's: so Celery's workers, who
         begin it as well as ours, expect it.
         """
-        own = self["options"]
-        body = self._ready_body(chord if chord is not None else own.get("chord"))
-        result = body.freeze(
-            _id,
-            group_id if group_id is not None else own.get("group_id"),
-            chord if chord is not None else own.get("chord"),
-            root_id,
-            parent_id,
-            group_index if group_index is not None else own.get("group_index"),
-        )
-        header_id = own["task_id"] = self._group_id()
+        root_id, parent_id = place.root_id, place.parent_id
+        of_body = self._own_place(place)._replace(task_id=place.task_id, root_id=root_id, parent_id=parent_id)
+        result = self._ready_body(of_body.chord).fix(of_body)
+        header_id = self["options"]["task_id"] = self._group_id()
         self.tasks = [as_one(member) for member in self.tasks]
         results = [
             member.freeze(root_id=root_id, parent_id=parent_id, group_index=index)
@@ -245,8 +229,6 @@ class chord(Composite):
         header.tasks = self.tasks
         self["kwargs"]["header"] = header
         return follow(result, GroupResult(header_id, results, app=self.app))
-
-    _freeze = freeze
 
     def last(self) -> Signature:
         """See `Signature.last`."""
@@ -265,8 +247,7 @@ class chord(Composite):
         """Call `errback` when the body has failed, or cannot be called; with `task_allow_error_cb_on_chord_header`
         also when one of the header has."""
         if self.app.conf["task_allow_error_cb_on_chord_header"]:
-            for member in self.tasks:
-                member.link_error(maybe_signature(errback, app=self._app, clone=True))
+            super().link_error(errback)
         if self.body is None:
             return self.append_to_list_option("link_error", errback)
         self.body.link_error(errback)
@@ -310,10 +291,7 @@ class chord(Composite):
         """A copy of the body with a call's options."""
         body = self._ready_body(self["options"].get("chord"))
         body = body.clone(**{key: value for key, value in options.items() if key not in FOR_HEADER_ONLY})
-        for callback in link:
-            body.link(callback)
-        for errback in link_error:
-            body.link_error(errback)
+        give(body, link, link_error, self._app)
         return body
 
     def _for_header(self, options: Mapping[str, Any], link_error: list[Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from celeriac.canvas.signature import PLACE, Signature, as_list, maybe_signature, sent
+from celeriac.canvas.signature import PLACE, Place, Signature, as_list, maybe_signature, sent
 
 
 class Composite(Signature):
@@ -53,6 +53,28 @@ class Composite(Signature):
         for member in self.tasks:
             member.set_immutable(immutable)
 
+    def link_error(self, errback: Any) -> Any:
+        """Call `errback` for each of its calls that has failed."""
+        for member in self.tasks:
+            give(member, (), [errback], self._app)
+        return errback
+
+    def stamp(self, visitor: Any = None, append_stamps: bool = False, **headers: Any) -> Signature:
+        """Put stamps on its calls."""
+        if visitor is not None:
+            headers = {**headers, **(getattr(visitor, f"on_{self.shape}_start")(self, **headers) or {})}
+        for member in self.tasks:
+            member.stamp(visitor, append_stamps, **headers)
+        if visitor is not None:
+            getattr(visitor, f"on_{self.shape}_end")(self, **headers)
+        return self
+
+    def _own_place(self, place: Place) -> Place:
+        """Where it stands: as this says, else as its own options do."""
+        own = self["options"]
+        values = (own.get(key) if value is None else value for key, value in zip(Place._fields, place, strict=True))
+        return Place(*values)
+
     def _own_options(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[Any], list[Any]]:
         """Its options and these, taken apart: those that say its place, those for its calls, link, link_error."""
         every = {**self["options"], **options}
@@ -72,6 +94,14 @@ def members_of(tasks: tuple[Any, ...], app: Any) -> list[Signature]:
     if len(tasks) == 1 and not isinstance(tasks[0], dict):
         members = tasks[0] or ()
     return [maybe_signature(member, app=app) for member in members]
+
+
+def give(signature: Signature, link: Iterable[Any], link_error: Iterable[Any] = (), app: Any = None) -> None:
+    """Add these callbacks and errbacks: each call has copies of the latter."""
+    for callback in link:
+        signature.link(callback)
+    for errback in link_error:
+        signature.link_error(maybe_signature(errback, app=app, clone=True))
 
 
 def follow(result: Any, before: Any) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celeriac import _state
-from celeriac.canvas.composite import Composite, members_of
+from celeriac.canvas.composite import Composite, give, members_of
 from celeriac.canvas.launch import Launch
-from celeriac.canvas.signature import Signature, maybe_signature
+from celeriac.canvas.signature import Place, Signature, maybe_signature
 from celeriac.canvas.stream import Stream
 from celeriac.result import GroupResult
 from celeriac.utils.ids import next_id
@@ -70,14 +70,12 @@ class group(Composite):
         """See `Signature.launch`: a member at a time, so that a long group needs little memory."""
         place, for_members, link, link_error = self._own_options(options)
         group_id = place.get("task_id") or next_id()
-        results = []
+        results, root_id = [], place.get("root_id")
         for index, member in enumerate(self.tasks if self._stream is None else self._stream):
             copy = member.clone(args, kwargs, **for_members)
-            results.append(copy.freeze(group_id=group_id, group_index=index, root_id=place.get("root_id")))
-            if index == 0:
-                copy_links(copy, link)
-            for errback in link_error:
-                copy.link_error(maybe_signature(errback, app=self._app, clone=True))
+            results.append(copy.fix(Place(None, group_id, None, root_id, None, index)))
+            if link_error or (link and index == 0):
+                give(copy, link if index == 0 else (), link_error, self._app)
             copy.begin(launch)
         return GroupResult(group_id, results, app=self.app)
 
@@ -101,24 +99,12 @@ class group(Composite):
         copy.update(kwargs={"tasks": members}, options={**self["options"], **place})
         return copy
 
-    def freeze(
-        self,
-        _id: str | None = None,
-        group_id: str | None = None,
-        chord: Any = None,
-        root_id: str | None = None,
-        parent_id: str | None = None,
-        group_index: int | None = None,
-    ) -> Any:
+    def fix(self, place: Place) -> Any:
         """Fix the ids of the group and of all members now."""
-        own = self["options"].setdefault("task_id", _id or next_id())
-        results = [
-            member.freeze(group_id=own, chord=chord, root_id=root_id, parent_id=parent_id, group_index=index)
-            for index, member in enumerate(self.tasks)
-        ]
+        own = self["options"].setdefault("task_id", place.task_id or next_id())
+        each = place._replace(task_id=None, group_id=own)
+        results = [member.fix(each._replace(group_index=index)) for index, member in enumerate(self.tasks)]
         return GroupResult(own, results, app=self.app)
-
-    _freeze = freeze
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> group:
         """Let members begin one after the other: each gets a countdown, `start`, `start + step` … seconds, below `stop`
@@ -134,22 +120,6 @@ class group(Composite):
     def link(self, callback: Any) -> Any:
         """Call `callback` with the result of the first member."""
         return self.tasks[0].link(maybe_signature(callback, app=self._app, clone=True).set(immutable=True))
-
-    def link_error(self, errback: Any) -> Any:
-        """Call `errback` for each member that has failed."""
-        for member in self.tasks:
-            member.link_error(maybe_signature(errback, app=self._app, clone=True))
-        return errback
-
-    def stamp(self, visitor: Any = None, append_stamps: bool = False, **headers: Any) -> Signature:
-        """Put stamps on its members."""
-        if visitor is not None:
-            headers = {**headers, **(visitor.on_group_start(self, **headers) or {})}
-        for member in self.tasks:
-            member.stamp(visitor, append_stamps, **headers)
-        if visitor is not None:
-            visitor.on_group_end(self, **headers)
-        return self
 
     # As a dict it has all its keys, whoever asks: with the first question members are no stream any more.
 
@@ -208,9 +178,3 @@ def flat(members: list[Signature]) -> list[Signature]:
     for member in members:
         found.extend(flat(member.tasks) if isinstance(member, group) else [member])
     return found
-
-
-def copy_links(member: Signature, callbacks: list[Any]) -> None:
-    """Give a member these callbacks."""
-    for callback in callbacks:
-        member.link(callback)

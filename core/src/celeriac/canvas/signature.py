@@ -7,7 +7,7 @@ arguments and options of this call), *freeze* (fix all ids), *begin* (hand the f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from celeriac import _state
 from celeriac.canvas.launch import Launch, send
@@ -17,8 +17,20 @@ from celeriac.utils.ids import next_id
 if TYPE_CHECKING:
     from celeriac.canvas.stamping import StampingVisitor
 
-#: Options that say which call this is and where it stands; a copy for several calls must not take them along.
-PLACE: frozenset[str] = frozenset({"task_id", "group_id", "group_index", "chord", "root_id", "parent_id"})
+
+class Place(NamedTuple):
+    """Which call a signature will be and where it stands, as far as that is known; see `Signature.freeze`."""
+
+    task_id: str | None = None
+    group_id: str | None = None
+    chord: Any = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    group_index: int | None = None
+
+
+#: Options that say this; a copy for several calls must not take them along.
+PLACE: frozenset[str] = frozenset(Place._fields)
 
 
 class Signature(dict[str, Any]):
@@ -250,21 +262,31 @@ class Signature(dict[str, Any]):
     ) -> Any:
         """Fix its task id now, and its place; returns the result that the call will have.
 
-        Frozen again, it keeps its id and its group.
+        Frozen again, it keeps its id and its group. What shapes of several calls fix, and which result is theirs, is
+        said by their `fix`.
         """
-        own = self["options"]
-        own["task_id"] = own.get("task_id") or _id or next_id()
-        own.setdefault("reply_to", self.app.thread_oid)
-        for key, value in (("root_id", root_id), ("parent_id", parent_id), ("chord", chord)):
-            if value is not None:
-                own[key] = value
+        return self.fix(Place(_id, group_id, chord, root_id, parent_id, group_index))
+
+    _freeze = freeze
+
+    def fix(self, place: Place) -> Any:
+        """See `freeze`."""
+        own, app = self["options"], self.app
+        task_id, group_id, chord, root_id, parent_id, group_index = place
+        task_id = own["task_id"] = own.get("task_id") or task_id or next_id()
+        if "reply_to" not in own:
+            own["reply_to"] = app.thread_oid
+        if root_id is not None:
+            own["root_id"] = root_id
+        if parent_id is not None:
+            own["parent_id"] = parent_id
+        if chord is not None:
+            own["chord"] = chord
         if group_id is not None and own.get("group_id") is None:
             own["group_id"] = group_id
         if group_index is not None and own.get("group_index") is None:
             own["group_index"] = group_index
-        return self.app.AsyncResult(own["task_id"], task_name=self["task"])
-
-    _freeze = freeze
+        return app.AsyncResult(task_id, task_name=self["task"])
 
     def last(self) -> Signature:
         """The call whose result is its result."""
