@@ -27,14 +27,24 @@ def postgres_place(postgres_service: PostgresService) -> str:
     return postgres_service.fresh_url()
 
 
+_migrated: set[str] = set()
+
+
+def use_migrated(use_database: Callable[[str], None], place: str) -> None:
+    """Make this the project's database, and its tables once."""
+    use_database(place)
+    if place not in _migrated:
+        call_command("migrate", verbosity=0)
+        _migrated.add(place)
+
+
 class TestOnSqlite(BackendConformance):
     plugin = "celeriac_backend_django"
     abilities = DjangoDatabaseBackend.abilities
 
     @pytest.fixture
     def url(self, sqlite_place: str, use_database: Callable[[str], None]) -> str:
-        use_database(sqlite_place)
-        call_command("migrate", verbosity=0)
+        use_migrated(use_database, sqlite_place)
         return "django-db"
 
 
@@ -44,8 +54,7 @@ class TestOnPostgres(BackendConformance):
 
     @pytest.fixture
     def url(self, postgres_place: str, use_database: Callable[[str], None]) -> str:
-        use_database(postgres_place)
-        call_command("migrate", verbosity=0)
+        use_migrated(use_database, postgres_place)
         return "django-db"
 
 
