@@ -10,6 +10,9 @@ import pytest
 
 from celeriac import Celery
 from celeriac.beat import Beat, Scheduler
+from celeriac.cli.fleet import ask_workers
+from celeriac.cli.top import Watcher
+from celeriac.events import State
 from celeriac.exceptions import Unsupported
 from celeriac.testing.kit import eventually
 
@@ -69,6 +72,15 @@ def test_beat_answers_pings_and_nothing_else(app: Celery, start: Start) -> None:
     }
     assert app.control.inspect(timeout=0.3).active() is None
     assert app.control.inspect(["other@here"], timeout=0.3).ping() is None
+
+
+@pytest.mark.parametrize("name", [None, NODE])
+def test_neither_doctor_nor_top_take_a_beat_for_a_worker(app: Celery, start: Start, name: str | None) -> None:
+    beat = start(scheduler=Idle, hostname=name, remote_control=True)
+    eventually(lambda: app.control.ping([beat.service.hostname], timeout=2.0, limit=1))
+    assert ask_workers(app, 0.5) == {}
+    look = Watcher(app, ["notes"], 0.5, State()).look()
+    assert (look.workers, look.tasks) == ([], [])
 
 
 def test_a_beat_that_is_stuck_does_not_say_that_it_is_well(app: Celery, start: Start) -> None:

@@ -8,13 +8,15 @@ for the same facts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from celeriac.beat.service import DEFAULT_NODE
 from celeriac.cli.checkup import Section
 from celeriac.cli.rules import Facts, some
 from celeriac.exceptions import CeleriacError, join_words, mask_url
@@ -24,6 +26,8 @@ from celeriac.spec.diagnosis import Finding
 _SOFTWARE: Final = re.compile(r"software -> (.*)")
 _PLUGINS: Final = re.compile(r"plugins -> (.*)")
 PORTS: Final = {"redis": 6379, "rediss": 6379, "amqp": 5672, "pyamqp": 5672, "rpc": 0}
+#: How schedulers are called, unless they are called otherwise.
+SCHEDULERS: Final = DEFAULT_NODE.partition("@")[0] + "@"
 NO_RESULTS: Final = ("", "disabled", "disabled://", "None")
 
 
@@ -54,22 +58,31 @@ def ask_workers(app: Any, timeout_s: float) -> dict[str, Node]:
         Unsupported: The broker cannot broadcast.
         OperationalError: It cannot be reached.
     """
-    names = sorted(name for reply in app.control.ping(timeout=timeout_s) for name in reply)
+    names = ping_workers(app, timeout_s)
     nodes = {name: Node(name) for name in names}
     if not names:
         return nodes
     inspect = app.control.inspect(destination=names, timeout=timeout_s, limit=len(names))
-    for question, note in (
-        ("active_queues", _note_queues),
-        ("registered", _note_tasks),
-        ("stats", _note_stats),
-        ("conf", _note_conf),
-        ("report", _note_report),
-    ):
+    refused = Counter[str]()
+    for question, note in QUESTIONS.items():
         for name, answer in (getattr(inspect, question)() or {}).items():
-            if name in nodes and not (isinstance(answer, Mapping) and "error" in answer):
+            if is_error(answer):
+                refused[name] += 1
+            elif name in nodes:
                 note(nodes[name], answer)
-    return nodes
+    return {name: node for name, node in nodes.items() if refused[name] < len(QUESTIONS)}
+
+
+def ping_workers(app: Any, timeout_s: float) -> list[str]:
+    """The names of all that answer a ping within `timeout_s` seconds, but for schedulers of Celery's name: those answer
+    nothing else."""
+    names = sorted(name for reply in app.control.ping(timeout=timeout_s) for name in reply)
+    return [name for name in names if not name.startswith(SCHEDULERS)]
+
+
+def is_error(answer: Any) -> bool:
+    """Whether a node could not answer; a scheduler, whatever its name, cannot answer any question."""
+    return isinstance(answer, Mapping) and "error" in answer
 
 
 def _note_queues(node: Node, answer: Any) -> None:
@@ -106,6 +119,15 @@ def _note_report(node: Node, answer: Any) -> None:
     plugins = _PLUGINS.search(text)
     node.plugins = plugins[1].split() if plugins else []
 
+
+#: What workers are asked → who notes the answer.
+QUESTIONS: Final[Mapping[str, Callable[[Node, Any], None]]] = {
+    "active_queues": _note_queues,
+    "registered": _note_tasks,
+    "stats": _note_stats,
+    "conf": _note_conf,
+    "report": _note_report,
+}
 
 # -- judging ----------------------------------------------------------------------------------------------
 

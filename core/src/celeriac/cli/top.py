@@ -19,6 +19,7 @@ import click
 from msgspec import Struct, to_builtins
 
 from celeriac.cli.errors import UNREACHABLE, say
+from celeriac.cli.fleet import is_error, ping_workers
 from celeriac.cli.group import Command, State, option
 from celeriac.events.state import State as Cluster
 from celeriac.exceptions import CeleriacError
@@ -95,11 +96,13 @@ class Watcher:
             OperationalError, Unsupported: The broker cannot be reached, or cannot broadcast.
         """
         app = self._app
-        names = sorted(name for reply in app.control.ping(timeout=self._timeout_s) for name in reply)
+        names = ping_workers(app, self._timeout_s)
         answers: dict[str, dict[str, Any]] = {}
         if names:
             inspect = app.control.inspect(destination=names, timeout=self._timeout_s, limit=len(names))
-            answers = {what: getattr(inspect, what)() or {} for what in ("stats", "active", "active_queues")}
+            given = {what: getattr(inspect, what)() or {} for what in ("stats", "active", "active_queues")}
+            names = [name for name in names if not is_error(given["stats"].get(name))]
+            answers = {what: {name: all_[name] for name in names if name in all_} for what, all_ in given.items()}
         now = time.time()
         totals = {name: _counts(answers["stats"].get(name)) for name in names}
         elapsed_s = now - self._before_at if self._before else None
