@@ -23,6 +23,11 @@ def of_tenant(tenant: str) -> None:
     note(f"tenant-{tenant} x {os.getppid()} {time.time()}")
 
 
+@app.task(name="rates.crawl", rate_limit="1/m", ignore_result=True)
+def crawl() -> None:
+    note(f"crawl x {os.getppid()} {time.time()}")
+
+
 @app.task(name="rates.free")
 def free(x: int) -> int:
     return x
