@@ -16,6 +16,8 @@ A test's name begins with its clause. Tests of abilities that the transport does
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import random
 import signal
@@ -451,6 +453,28 @@ class BrokerConformance(AbilityAware):
         for _ in range(9 if "lease" in self.abilities else 2):  # however long its task runs
             assert holder.renew() == []
             other.take_none(rival, 0.3)
+        holder.settle([Settlement(delivery.tag)])
+        holder.flush(5)
+        other.take_none(rival)
+
+    @needs("lease", "shared")
+    def test_B9_what_stands_in_for_a_worker_keeps_its_lease(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        holder = open_consumer(queue)
+        if not hasattr(holder, "stand_in"):
+            pytest.skip("this consumer's lease is not kept by another process")
+        (delivery,) = bench.take(holder, 1)
+        where, words = json.loads(json.dumps(holder.stand_in()))
+        module, _, name = where.partition(":")
+        stand_in = getattr(importlib.import_module(module), name)(**words)
+        other = Bench()
+        rival = open_consumer(queue, poller=other)
+        for _ in range(9):
+            stand_in.renew()
+            other.take_none(rival, 0.3)
+        assert holder.renew() == []
         holder.settle([Settlement(delivery.tag)])
         holder.flush(5)
         other.take_none(rival)
