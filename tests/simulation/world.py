@@ -70,6 +70,7 @@ class Message:
         self.state = "ready"
         self.owner: str | None = None
         self.attempt = 1
+        self.newest = ""  # of its runs: id/attempt
         self.redelivered = False
         self.due = 0.0
         self.starts = 0
@@ -272,6 +273,7 @@ class World:
         message = self.messages[job.raw.decode()]
         message.starts += 1
         node.check_fresh(f"{message.id}/{job.attempt}", "starts")
+        message.newest = f"{message.id}/{job.attempt}"
         if message.starts > 1 + message.losses:
             raise Broken(f"I4: {message.id} starts for the {message.starts}th time after {message.losses} losses")
         if message.revoked_at is not None and self.now > max(message.revoked_at, node.awake_since) + 5.0:
@@ -485,8 +487,17 @@ class Node:
         return self.lost_before | lost
 
     def check_fresh(self, run: str, what: str) -> None:
-        if run in self.lost_before and not run.startswith("early"):
+        if run in self.lost_before and not run.startswith("early") and not self.has_again(run):
             raise Broken(f"B8, I3: {self.name} {what} for {run}, which it had lost before")
+
+    def has_again(self, run: str) -> bool:
+        """Whether the message came again to this node, while its last run was this one: that may go on then."""
+        message, consumer = self.world.messages.get(run.rpartition("/")[0]), self.link.consumer
+        return (
+            message is not None
+            and isinstance(consumer, SimConsumer)
+            and (message.newest, message.owner) == (run, consumer.owner)
+        )
 
 
 class SimTransport:

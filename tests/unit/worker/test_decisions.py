@@ -9,9 +9,13 @@ import pytest
 
 from celeriac import Celery
 from celeriac.app.revocations import Revocation, id_key
+from celeriac.spec import envelope
 from celeriac.spec.data import UNKNOWN_COST_S, Delivery, Head
+from celeriac.testing.broker_suite import make_payload
+from celeriac.testing.kit import make_transport
 from celeriac.utils.times import after
 from celeriac.worker.admission import RUN, Admission, Bucket, Courtesy, Waiting, parse_rate
+from celeriac.worker.marks import is_same_call
 from celeriac.worker.plans import TaskPlan
 from celeriac.worker.window import BRIEF_S, CAP, Window
 
@@ -173,3 +177,17 @@ def test_a_worker_holds_back_when_what_it_does_not_know_is_due_but_never_for_lon
     assert courtesy.left_s(100.5) == 0, "too soon after the last time"
     courtesy.plan(101.5)
     assert courtesy.left_s(101.5) > 0
+
+
+def test_a_message_that_comes_again_is_told_from_a_retry_and_from_another_of_its_id() -> None:
+    transport: Any = make_transport("celeriac_broker_memory", "memory://same-call")
+
+    def delivery(body: bytes = b"[[], {}, {}]", **headers: Any) -> Delivery:
+        raw = envelope.pack(make_payload("q", body, headers={"id": "one", **headers}), "1")
+        return Delivery(1, raw, transport.read_head(raw), "q")
+
+    first = delivery()
+    assert is_same_call(transport, delivery(**{"x-celeriac-attempts": 2}), first), "counted since"
+    assert not is_same_call(transport, delivery(retries=1), first)
+    assert not is_same_call(transport, delivery(b"[[1], {}, {}]"), first)
+    assert not is_same_call(transport, Delivery(1, b"\x00", Head("one", "kit.task"), "q"), first)

@@ -22,7 +22,7 @@ from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
 from celeriac.worker.listening import tell_listeners
-from celeriac.worker.marks import Story
+from celeriac.worker.marks import Story, is_same_call
 from celeriac.worker.plans import TaskPlan
 from celeriac.worker.publications import Publications
 from celeriac.worker.request import PLAIN, CustomRequests
@@ -49,6 +49,8 @@ TRIAL_PAUSE_S: Final = 0.25
 GAP_S: Final = 2.0
 #: How soon the result store is asked once more that was away.
 ASK_AGAIN_S: Final = 1.0
+#: After a new opening, so long there is room for the messages of what runs since before it.
+ADOPT_S: Final = 5.0
 
 _log = logging.getLogger("celeriac.worker")
 
@@ -104,12 +106,15 @@ class Loop:
         self.rates: ClusterRates | None = None
         self._max_crashes = int(app.conf["task_max_crashes"])
         self._max_returns = int(app.conf["task_max_returns"])
-        self._counts_losses = "attempts" in transport.abilities
+        self._counts_losses = not transport.abilities.isdisjoint({"attempts", "crashes"})
         self._can_delay = "delay" in transport.abilities
         # The tag of a message that is on its last attempt and waits to be run, and until when it has the right to.
         self._trial: Any = None
         self._trial_ends = 0.0
         self._judged_at = 0.0  # when a message that came again was last judged
+        # Task id → token of what runs and lost its link or lease: its message comes again, perhaps to us.
+        self._orphans: dict[str, int] = {}
+        self._adopts_until = 0.0  # 0: no room is kept for their messages
         self.endings = Endings(
             app, link, self.flights, window, log, transport, node, self._max_crashes, self._max_returns
         )
@@ -158,7 +163,8 @@ class Loop:
         """How many more deliveries it would take now."""
         if self._stopping or self._courtesy.left_s(self._clock.unix()) > 0:
             return 0
-        return max(0, self._window.size - len(self.flights))
+        kept = len(self._orphans) if self._adopts_until else 0
+        return max(0, self._window.size - len(self.flights) + kept)
 
     def rebuild(self, why: str) -> None:
         """From any thread: make the link anew at the next turn, which is now."""
@@ -223,6 +229,8 @@ class Loop:
             link.try_reopen(self._wanted_window())
         if link.epoch != self._epoch:
             self._begin_epoch()
+        if self._adopts_until and self._clock.monotonic() >= self._adopts_until:
+            self._end_adoptions()
         link.perform()
         if link.held():
             link.resize(self._wanted_window())  # what waits for its result's storing is unsettled, but takes no slot
@@ -265,6 +273,7 @@ class Loop:
         self._epoch = self._link.epoch
         self._is_linked = True
         self._drop_unstarted()
+        self._find_orphans()
 
     def _drop_unstarted(self) -> None:
         """What the lost link had delivered comes again, here or elsewhere: of that, nothing begins any more (B10)."""
@@ -290,6 +299,40 @@ class Loop:
                 if self._pool.cancel(token, signal=0):
                     self.flights.remove(token)
         self._link.forget(tags)
+        self._find_orphans()
+
+    # -- runs whose link or lease was lost ------------------------------------------------------------------
+
+    def _find_orphans(self) -> None:
+        """What runs here and cannot end its delivery. Its message comes again: if to us, that run ends it."""
+        self._orphans = {
+            flight.head.id: token
+            for token, flight in self.flights.items()
+            if flight.epoch != self._epoch and not flight.acked
+        }
+        self._adopts_until = self._clock.monotonic() + ADOPT_S if self._orphans else 0.0
+
+    def _end_adoptions(self) -> None:
+        """Their messages are elsewhere. What came in their room and no slot has begun goes back."""
+        self._adopts_until = 0.0
+        if len(self.flights) > self._window.size:
+            self._pool.withdraw()
+
+    def _is_adopted(self, delivery: Delivery) -> bool:
+        """Whether this is the message of an orphan, which then goes on as its run; nothing is begun.
+
+        If it was lost once more than that run knows, somebody else has had it: that run's effects outside are stale.
+        """
+        token = self._orphans.get(delivery.head.id) if type(delivery.head) is Head else None
+        flight = None if token is None else self.flights.get(token)
+        if flight is None or flight.epoch == self._epoch or delivery.attempt > flight.delivery.attempt + 1:
+            return False
+        if not is_same_call(self._transport, delivery, flight.delivery):
+            return False
+        del self._orphans[flight.head.id]
+        flight.delivery, flight.epoch = delivery, self._epoch
+        _log.info("The message of %s[%s] came again; its run goes on.", flight.plan.name, flight.head.id)
+        return True
 
     # -- admitting ------------------------------------------------------------------------------------------
 
@@ -298,7 +341,10 @@ class Loop:
         claimed: list[Delivery] = []
         flights, plans, window = self.flights, self._plans, self._window
         revoked, epoch, info_on = bool(self.revoked), self._epoch, self._log.info_on
+        orphans = self._orphans
         for delivery in deliveries:
+            if orphans and delivery.redelivered and self._is_adopted(delivery):
+                continue
             head = delivery.head
             if type(head) is Malformed:
                 self.endings.set_aside(delivery, f"malformed: {head.reason}")

@@ -64,3 +64,14 @@ class Story:
             Route(self._queue),
             due,
         )
+
+
+def is_same_call(transport: Transport, one: Delivery, other: Delivery) -> bool:
+    """Whether two deliveries of one id are of the same message: a retry has the id too, and so has a callback that was
+    sent twice. What brokers and workers have counted about it does not matter."""
+    try:
+        first, second = transport.unpack(one.raw), transport.unpack(other.raw)
+    except ValueError:
+        return False
+    names = ("id", "task", "retries")
+    return first.body == second.body and all(first.headers.get(name) == second.headers.get(name) for name in names)
