@@ -13,6 +13,7 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
         {
             "attempts",
             "browse_dead",
+            "crashes",
             "dead_letter",
             "delay",
             "depth",

@@ -166,7 +166,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0)
         time.sleep(0.02)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tools() -> Any:
     """The functions above, for test modules, which cannot import a conftest."""
 

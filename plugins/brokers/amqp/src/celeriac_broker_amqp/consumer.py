@@ -24,9 +24,10 @@ from msgspec import Struct
 
 from celeriac.exceptions import TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
-from celeriac_broker_amqp import message, methods
+from celeriac_broker_amqp import message, methods, topology
 from celeriac_broker_amqp.deadletters import bury, make_follower
 from celeriac_broker_amqp.followers import Followers
+from celeriac_broker_amqp.holding import Holding, Nook, Terms, make_nook_spec
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
 from celeriac_broker_amqp.methods import METHOD, frame
 from celeriac_broker_amqp.publisher import Item, Publisher
@@ -72,6 +73,7 @@ class AmqpConsumer:
         open_publisher: Makes the publisher for what must be safe before an acknowledgement; called once, when
             first needed.
         declare: Declares a queue on a link.
+        terms: What is known about the broker; learned from here.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class AmqpConsumer:
         window: int,
         open_publisher: Callable[[], Publisher],
         declare: Callable[[Link, QueueSpec], None],
+        terms: Terms,
     ) -> None:
         self._link = link
+        self._terms = terms
         self._owner = owner
         self._poller = poller
         self._declare = declare
@@ -99,7 +103,7 @@ class AmqpConsumer:
         self._shrink_at: float | None = None
         self._numbers = itertools.count(1)
         self._subscriptions: dict[str, _Subscription] = {}
-        self._by_tag: dict[bytes, _Subscription] = {}
+        self._by_tag: dict[bytes, _Subscription | Nook] = {}
         self._turn = 0
         self._ready_bytes = 0
         self._is_paused = False
@@ -107,6 +111,14 @@ class AmqpConsumer:
         self._waiting: list[tuple[float, int, Delivery]] = []  # a heap by due time
         self._low = 0  # all tags up to here are settled at the broker
         self._settled: set[int] = set()  # those above it that are
+        self._newest = 0  # the last tag that came
+        self._holding = Holding(
+            terms,
+            self._open_nook,
+            lambda items: self._followers.hold([], items),
+            self._acknowledge,
+            self._max_header_bytes,
+        )
         self._stopped = False
         self._closed = False
         poller.watch(link.fileno())
@@ -172,6 +184,19 @@ class AmqpConsumer:
         self._asked += 1
         self._call(methods.consume(subscription.spec.name, tag), methods.BASIC_CONSUME_OK)
 
+    def _open_nook(self, queue: str, consumer: str) -> Nook:
+        """See `Holding`: what comes from that queue was held here already, so there is no limit for it."""
+        known = self._subscriptions.get(queue)
+        spec = make_nook_spec(QueueSpec(queue) if known is None else known.spec, consumer)
+        topology.declare(self._link, spec)
+        self._prefetch_told = 0
+        self._call(methods.limit_prefetch(0), methods.BASIC_QOS_OK)
+        nook = Nook(spec, [spec.name], deque())
+        self._by_tag[spec.name.encode()] = nook
+        self._asked += 1
+        self._call(methods.consume(spec.name, spec.name), methods.BASIC_CONSUME_OK)
+        return nook
+
     def _new_tag(self, subscription: _Subscription) -> str:
         """A new consumer tag, for the prefetch count of an old one is fixed. Deliveries under the old ones may still
         be on their way, so the last few are remembered."""
@@ -221,6 +246,23 @@ class AmqpConsumer:
         if out:
             self._link.send(b"".join(out))
 
+    def _hold_on(self, last: int) -> None:
+        """The broker will not let us hold what came up to this tag for much longer."""
+        place = self._holding.place
+        for delivery in list(self._owned.values()):
+            if place.get(delivery.tag, delivery.tag) <= last:
+                self._holding.hold(delivery, _lost(delivery) + 1, started=True)
+        out = []
+        for subscription in self._subscriptions.values():
+            ready = subscription.ready
+            while ready and ready[0][0] <= last:
+                tag, _, record = ready.popleft()
+                self._ready_bytes -= len(record)
+                out.append(methods.reject(CHANNEL, tag))
+                self._note_settled(tag)
+        if out:
+            self._link.send(b"".join(out))
+
     # -- receiving --------------------------------------------------------------------------------------------
 
     def receive(self, limit: int) -> list[Delivery]:
@@ -261,6 +303,12 @@ class AmqpConsumer:
             self._widen(self._wider)
         if self._shrink_at is not None and not self._stopped and time.monotonic() >= self._shrink_at:
             self._shrink()
+        last = self._holding.overdue(self._newest)
+        if last is not None:
+            self._hold_on(last)
+        if self._holding.is_used:
+            for delivery in self._holding.arrived():
+                heapq.heappush(self._waiting, (0.0, delivery.tag, delivery))
         link.beat()
 
     def _take_arrived(self) -> None:
@@ -268,6 +316,7 @@ class AmqpConsumer:
         if not link.deliveries:
             return
         arrived, link.deliveries = link.deliveries, []
+        self._newest = arrived[-1][1]
         by_tag = self._by_tag
         for consumer_tag, tag, redelivered, record in arrived:
             try:
@@ -283,7 +332,7 @@ class AmqpConsumer:
         cancelled, self._channel.cancelled = self._channel.cancelled, []
         for tag in cancelled:
             subscription = self._by_tag.get(tag.encode())
-            if subscription is None or subscription.tags[-1] != tag or self._stopped:
+            if not isinstance(subscription, _Subscription) or subscription.tags[-1] != tag or self._stopped:
                 continue
             _log.warning("Queue %s is gone from %s; declaring it anew.", subscription.spec.name, self._link.where)
             self._declare(self._link, subscription.spec)
@@ -313,9 +362,16 @@ class AmqpConsumer:
             delivery = Delivery(tag, record, head, name)
             if redelivered or marks is not None:
                 lost, returns = (0, 0) if marks is None else (marks.lost, marks.returns)
-                delivery.attempt = 1 + lost + (1 if returns or redelivered else 0)
+                # That it came again is not counted besides: it may have been given back.
+                delivery.attempt = 1 + max(lost, 1 if returns or redelivered else 0)
                 delivery.redelivered = delivery.attempt > 1
                 if marks is not None and marks.due is not None and self._must_wait(delivery, marks.due):
+                    continue
+                if (
+                    delivery.redelivered
+                    and self._holding.wants(lost)
+                    and self._holding.hold(delivery, lost + 1, started=False)
+                ):
                     continue
             owned[tag] = delivery
             out.append(delivery)
@@ -364,17 +420,20 @@ class AmqpConsumer:
                 items.append(bury(delivery, settlement, self._owner, self._max_header_bytes))
                 acks.append(settlement.tag)
             elif settlement.due is None:
-                counted = self._count(delivery) if settlement.started else None
-                if counted is None:
+                again = self._count(delivery) if settlement.started else self._put_back(delivery)
+                if again is None:
                     returns.append(settlement.tag)
                 else:
-                    items.append(counted)
+                    items.append(again)
                     acks.append(settlement.tag)
             else:
                 delayed = self._delay(delivery, settlement)
                 if delayed is not None:
                     items.append(delayed)
                     acks.append(settlement.tag)
+        if self._holding.is_used:
+            acks = [self._holding.settled(tag) for tag in acks]
+            returns = [self._holding.settled(tag) for tag in returns]
         if returns:
             self._link.send(b"".join([methods.reject(CHANNEL, tag) for tag in returns]))
             for tag in returns:
@@ -424,6 +483,13 @@ class AmqpConsumer:
         except ValueError:
             return None
         return Item(Route(delivery.queue), header, body)
+
+    def _put_back(self, delivery: Delivery) -> Item | None:
+        """A delivery that is held by a copy, published anew as it was; None for others, which are simply rejected."""
+        if delivery.tag not in self._holding.place:
+            return None
+        _, _, header, body = message.split_record(delivery.raw)
+        return Item(Route(delivery.queue), message.with_headers(header, {}, message.DEATH_HEADERS), body)
 
     def _delay(self, delivery: Delivery, settlement: Settlement) -> Item | None:
         """The delivery on its way to the delay queues; None if it waits here instead."""
@@ -485,10 +551,10 @@ class AmqpConsumer:
             self._cancel(subscription)
             self._give_back(subscription)
         waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._link.send(b"".join([methods.reject(CHANNEL, tag) for _, tag, _ in waiting]))
-            for _, tag, _ in waiting:
-                self._note_settled(tag)
+        unstarted = [delivery for _, _, delivery in waiting] + self._holding.unsettled_moves()
+        if unstarted:
+            self._owned.update((delivery.tag, delivery) for delivery in unstarted)
+            self.settle([Settlement(delivery.tag, "requeue") for delivery in unstarted])
 
     def close(self) -> None:
         if self._closed:
@@ -496,7 +562,10 @@ class AmqpConsumer:
         self._closed = True
         try:
             self.stop()
+            self.settle([Settlement(tag, "requeue", started=True) for tag in list(self._holding.place)])
             self.flush(CLOSE_TIMEOUT_S)
+            for queue in self._holding.queues():
+                topology.delete(self._link, queue)
         except TransportLost as exc:
             _log.debug("The broker takes back by itself what was unsettled: %s", exc)
         self._followers.close()
@@ -512,9 +581,22 @@ class AmqpConsumer:
 
     def _lose(self, why: ChannelClosed | str) -> TransportLost:
         """The channel is of no more use, and all that is unsettled goes back."""
+        if self._terms.learn(str(why)):
+            _log.warning(
+                "%s lets a message be held for %g s (consumer_timeout), and a task here took longer. From now on such "
+                "messages are held by copies.",
+                self._link.where,
+                self._terms.limit_s,
+            )
         said = f"RabbitMQ at {self._link.where} closed the consumer's channel: {why}"
         self._link.lost = TransportLost(said if isinstance(why, ChannelClosed) else f"{why} ({self._link.where})")
         return self._link.lost
+
+
+def _lost(delivery: Delivery) -> int:
+    """How many deliveries were lost for certain before this one."""
+    marks = message.scan(delivery.raw)[1]
+    return 0 if marks is None else marks.lost
 
 
 def _choose_prefetch(window: int) -> int:

@@ -37,6 +37,8 @@ from celeriac_broker_amqp.table import (
 #: should not run, where its `eta` does not say so already.
 LOST_HEADER: Final = "x-celeriac-attempts"
 DUE_HEADER: Final = "x-celeriac-due"
+#: Of a copy by which a consumer holds a message: the tag of the delivery whose place it takes.
+HELD_HEADER: Final = "x-celeriac-held"
 #: Where delayed messages come out.
 DELIVERY_EXCHANGE: Final = "celery_delayed_delivery"
 DELAY_BITS: Final = 28
@@ -47,6 +49,7 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 #: message that is delayed a second time for one that goes in circles, and drops it.
 COUNT_HEADERS: Final = frozenset({"x-delivery-count"})
 DEATH_HEADERS: Final = COUNT_HEADERS | {
+    HELD_HEADER,
     "x-death",
     *(f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")),
 }

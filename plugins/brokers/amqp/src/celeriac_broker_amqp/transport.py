@@ -28,6 +28,7 @@ from celeriac.spec.diagnosis import Finding
 from celeriac_broker_amqp import deadletters, health, message, topology
 from celeriac_broker_amqp.connector import Connector
 from celeriac_broker_amqp.consumer import AmqpConsumer
+from celeriac_broker_amqp.holding import Terms, limit_of
 from celeriac_broker_amqp.link import Link
 from celeriac_broker_amqp.listener import AmqpListener, declare_exchange
 from celeriac_broker_amqp.publisher import Publisher, make_item
@@ -58,6 +59,7 @@ class AmqpTransport:
     abilities = frozenset(
         {
             "browse_dead",
+            "crashes",
             "dead_letter",
             "delay",
             "depth",
@@ -80,6 +82,8 @@ class AmqpTransport:
         self._limit = int(settings.get("broker_pool_limit") or 10)
         self._delay_queue_type = settings.get("broker_native_delayed_delivery_queue_type") or "quorum"
         self._queue_arguments = _default_arguments(settings)
+        self._consumer_timeout = (settings.get("broker_transport_options") or {}).get("consumer_timeout")
+        self._terms: Terms | None = None
         self._known: dict[str, QueueSpec] = {}
         self._consumed: set[str] = set()
         self._reset()
@@ -180,6 +184,8 @@ class AmqpTransport:
             self.after_fork()
         deadline = time.monotonic() + self._timeout_s
         link = self._connector.open(f"celeriac {owner}", heartbeat_s=self._heartbeat_s, deadline=deadline)
+        if self._terms is None:
+            self._terms = Terms(limit_of(link.server, self._consumer_timeout))
         consumer: AmqpConsumer | None = None
         try:
             consumer = AmqpConsumer(
@@ -189,6 +195,7 @@ class AmqpTransport:
                 window=window,
                 open_publisher=lambda: self._open_publisher(time.monotonic() + self._timeout_s),
                 declare=self._declare_consumed,
+                terms=self._terms,
             )
             for queue in queues:
                 consumer.subscribe(queue)

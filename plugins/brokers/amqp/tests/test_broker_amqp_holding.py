@@ -1,0 +1,124 @@
+"""Messages held by a copy: longer than the broker lets them be held, and counted when they take workers with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from celeriac.spec import Delivery, Settlement
+from celeriac.testing.services import RabbitMQService
+from celeriac_broker_amqp import holding
+from celeriac_broker_amqp.holding import limit_of
+from celeriac_broker_amqp.transport import AmqpTransport
+
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("rabbitmq")]
+
+LIMIT_S = 3.0
+KINDS = [pytest.param({}, id="classic"), pytest.param({"x_queue_type": "quorum"}, id="quorum")]
+
+
+@pytest.fixture(scope="module")
+def impatient(rabbitmq_service: RabbitMQService, tools: Any) -> Iterator[RabbitMQService]:
+    """The shared node, with a short consumer_timeout for channels that are opened meanwhile."""
+    setting = "application:set_env(rabbit, {}, {})"
+    short = [setting.format("consumer_timeout", int(LIMIT_S * 1000)), setting.format("channel_tick_interval", 500)]
+    usual = [setting.format("consumer_timeout", 1_800_000), setting.format("channel_tick_interval", 60_000)]
+    tools.control(rabbitmq_service, "eval", f"{', '.join(short)}.")
+    yield rabbitmq_service
+    tools.control(rabbitmq_service, "eval", f"{', '.join(usual)}.")
+
+
+def turn(*listeners: Any) -> list[Delivery]:
+    """One turn of the worker's loop for each; what the last of them was given."""
+    got: list[Delivery] = []
+    for listener in listeners:
+        got = listener.consumer.receive(10)
+        listener.poller.wait(0.02)
+    return got
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_longer_than_the_consumer_timeout_runs_once(
+    impatient: RabbitMQService, open_transport: Any, listen: Any, tools: Any, kind: dict[str, Any]
+) -> None:
+    transport: AmqpTransport = open_transport(impatient.fresh_url(), broker_transport_options={"consumer_timeout": 3})
+    holder = listen(transport, tools.spec("q", **kind), window=2)
+    transport.send([tools.payload("q"), tools.payload("q")])
+    first, second = holder.take(2)
+    rival = listen(transport, tools.spec("q", **kind))
+    ends = time.monotonic() + 2.5 * LIMIT_S
+    while time.monotonic() < ends:
+        assert turn(holder, rival) == []
+    holder.consumer.stop()
+    holder.consumer.settle([Settlement(first.tag), Settlement(second.tag, "requeue")])
+    (again,) = rival.take(1)
+    assert (again.attempt, again.redelivered) == (1, False), "it was given back as it came"
+    assert transport.unpack(again.raw).headers == transport.unpack(second.raw).headers
+    rival.consumer.settle([Settlement(again.tag)])
+    holder.consumer.close()
+    rival.consumer.close()
+    assert transport.depth("q") == 0
+    wait_until_gone(impatient, transport)
+
+
+def wait_until_gone(service: RabbitMQService, transport: AmqpTransport) -> None:
+    """No queue of a consumer's own is left by those that were closed in good order."""
+    vhost = transport._connector.url.rpartition("/")[2]
+    deadline = time.monotonic() + 20
+    while True:
+        left = [queue["name"] for queue in service.api("GET", f"queues/{vhost}") if ".held." in queue["name"]]
+        if not left:
+            return
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def test_a_limit_that_was_met_is_known_from_then_on(
+    impatient: RabbitMQService, open_transport: Any, listen: Any, tools: Any
+) -> None:
+    transport: AmqpTransport = open_transport(impatient.fresh_url())
+    holder = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q")])
+    holder.take(1)
+    with pytest.raises(Exception, match="timed out"):
+        while True:
+            turn(holder)
+    assert transport._terms is not None
+    assert transport._terms.limit_s == LIMIT_S
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_takes_whole_workers_with_it_is_counted(
+    transport: AmqpTransport, listen: Any, tools: Any, kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "BACK_MS", 300)
+    transport.declare([tools.spec("q", **kind)])
+    transport.send([tools.payload("q")])
+    attempts = []
+    for _ in range(5):
+        victim = listen(transport, tools.spec("q", **kind), window=2)
+        (delivery,) = victim.take(1, 20.0)
+        attempts.append((delivery.attempt, delivery.redelivered))
+        victim.consumer.drop()  # its process is gone
+    assert attempts == [(1, False), (2, True), (2, True), (3, True), (4, True)]
+
+
+def test_a_clean_return_of_what_came_again_counts_nothing(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    transport.send([tools.payload("q")])
+    listen(transport, tools.spec("q")).consumer.close()
+    for _ in range(4):
+        listener = listen(transport, tools.spec("q"))
+        (delivery,) = listener.take(1)
+        assert delivery.attempt <= 2
+        listener.consumer.settle([Settlement(delivery.tag, "requeue")])
+        listener.consumer.close()
+
+
+def test_which_servers_limit_how_long_a_message_is_held() -> None:
+    assert limit_of({"product": "RabbitMQ", "version": "3.8.15"}, None) == 1800.0
+    assert limit_of({"product": "RabbitMQ", "version": "3.8.14"}, None) == 0.0
+    assert limit_of({"product": "RabbitMQ", "version": "3.8.14"}, 60) == 60.0
+    assert limit_of({"product": "LavinMQ", "version": "2.0"}, None) == 0.0
