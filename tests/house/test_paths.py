@@ -19,10 +19,12 @@ PATHS = {
         "pop_current_task"
     ),
     "celeriac.app.base": "Celery App",
+    "celeriac.app.control": "Control Inspect flatten_reply",
     "celeriac.app.task": "Task Context BaseTask",
+    "celeriac.app.utils": "AppPickler Settings bugreport",
     "celeriac.app.amqp": "AMQP Queues",
     "celeriac.app.annotations": "",
-    "celeriac.app.log": "Logging",
+    "celeriac.app.log": "Logging TaskFormatter",
     "celeriac.app.registry": "TaskRegistry",
     "celeriac.bootsteps": "Blueprint ConsumerStep StartStopStep Step",
     "celeriac.canvas": "Signature chain group maybe_signature signature",
@@ -70,7 +72,13 @@ PATHS = {
         "gen_task_name gen_unique_id get_cls_by_name get_full_cls_name import_from_cwd instantiate nodename nodesplit "
         "uuid worker_direct"
     ),
-    "celeriac.utils.log": "get_logger get_task_logger task_logger",
+    "celeriac.utils.imports": "gen_task_name import_from_cwd instantiate qualname symbol_by_name",
+    "celeriac.utils.log": "ColorFormatter LOG_LEVELS base_logger get_logger get_task_logger mlevel task_logger",
+    "celeriac.utils.saferepr": "saferepr",
+    "celeriac.utils.time": "get_exponential_backoff_interval is_naive localize make_aware maybe_make_aware to_utc",
+    "celeriac.worker": "WorkController",
+    "celeriac.worker.components": "Beat Consumer Hub Pool StateDB Timer",
+    "celeriac.worker.consumer": "Agent Connection Control Events Gossip Heart Mingle Tasks",
     "celeriac.utils.timer2": "Entry Timer",
     "celeriac.worker.request": "Request",
     "celeriac.utils.nodenames": (

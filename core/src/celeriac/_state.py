@@ -102,6 +102,9 @@ def connect_on_finalize(callback: Callable[[Any], Any]) -> None:
     _on_finalize.append(callback)
 
 
+connect_on_app_finalize = connect_on_finalize  # as Celery calls it
+
+
 def finalize_callbacks() -> list[Callable[[Any], Any]]:
     """The callbacks given to `connect_on_finalize`, in order."""
     return list(_on_finalize)
@@ -205,3 +208,18 @@ def _current_task() -> Any:
 
 current_app: Any = Proxy(get_current_app)
 current_task: Any = Proxy(_current_task)
+
+
+def get_current_task() -> Any:
+    """The task that runs here, innermost; None outside of tasks."""
+    return _current_task()
+
+
+def get_current_worker_task() -> Any:
+    """The task that a worker runs here, whatever it has called directly since; None outside of a worker's runs."""
+    entry = _running.get()
+    while entry is not None:
+        if not entry.request.called_directly and not entry.request.is_eager:
+            return entry.task
+        entry = entry.outer
+    return None

@@ -26,6 +26,7 @@ from celeriac.exceptions import (
     SecurityError,
     TimeoutError,
     TransportLost,
+    mask_url,
 )
 from celeriac.messaging import failures
 from celeriac.spec.backend import Document, ResultBackend
@@ -63,6 +64,7 @@ class ResultStore:
         backend: The plugin's object, or None when results are disabled.
         serializer: Encodes documents.
         extended: Documents also say name, args, kwargs, worker, retries and queue (`result_extended`).
+        url: Where it is, for people.
         missing_hint: Asked now and then by a waiter: an exception to raise if the result can never come.
         accepted: With which serializers results may have been written; None: with any.
         pauses: Makes the pauses between attempts while the store is away, in seconds; None ends them.
@@ -79,6 +81,7 @@ class ResultStore:
         accepted: AcceptedResults | None = None,
         pauses: Callable[[], Iterable[float | None]] = lambda: (None,),
         remembered: int = -1,
+        url: str = "",
     ) -> None:
         self.plugin = backend
         self.serializer = serializer
@@ -90,6 +93,7 @@ class ResultStore:
         self._known_lock = threading.Lock()
         # Where answers are messages, each says what it was written with, and the backend looks at that.
         self._accepted = None if backend is None or "replies" in backend.abilities else accepted
+        self._url = url
 
     # -- documents ------------------------------------------------------------------------------------------
 
@@ -184,6 +188,11 @@ class ResultStore:
         from celeriac.exceptions import TaskRevokedError
 
         self.store_result(task_id, TaskRevokedError(reason), states.REVOKED, request=request)
+
+    def as_uri(self, include_password: bool = True) -> str:
+        """Where results are kept, `disabled://` if nowhere."""
+        url = self._url or "disabled://"
+        return url if include_password else mask_url(url)
 
     def forget(self, task_id: str) -> None:
         """Remove a result."""

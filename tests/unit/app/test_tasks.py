@@ -10,7 +10,6 @@ import pytest
 
 import celeriac
 from celeriac import Celery, Task, shared_task
-from celeriac.app.task import backoff
 from celeriac.exceptions import (
     DuplicateTaskNameWarning,
     Ignore,
@@ -18,6 +17,7 @@ from celeriac.exceptions import (
     NotRegistered,
     Retry,
 )
+from celeriac.utils.time import get_exponential_backoff_interval
 
 
 @pytest.fixture
@@ -246,8 +246,9 @@ def test_a_retry_outside_a_run_raises_its_cause(app: Celery) -> None:
 
 @pytest.mark.parametrize(("retries", "most"), [(0, 1), (3, 8), (20, 600)])
 def test_backoff_doubles_up_to_its_bound_and_jitter_stays_below(retries: int, most: int) -> None:
-    assert backoff(1, retries, 600, jitter=False) == most
-    assert all(0 <= backoff(1, retries, 600, jitter=True) <= most + 1 for _ in range(50))
+    assert get_exponential_backoff_interval(1, retries, 600) == most
+    drawn = [get_exponential_backoff_interval(1, retries, 600, full_jitter=True) for _ in range(50)]
+    assert all(0 <= pause <= most + 1 for pause in drawn)
 
 
 def test_hooks_run_in_order(app: Celery) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from celeriac import _state
 
 if TYPE_CHECKING:
-    from celeriac.app.base import Celery, shared_task
+    from celeriac.app.base import AppPickler, Celery, shared_task
 
 __all__ = [
+    "AppPickler",
     "Celery",
     "app_or_default",
     "bugreport",
@@ -73,7 +74,7 @@ def pop_current_task() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Celery", "shared_task"):
+    if name not in ("AppPickler", "Celery", "shared_task"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from celeriac.app import base  # below everything here, and needed by nobody who imports a part of this room
 

@@ -85,6 +85,8 @@ class Celery:
     backend_cls: Any = None
     loader_cls: Any = "celeriac.loaders.app:AppLoader"
     log_cls: Any = "celeriac.app.log:Logging"
+    control_cls: Any = "celeriac.app.control:Control"
+    events_cls: Any = "celeriac.events:Events"
     SYSTEM: ClassVar[str] = platform.system()
     IS_macOS: ClassVar[bool] = SYSTEM == "Darwin"
     IS_WINDOWS: ClassVar[bool] = SYSTEM == "Windows"
@@ -153,6 +155,7 @@ class Celery:
         self._autodiscover: list[tuple[Any, str | None]] = []
         self._parts = Parts(self.conf, self._oid.get)
         self.clock = LamportClock()
+        self.set_as_current = set_as_current
         if set_as_current:
             self.set_current()
         _state.register_app(self)
@@ -368,6 +371,11 @@ class Celery:
         if module == "__main__" and self.main:
             module = self.main
         return f"{module}.{name}" if module else name
+
+    @property
+    def configured(self) -> bool:
+        """Whether its config source, if it has one, has been read."""
+        return self.conf.configured
 
     def type_checker(self, fun: Callable[..., Any], bound: bool = False) -> Callable[..., Any] | None:
         """What checks the arguments of calls of a task: a function that raises `TypeError` if they do not fit.
@@ -674,16 +682,14 @@ class Celery:
     @cached_property
     def control(self) -> Control:
         """Asks workers and tells them what to do."""
-        from celeriac.app.control import Control  # only who steers pays for it
-
-        return Control(self)
+        made: Control = get_cls_by_name(self.control_cls)(self)  # by its path: only who steers pays for it
+        return made
 
     @cached_property
     def events(self) -> Events:
         """Sends events and hears them."""
-        from celeriac.events import Events  # only who watches pays for it
-
-        return Events(self)
+        made: Events = get_cls_by_name(self.events_cls)(self)  # likewise: only who watches
+        return made
 
     @property
     def revocations(self) -> Revocations:

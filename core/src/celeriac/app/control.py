@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from celeriac.app.revocations import id_key, keys_of_stamps
 from celeriac.events.receiver import Ears
-from celeriac.exceptions import OperationalError, Unsupported
+from celeriac.exceptions import DuplicateNodenameWarning, OperationalError, Unsupported
 from celeriac.messaging.broadcasts import (
     MATCHERS,
     Request,
@@ -161,6 +162,22 @@ class Inspect:
 
 
 _Inspect: TypeAlias = Inspect
+
+
+def flatten_reply(reply: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The replies of a broadcast, one mapping for each node, as one mapping. Of two of one node the last is kept.
+
+    Warns of nodes that answered twice, for they have one name between them (`DuplicateNodenameWarning`).
+    """
+    nodes: dict[str, Any] = {}
+    twice: set[str] = set()
+    for item in reply:
+        twice.update(nodes.keys() & item.keys())
+        nodes.update(item)
+    if twice:
+        text = f"several workers are named {', '.join(sorted(twice))}: give each a name of its own (-n)"
+        warnings.warn(text, DuplicateNodenameWarning, stacklevel=2)
+    return nodes
 
 
 class Control:

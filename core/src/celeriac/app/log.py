@@ -6,14 +6,27 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from celeriac import signals
+from celeriac import _state, signals
 from celeriac.log import Formats, configure, has_colors, open_stream, route_structlog
-from celeriac.utils.log import get_logger, task_logger
+from celeriac.utils.log import ColorFormatter, get_logger, task_logger
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
 
-__all__ = ["Logging"]
+__all__ = ["Logging", "TaskFormatter"]
+
+
+class TaskFormatter(ColorFormatter):
+    """A formatter whose lines may name their task: `%(task_id)s`, `%(task_name)s`; `???` outside of tasks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        entry = _state.running()
+        known = {"task_id": entry.request.id, "task_name": entry.task.name} if entry is not None else {}
+        for field in ("task_id", "task_name"):
+            if field in known or field not in record.__dict__:
+                setattr(record, field, known.get(field) or "???")
+        return super().format(record)
 
 
 class Logging:

@@ -125,6 +125,7 @@ class Parts:
             accepted=AcceptedResults(conf.as_mapping()),
             pauses=self._pauses_for_the_store,
             remembered=int(conf["result_cache_max"]),
+            url=first_url(conf["result_backend"]),
         )
 
     @property

@@ -7,7 +7,6 @@ setting when the app is finalized.
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, ParamSpec, TypeVar
@@ -34,6 +33,7 @@ from celeriac.exceptions import (
 from celeriac.execution.request import Context
 from celeriac.result import AsyncResult, EagerResult, denied_join_result
 from celeriac.utils.ids import derived_ids, uuid
+from celeriac.utils.time import get_exponential_backoff_interval
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
@@ -713,7 +713,7 @@ def autoretrying(fun: Callable[..., Any], options: Mapping[str, Any], base: type
             task = running.task
             settings = dict(option("retry_kwargs"))
             if option("retry_backoff"):
-                settings["countdown"] = backoff(
+                settings["countdown"] = get_exponential_backoff_interval(
                     max(1.0, float(option("retry_backoff"))),
                     task.request.retries,
                     option("retry_backoff_max"),
@@ -744,12 +744,6 @@ def reconciled(task: Any, request: Context, args: Any, kwargs: Any) -> tuple[Any
     cut = min(index for index, name in enumerate(names) if name in kwargs)
     moved = dict(zip(names[cut:], old_args[cut:], strict=False))
     return old_args[:cut], {**moved, **kwargs}
-
-
-def backoff(factor: float, retries: int, most: float, jitter: bool) -> int:
-    """Seconds before the next try: `factor * 2 ** retries`, at most `most`, drawn below that with jitter."""
-    pause = min(most, factor * 2 ** min(retries, 60))
-    return max(0, int(random.uniform(0, pause + 1) if jitter else pause))
 
 
 def _as_list(value: Any) -> list[Any] | None:

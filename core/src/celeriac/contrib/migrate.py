@@ -199,6 +199,16 @@ def republish(app: Celery, message: Movable, queue: str) -> None:
     app.transport.send([structs.replace(message.payload, route=app.router.direct(queue))])
 
 
+def task_id_eq(task_id: str, body: Any, message: Movable) -> bool:
+    """For `functools.partial` and `move`: whether this is the call."""
+    return message.id == task_id
+
+
+def task_id_in(ids: Iterable[str], body: Any, message: Movable) -> bool:
+    """Likewise: whether it is one of these."""
+    return message.id in ids
+
+
 def filter_status(state: State, message: Movable, **_: Any) -> str:
     """A line about the message that was just sent."""
     return f"{state.count}/{state.strtotal} {message.task}[{message.id}]"

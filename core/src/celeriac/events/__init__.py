@@ -16,7 +16,12 @@ from celeriac.events.state import State
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
 
-__all__ = ["Event", "EventDispatcher", "EventReceiver", "Events", "State"]
+__all__ = ["Event", "EventDispatcher", "EventReceiver", "Events", "State", "group_from"]
+
+
+def group_from(type: str) -> str:
+    """`task` of `task-received`."""
+    return type.partition("-")[0]
 
 
 class Events:

@@ -226,6 +226,18 @@ class _Bounded(OrderedDict[str, Any]):
             self.popitem(last=False)
 
 
+def heartbeat_expires(
+    timestamp: float, freq: float = 60.0, expire_window: float = 100.0 * HEARTBEAT_INTERVALS
+) -> float:
+    """Until when a worker counts as alive that gave a sign of life at `timestamp`.
+
+    Args:
+        freq: Seconds between two of them.
+        expire_window: Percent of that after which it is taken for dead.
+    """
+    return timestamp + freq * expire_window / 100
+
+
 class State:
     """Workers and tasks of a cluster.
 
@@ -275,6 +287,16 @@ class State:
                 return self._task_event(event, subject), subject
             handler = self.handlers.get(group)
             return (handler(subject, event) if handler else None), subject
+
+    def worker_event(self, type_: str, fields: dict[str, Any]) -> tuple[Worker, bool]:
+        """Note an event of a worker; `type_` is without its `worker-`. The worker, and whether it is new here."""
+        with self._lock:
+            return self._worker_event(fields, type_)
+
+    def task_event(self, type_: str, fields: dict[str, Any]) -> tuple[Task, bool]:
+        """Note an event of a task, likewise."""
+        with self._lock:
+            return self._task_event(fields, type_)
 
     def _worker_event(self, event: dict[str, Any], subject: str) -> tuple[Worker, bool]:
         hostname = event.get("hostname") or ""

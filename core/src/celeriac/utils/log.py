@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any, ClassVar
 
 #: The parent of all task loggers: its level and handlers are theirs.
 task_logger = logging.getLogger("celeriac.task")
@@ -26,3 +27,47 @@ def get_task_logger(name: str) -> logging.Logger:
     logger = logging.getLogger(name)
     logger.parent = task_logger
     return logger
+
+
+# -- for programs that set logging up themselves, at Celery's names ----------------------------------------------
+
+#: The parent of celeriac's own loggers.
+base_logger = logging.getLogger("celeriac")
+
+LOG_LEVELS: dict[Any, Any] = {
+    **{getattr(logging, name): name for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")},
+    **{name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")},
+    "FATAL": logging.FATAL,
+}
+
+
+def mlevel(level: int | str | None) -> int | None:
+    """The number of a level, given as number or name."""
+    return int(LOG_LEVELS[level.upper()]) if isinstance(level, str) and level else level  # type: ignore[return-value]
+
+
+class ColorFormatter(logging.Formatter):
+    """A formatter that colours lines by their level.
+
+    Args:
+        fmt: As for `logging.Formatter`.
+        use_color: False: it colours nothing.
+    """
+
+    COLORS: ClassVar[dict[str, str]] = {
+        "DEBUG": "\033[34m", "WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[35m",
+    }  # fmt: skip
+    RESET: ClassVar[str] = "\033[0m"
+
+    def __init__(self, fmt: str | None = None, use_color: bool = True) -> None:
+        super().__init__(fmt)
+        self.use_color = use_color
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; a message whose arguments do not fit it is shown as it is."""
+        try:
+            text = super().format(record)
+        except Exception as exc:  # whatever the program's own objects raise: a log line is no place to fail
+            text = f"{record.levelname}: {record.msg!r} with {record.args!r} cannot be written: {exc!r}"
+        color = self.COLORS.get(record.levelname, "") if self.use_color else ""
+        return f"{color}{text}{self.RESET}" if color else text

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import signals
+from celeriac.bootsteps import Step
 from celeriac.exceptions import BackendError, NotRegistered, TransportLost
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
@@ -629,3 +630,38 @@ class Loop:
         """The pool gets so many slots."""
         self._pool.resize(slots)
         self._window.resize(slots)
+
+
+# -- names of Celery's own steps of a consumer, for `requires`; see `components` ----------------------------------
+
+
+class Connection(Step):
+    """The connection to the broker."""
+
+
+class Events(Step):
+    """What tells monitors."""
+
+
+class Mingle(Step):
+    """What asks other workers at the start."""
+
+
+class Gossip(Step):
+    """What listens to other workers."""
+
+
+class Heart(Step):
+    """What tells that the worker lives."""
+
+
+class Control(Step):
+    """Remote control."""
+
+
+class Tasks(Step):
+    """What receives tasks."""
+
+
+class Agent(Step):
+    """Nothing; Celery's is for a program of its own."""

@@ -733,6 +733,10 @@ class Worker:
         return self.app.kernel.loaded()  # type: ignore[no-any-return]
 
 
+#: As Celery calls it.
+WorkController = Worker
+
+
 def _ignore(handlers: dict[int, Any]) -> None:
     """The worker has ended and the process is about to: a late signal must not make it look killed."""
     if handlers:

@@ -8,4 +8,14 @@ from celeriac.testing.threaded import (
     test_worker_stopped,
 )
 
-__all__ = ["ThreadedWorker", "start_worker", "test_worker_started", "test_worker_starting", "test_worker_stopped"]
+__all__ = [
+    "TestWorkController",
+    "ThreadedWorker",
+    "start_worker",
+    "test_worker_started",
+    "test_worker_starting",
+    "test_worker_stopped",
+]
+
+#: As Celery calls it.
+TestWorkController = ThreadedWorker

@@ -1,0 +1,1 @@
+from celeriac.app.utils import *

@@ -1,0 +1,1 @@
+from celeriac.utils.time import *

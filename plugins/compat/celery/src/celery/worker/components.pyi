@@ -1,0 +1,1 @@
+from celeriac.worker.components import *
