@@ -276,7 +276,8 @@ class _Child:
         self._finish(run, run.verdict())
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        """SIGUSR1: raise what is due in the job that computes, if it is the one that is meant.
+        """SIGUSR1: raise what is due in the job that computes, if it is the one that is meant; else it must let the hub
+        turn, in which the other's clock has run out.
 
         Never in our own code: there the job is over, or a report would be lost on its way out. The parent signals
         again until the job is reported, so a signal that comes at such a moment need not be kept.
@@ -286,6 +287,7 @@ class _Child:
             return
         words, now = self._words, time.monotonic()
         if words[frames.MEANT] != run.job.token + 1:
+            gevent.sleep(0.001)  # not 0, for which the hub would run callbacks, but no clocks
             return
         if words[frames.CANCEL]:
             run.decide("cancelled")
