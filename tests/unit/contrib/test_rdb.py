@@ -82,9 +82,11 @@ def test_one_looks_around_changes_things_and_goes_on(debugged: Debugged) -> None
 
 
 def test_steps_go_line_by_line(debugged: Debugged) -> None:
-    debugged.read()
-    debugged.say("n")
-    assert "return result" in debugged.read()
+    places = [debugged.read()]
+    while "return result" not in places[-1]:  # from Python 3.13 on it begins a line earlier
+        assert len(places) < 4, places
+        debugged.say("n")
+        places.append(debugged.read())
     debugged.say("c")
     assert debugged.end() == 8
 
