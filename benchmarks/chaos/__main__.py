@@ -63,7 +63,7 @@ def table(found: dict[str, Any]) -> list[str]:
             kind["takeover_max_s"],
         ]  # fmt: skip
         lines.append("| " + " | ".join("" if word is None else str(word) for word in words) + " |")
-    for name in ("deserters", "surprises"):
+    for name in ("deserters", "surprises", "unflagged_runs"):
         lines += [f"{name}: {text}" for text in found[name]]
     return lines
 

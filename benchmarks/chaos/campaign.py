@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,8 @@ class Outcome:
     flagged: int = 0
     #: Of those that were not flagged: sent twice, for the first sending was uncertain.
     sent_twice: int = 0
+    #: What ran again unsaid: who ran it when, and what its sender was told.
+    unflagged_runs: list[str] = field(default_factory=list)
     uncertain: int = 0
     #: Runs that a fault interrupted, or could have: begun and not acknowledged when it struck.
     exposed: int = 0
@@ -82,6 +84,8 @@ class Sender(threading.Thread):
         self.accepted: list[str] = []
         self.uncertain: set[str] = set()
         self.refused = 0
+        #: Of tasks that were sent again: why.
+        self.answers: dict[str, str] = {}
 
     def run(self) -> None:
         while not self._ended.is_set():
@@ -103,6 +107,7 @@ class Sender(threading.Thread):
                 self._app.send_task("chaos.work", (seconds,), task_id=id, **options)
             except OperationalError as exc:
                 self.refused += 1
+                self.answers[id] = f"{type(exc).__name__}: {exc}"
                 if isinstance(exc, PublishUncertain):
                     self.uncertain.update(ids)
                 time.sleep(0.1)
@@ -195,7 +200,7 @@ def run(
         outcome.accepted, outcome.refused = len(sender.accepted), sender.refused
         outcome.uncertain = len(sender.uncertain)
         outcome.surprises = fleet.surprises()
-        _count(outcome, ledger, sender.uncertain)
+        _count(outcome, ledger, sender.uncertain, sender.answers)
         if not outcome.is_clean or any(one.recovery_s is None or one.recovery_s > 5 for one in outcome.struck):
             _keep_logs(fleet, outcome, say)
     outcome.seconds = time.monotonic() - begun
@@ -285,7 +290,7 @@ def _unstored(client: Any, ids: list[str], say: Callable[[str], None]) -> list[s
         time.sleep(0.5)
 
 
-def _count(outcome: Outcome, ledger: Ledger, uncertain: set[str]) -> None:
+def _count(outcome: Outcome, ledger: Ledger, uncertain: set[str], answers: Mapping[str, str]) -> None:
     for id, runs in ledger.starts.items():
         outcome.runs += len(runs)
         if len(runs) == 1:
@@ -295,6 +300,9 @@ def _count(outcome: Outcome, ledger: Ledger, uncertain: set[str]) -> None:
         outcome.flagged += min(flagged, len(runs) - 1)
         if flagged < len(runs) - 1 and id.removesuffix("-next") in uncertain:
             outcome.sent_twice += len(runs) - 1 - flagged
+        elif flagged < len(runs) - 1:
+            known = " ".join(f"{run.parent}/{run.pid}@{run.at:.3f}{'!' * run.flagged}" for run in runs)
+            outcome.unflagged_runs.append(f"{id}: {known} {answers.get(id.removesuffix('-next'), '')}")
 
 
 def _keep_logs(fleet: Fleet, outcome: Outcome, say: Callable[[str], None]) -> None:
@@ -330,7 +338,8 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "lost": len(outcome.lost), "lost_ids": outcome.lost[:20],
         "unstored": len(outcome.unstored), "unstored_ids": outcome.unstored[:20],
         "duplicates": outcome.duplicates, "flagged": outcome.flagged, "sent_twice": outcome.sent_twice,
-        "unflagged": outcome.unflagged, "exposed": outcome.exposed,
+        "unflagged": outcome.unflagged,
+        "unflagged_runs": outcome.unflagged_runs[:20], "exposed": outcome.exposed,
         "sends_that_failed": outcome.refused, "sends_uncertain": outcome.uncertain,
         "deserters": outcome.deserters, "surprises": outcome.surprises[:10],
         "faults": len(outcome.struck), "confirmed": sum(bool(one.proof) for one in outcome.struck),
