@@ -105,6 +105,7 @@ def test_the_page_says_what_runs_where_with_plugins_and_versions(start: Start, f
         "  . tasks.add",
     ):
         assert line in page
+    assert "celeriac.errback" not in page, "the user's tasks, not ours"
 
 
 def test_quiet_prints_no_page_and_a_high_level_no_tasks(start: Start) -> None:

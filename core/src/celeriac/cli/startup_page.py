@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from celeriac.exceptions import mask_url
 from celeriac.kernel.kernel import first_url
+from celeriac.worker.control import OWN_TASKS
 
 if TYPE_CHECKING:
     from celeriac.kernel.discovery import PluginInfo
@@ -44,6 +45,6 @@ def startup_page(worker: Worker, plugins: Mapping[str, PluginInfo], *, with_task
         lines.append(f".> {spec.name:16} exchange={spec.exchange}({spec.exchange_type}) key={key}")
     lines.append("")
     if with_tasks:
-        names = sorted(name for name in app.tasks if not name.startswith("celery."))
+        names = sorted(name for name in app.tasks if not name.startswith(OWN_TASKS))
         lines += ["[tasks]", *(f"  . {name}" for name in names), ""]
     return "\n".join(lines)
