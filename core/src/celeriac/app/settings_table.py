@@ -99,7 +99,12 @@ BROKER: Final[tuple[Row, ...]] = (
     ("broker_connection_retry", "bool", True, "Open a lost connection again, rather than end the worker."),
     ("broker_connection_retry_on_startup", "bool", None, "The same for the very first one. None: as the above."),
     ("broker_connection_max_retries", "int?", 100, "Attempts before the worker gives up. None: never."),
-    ("broker_channel_error_retry", "bool", False, "Also treat errors of a channel as a lost connection (AMQP)."),
+    (
+        "broker_channel_error_retry",
+        "bool",
+        False,
+        "Accepted for Celery's sake: an error of a channel is always mended like a lost connection.",
+    ),
     (
         "broker_failover_strategy",
         "any",
@@ -107,7 +112,12 @@ BROKER: Final[tuple[Row, ...]] = (
         "Order of several URLs: `round-robin`, `shuffle`, or a function of them.",
     ),
     ("broker_heartbeat", "seconds?", 120, "Pause between signs of life on AMQP connections. 0 or None: none."),
-    ("broker_heartbeat_checkrate", "number", 3.0, "How many times per heartbeat a missing one is looked for."),
+    (
+        "broker_heartbeat_checkrate",
+        "number",
+        3.0,
+        "Accepted for Celery's sake: a missing heartbeat is noticed when it is missing.",
+    ),
     ("broker_login_method", "text", None, "SASL mechanism for AMQP. None: by what the URL has."),
     ("broker_use_ssl", "ssl", False, "TLS for AMQP and Redis: True, or a dict of options for the `ssl` module."),
     ("broker_pool_limit", "int?", 10, "Connections a process keeps for sending. 0 or None: none are kept."),
@@ -320,7 +330,12 @@ WORKER: Final[tuple[Row, ...]] = (
     ("worker_gossip", "bool", False, "Listen to what other workers say of themselves (`--gossip`)."),
     ("worker_enable_remote_control", "bool", True, "Listen to `celeriac inspect` and `celeriac control`."),
     ("worker_send_task_events", "bool", False, "Tell monitors about every task (`-E`)."),
-    ("worker_detect_quorum_queues", "bool", True, "Use limits per consumer where a RabbitMQ queue is a quorum queue."),
+    (
+        "worker_detect_quorum_queues",
+        "bool",
+        True,
+        "Accepted for Celery's sake: on RabbitMQ limits are always per consumer, as quorum queues want them.",
+    ),
     (
         "worker_state_db",
         "text",
@@ -328,7 +343,12 @@ WORKER: Final[tuple[Row, ...]] = (
         "File in which revocations outlive the worker, where neither broker nor result backend can keep them.",
     ),
     ("worker_timer", "object", None, "Accepted for Celery's sake; there is one timer."),
-    ("worker_timer_precision", "seconds", 1.0, "Longest pause between looks at what is due."),
+    (
+        "worker_timer_precision",
+        "seconds",
+        1.0,
+        "Accepted for Celery's sake: the worker sleeps until the next thing is due.",
+    ),
     ("worker_agent", "object", None, "Class of an agent to run beside the worker."),
     ("worker_autoscaler", "object", "celeriac.worker.autoscale:Autoscaler", "Class that grows and shrinks the pool."),
     ("worker_consumer", "object", "celeriac.worker.consumer:Consumer", "Class of the worker's main loop."),
@@ -641,16 +661,11 @@ OWN: Final = frozenset(
 #: `tests/house/test_settings_read.py` keeps this list true.
 NOT_YET: Final = frozenset(
     {
-        "broker_channel_error_retry", "broker_connection_retry", "broker_failover_strategy",
-        "broker_heartbeat_checkrate", "broker_pool_acquire_timeout",
-        "task_protocol",
-        "task_remote_tracebacks", "task_retry_on_worker_lost",
-        "worker_agent", "worker_cancel_long_running_tasks_on_connection_loss",
-        "worker_consumer", "worker_deduplicate_successful_tasks", "worker_detect_quorum_queues",
-        "worker_enable_prefetch_count_reduction",
-        "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
+        "broker_connection_retry", "broker_failover_strategy", "broker_pool_acquire_timeout", "task_protocol",
+        "task_remote_tracebacks", "task_retry_on_worker_lost", "worker_agent",
+        "worker_cancel_long_running_tasks_on_connection_loss", "worker_consumer", "worker_deduplicate_successful_tasks",
+        "worker_enable_prefetch_count_reduction", "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
         "worker_pool_start_method",
-        "worker_timer_precision",
     }
 )  # fmt: skip
 
