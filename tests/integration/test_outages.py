@@ -12,6 +12,7 @@ import pytest
 from tests.integration.conftest import House, wait_until
 
 from celeriac.result import ResultSet
+from celeriac.testing.faults import FaultProxy
 from celeriac.testing.services import RabbitMQService, RedisService
 
 pytestmark = pytest.mark.services
@@ -67,21 +68,21 @@ def test_connections_killed_by_redis_are_made_anew(redis_house: tuple[House, Red
 def test_a_run_goes_on_when_its_connection_is_lost_and_its_message_comes_again(
     tmp_path: Path, rabbitmq_service: RabbitMQService
 ) -> None:
-    house = House(tmp_path, rabbitmq_service.fresh_url(), "rpc://")
-    try:
-        worker = house.worker("-P", "threads", "-c", "1")
-        house.send("sleep", 8.0, "long")
-        wait_until(lambda: house.ran(), what="the task")
-        wait_until(lambda: rabbitmq_service.api("GET", "connections"), what="connections in the server's list")
-        rabbitmq_service.close_connections()
-        worker.wait_for("came again; its run goes on")
-        wait_until(lambda: len(house.ran()) > 1, what="its end")
-        wait_until(lambda: house.app.transport.depth("celery") == 0)
-        assert worker.stop() == 0
-        assert [line.split()[0] for line in house.ran()] == ["start", "end"]
-        assert house.app.transport.depth("celery") == 0, "it was acknowledged"
-    finally:
-        house.close()
+    with FaultProxy(rabbitmq_service.fresh_url()) as wire:
+        house = House(tmp_path, wire.url, "rpc://")
+        try:
+            worker = house.worker("-P", "threads", "-c", "1")
+            house.send("sleep", 8.0, "long")
+            wait_until(lambda: house.ran(), what="the task")
+            wire.cut()
+            worker.wait_for("came again; its run goes on")
+            wait_until(lambda: len(house.ran()) > 1, what="its end")
+            wait_until(lambda: house.app.transport.depth("celery") == 0)
+            assert worker.stop() == 0
+            assert [line.split()[0] for line in house.ran()] == ["start", "end"]
+            assert house.app.transport.depth("celery") == 0, "it was acknowledged"
+        finally:
+            house.close()
 
 
 @pytest.mark.xdist_group("rabbitmq")

@@ -97,7 +97,10 @@ class DbmBackend:
         """Nothing is open."""
 
     def _may_replace(self, value: bytes, state: str) -> bool:
-        known = self.decode(value.partition(b"\n")[2])["status"]
+        try:
+            known = self.decode(value.partition(b"\n")[2])["status"]
+        except (ValueError, LookupError, TypeError):
+            return True  # no document of ours
         return known != SUCCESS and (known not in READY_STATES or state in READY_STATES)
 
     @contextmanager
