@@ -33,11 +33,12 @@ def judge(version: str, product: str, url: str, blocked: str, longest_task_s: fl
     if is_rabbit and numbers >= LIMITS_CONSUMERS and (longest_task_s is None or longest_task_s >= CONSUMER_TIMEOUT_S):
         longest = "some tasks have no time limit" if longest_task_s is None else f"tasks may run {longest_task_s:g} s"
         yield Finding(
-            "note" if longest_task_s is None else "warning",
+            "note",
             "consumer timeout",
-            f"RabbitMQ {version} takes a message back from a worker that holds it for longer than consumer_timeout "
-            f"(1800 s unless somebody changed it), and {longest}: the task would run twice.",
-            "Raise consumer_timeout in rabbitmq.conf (milliseconds), or set task_time_limit below it.",
+            f"RabbitMQ {version} takes a message back from a worker that holds it for longer than consumer_timeout, "
+            f"and {longest}. A copy holds it in time, if that is {CONSUMER_TIMEOUT_S:g} s (the default) or more.",
+            'If it is less here, say so: broker_transport_options = {"consumer_timeout": SECONDS}. For the pool solo, '
+            "which cannot do it while its task runs, raise it in rabbitmq.conf (milliseconds).",
         )
     if blocked:
         yield Finding(
