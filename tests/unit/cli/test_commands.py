@@ -186,6 +186,13 @@ def test_an_unreachable_broker_ends_with_69_and_one_sentence(celeriac: Run) -> N
     assert "secret" not in line
 
 
+def test_an_error_that_begins_with_a_tasks_name_leaves_it_as_it_is(celeriac: Run, app: Celery) -> None:
+    app.task(lambda: None, name="shop.bill", rate_limit="often")
+    ran = celeriac("worker", "-P", "solo")
+    assert ran.code == 2
+    assert ran.err.startswith("Error: shop.bill: ")
+
+
 def test_a_wrong_setting_ends_with_2_and_one_sentence(celeriac: Run) -> None:
     ran = celeriac("worker", "broke_url=x")
     assert ran.code == 2

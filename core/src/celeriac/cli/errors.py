@@ -90,7 +90,8 @@ def _exit_code(exc: BaseException) -> int:
 def _sentence(exc: BaseException) -> str:
     text = str(exc).strip()
     if isinstance(exc, (CeleriacError, CeleryCommandException, UserCodeFailed)):
-        return text[:1].upper() + text[1:] or type(exc).__name__
+        is_word = text.partition(" ")[0].isalpha()  # a task's name stays as it is
+        return (text[:1].upper() + text[1:] if is_word else text) or type(exc).__name__
     hint = "" if wants_traceback() else " (add --traceback to see where)"
     return f"{type(exc).__name__}: {text}{hint}"
 
