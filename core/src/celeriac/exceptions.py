@@ -309,10 +309,12 @@ class TransportUnreachable(OperationalError):
 
 
 class PublishUncertain(OperationalError):
-    """The broker did not say in time whether it took the message; sending it again may double it.
+    """The broker did not say in time whether it took the message, or said that it does not know; sending it again may
+    double it.
 
     Attributes:
-        payloads: What was on its way. `app.send_again(error)` sends it once more, under the ids that it has.
+        payloads: What was on its way; without what the broker took for certain, where it says so.
+            `app.send_again(error)` sends it once more, under the ids that it has.
     """
 
     payloads: Sequence[Any] = ()

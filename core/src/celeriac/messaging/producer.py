@@ -75,7 +75,7 @@ class Producer:
                     sender.send_once(payloads, key=once[0], keep_s=once[1], timeout_s=self._timeout_s)
                 return
             except PublishUncertain as exc:
-                exc.payloads = list(payloads)
+                exc.payloads = exc.payloads or list(payloads)
                 raise
             except (TransportLost, TransportUnreachable):
                 if pause_s is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -122,6 +123,45 @@ def test_a_cut_wire_is_noticed_at_once(
         listener.take(1)
     transport.send([tools.payload("q")])
     assert len(listen(transport, tools.spec("q")).take(2)) == 2
+
+
+def test_what_a_failing_queue_had_is_uncertain_for_it_may_have_been_handed_out(
+    open_transport: Callable[..., AmqpTransport],
+    listen: Any,
+    tools: Any,
+    rabbitmq_service: RabbitMQService,
+    amqp_url: str,
+) -> None:
+    vhost = amqp_url.rsplit("/", 1)[1]
+    store = f'Store = rabbit_vhost_msg_store:vhost_store_pid(<<"{vhost}">>, msg_store_persistent)'
+    queue = f'{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"q">>))'
+    transport = open_transport()
+    other, large = open_transport(), bytes(8192)  # as large, it goes by the store
+    transport.send([tools.payload("q", "first"), tools.payload("other")])
+    listener = listen(transport, tools.spec("q"))
+    (first,) = listener.take(1)
+    tools.control(rabbitmq_service, "eval", f"{store}, sys:suspend(Store).")  # a slow disk: it confirms nothing
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            sent = [tools.payload("q", "sent", body=large), tools.payload("other")]
+            sending = threads.submit(other.send, sent, timeout_s=60.0)
+            assert [delivery.head.task for delivery in listener.take(1)] == ["sent"], "so it was handed out"
+            listener.consumer.settle([Settlement(first.tag)], publish=[tools.payload("q", "follows", body=large)])
+            (follower,) = listener.take(1)
+            tools.control(rabbitmq_service, "eval", f"{queue}, exit(amqqueue:get_pid(Queue), kill).")
+            with pytest.raises(PublishUncertain, match="does not answer for 1 of 2") as caught:
+                sending.result(60)
+    finally:
+        tools.control(rabbitmq_service, "eval", f"{store}, sys:resume(Store).")
+    assert caught.value.task_ids == [sent[0].headers["id"]], "of the other it is certain"
+    assert caught.value.payloads[0] == sent[0]
+    listener.consumer.flush(30.0)
+    listener.consumer.close()
+    again = listen(other, tools.spec("q"))
+    while True:  # what the queue had on its disk comes too
+        (delivery,) = again.take(1, 20.0)
+        if delivery.head.id == follower.head.id and "x-celeriac-publish-try" in other.unpack(delivery.raw).headers:
+            break
 
 
 @pytest.mark.slow

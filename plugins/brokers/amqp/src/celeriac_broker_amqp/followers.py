@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from celeriac.exceptions import TransportLost, TransportUnreachable
 from celeriac.spec import Poller
+from celeriac.spec.data import PUBLISH_TRY_HEADER
+from celeriac_broker_amqp import message
 from celeriac_broker_amqp.deadletters import bury_unroutable
-from celeriac_broker_amqp.publisher import Item, Publisher
+from celeriac_broker_amqp.publisher import Item, Publisher, record_of
 
 PUBLISH_TIMEOUT_S: Final = 10.0
 #: How long to wait before a publish that the broker refused is tried again.
@@ -154,16 +156,20 @@ class Followers:
         held.last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
 
     def _take_refusals(self, publisher: Publisher) -> None:
-        """Full queues: what they refused is tried again, and its deliveries stay ours until it is taken."""
+        """What a queue would not answer for is tried again, and its deliveries stay ours until it is taken. Unless the
+        queue is simply full, there may then be two of it, and the second says so."""
         refused, publisher.refused = publisher.refused, []
         publisher.was_refused = True
         _log.warning(
-            "%d message(s) were refused by a full queue at %s; trying again.", len(refused), publisher.link.where
+            "%d message(s) were refused by a queue at %s, which is full or failed; trying again.",
+            len(refused),
+            publisher.link.where,
         )
         for sequence in refused:
             for held in self._held:
                 if held.first <= sequence < held.first + len(held.items):
-                    held.retry = [*held.retry, held.items[sequence - held.first]]
+                    item = held.items[sequence - held.first]
+                    held.retry = [*held.retry, item if publisher.is_refusal(item) else _marked(item)]
                     held.retry_at = time.monotonic() + REFUSED_WAIT_S
                     break
             else:
@@ -176,3 +182,13 @@ class Followers:
         last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
         for held in self._held:  # one of them it was; which one, a returned message does not say
             held.last = last
+
+
+def _marked(item: Item) -> Item:
+    """An item that says that it may have been sent before; as it is, if its headers cannot be read."""
+    try:
+        tries = message.unpack(record_of(item)).headers.get(PUBLISH_TRY_HEADER)
+        mark = {PUBLISH_TRY_HEADER: (tries if type(tries) is int else 1) + 1}
+        return structs.replace(item, header=message.with_headers(item.header, mark))
+    except ValueError:
+        return item

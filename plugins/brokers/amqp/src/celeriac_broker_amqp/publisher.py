@@ -32,6 +32,7 @@ from celeriac_broker_amqp.message import (
     pack_header,
     scan,
     split_record,
+    unpack,
     whole_seconds,
     with_due,
 )
@@ -89,6 +90,13 @@ def make_item(payload: Payload) -> Item:
 def record_of(item: Item) -> bytes:
     """An item as `message` has it."""
     return b"\0\0" + item.header[len(HEADER_PREFIX) :] + item.body
+
+
+def payload_of(item: Item) -> Payload:
+    """The payload that an item was made of."""
+    payload = unpack(record_of(item))
+    payload.route, payload.due = item.route, item.due
+    return payload
 
 
 class Publisher:
@@ -190,7 +198,8 @@ class Publisher:
         Raises:
             PublishRejected: It refused some of them, or nobody takes them; the others are stored. After a refusal
                 of the exchange itself the link is of no more use.
-            PublishUncertain: It did not say in time.
+            PublishUncertain: It did not say in time, or would not answer for some of them; then `payloads` has all that
+                it did not take for certain.
             TransportLost: Nothing was written.
         """
         while self.link.blocked:
@@ -231,11 +240,34 @@ class Publisher:
             return
         places = [number - first for number in refused if 0 <= number - first < count]
         self.was_refused = bool(refused)
-        records = [record for _, record in unroutable] + [record_of(items[place]) for place in places]
+        doubtful = len(refused) - sum(self.is_refusal(items[place]) for place in places)
+        if doubtful:
+            uncertain = PublishUncertain(
+                f"RabbitMQ at {self.link.where} does not answer for {doubtful} of {count} message(s): a queue failed, "
+                "and may have handed them out before; sending them again may double them. If it is only full, let its "
+                "declaration say so: x-overflow in the queue_arguments of task_queues"
+            )
+            uncertain.payloads = [
+                *(unpack(record) for _, record in unroutable),
+                *(payload_of(items[place]) for place in places),
+            ]
+            raise uncertain
         error = self._describe_refusals(refused, unroutable, count)
+        records = [record for _, record in unroutable] + [record_of(items[place]) for place in places]
         if len(records) < count:
             error.task_ids = [getattr(scan(record)[0], "id", "") for record in records]
         raise error
+
+    def is_refusal(self, item: Item) -> bool:
+        """Whether a nack of this message is a full queue's, and nothing was stored.
+
+        Else it was in a queue that failed, and what is not yet safe on its disk may have been handed out all the same.
+        The broker does not say which; a queue that one message in the default exchange leads to can be known to refuse.
+        """
+        if item.route.exchange or item.due is not None:
+            return False
+        overflow = self._find_queue(item.route.routing_key).arguments.get("x-overflow")
+        return isinstance(overflow, str) and overflow.startswith("reject-publish")
 
     def _describe_refusals(
         self, refused: Sequence[int], unroutable: Sequence[tuple[str, bytes]], count: int
@@ -249,7 +281,7 @@ class Publisher:
             )
         return PublishRejected(
             f"RabbitMQ at {self.link.where} refused {len(refused)} of {count} message(s): a queue is full "
-            "(x-max-length with reject-publish) or failed"
+            "(x-max-length with reject-publish)"
         )
 
     # -- the books --------------------------------------------------------------------------------------------
