@@ -4,7 +4,8 @@
 
 One worker, behind a wire that fails on demand. Each time some tasks are under way, a fault strikes, and a probe is sent
 past the wire as soon as the medium is back; measured is the time from then until the probe has run. The promise is five
-seconds, every time (B27). At the end every task must have run to its end.
+seconds, every time (B27). A fault that was not seen to meet the worker is brought about again until it was. At the end
+every task must have run to its end.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMISED_S = 5.0
 PATIENCE_S = 60.0
 UNDER_WAY = 3
+#: How often a fault is brought about until it was seen to meet the worker.
+TRIES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +53,7 @@ def repeat(broker: str, pool: str, kinds: Sequence[str], times: int, seed: int) 
     """Strike so often, in turns; what was found, as data for JSON."""
     rng = random.Random(seed)
     took: dict[str, list[float]] = defaultdict(list)
+    struck: dict[str, int] = defaultdict(int)
     unconfirmed: dict[str, int] = defaultdict(int)
     begun = time.monotonic()
     with Place(broker) as place:
@@ -58,8 +62,7 @@ def repeat(broker: str, pool: str, kinds: Sequence[str], times: int, seed: int) 
             "CHAOS_BROKER": place.broker, "CHAOS_BACKEND": place.backend, "CHAOS_LEDGER": str(ledger.path),
         }  # fmt: skip
         fleet = Fleet(place.folder, 1, ("-P", pool, "-c", "2"), environment)
-        client = Celery("client", broker=place.direct, backend=place.backend)
-        scene = Scene(place, fleet, rng)
+        client = Celery("client", broker=place.direct)  # past the wire, so that all connections on it are the worker's
         sent: set[str] = set()
 
         def send(seconds: float) -> str:
@@ -68,15 +71,20 @@ def repeat(broker: str, pool: str, kinds: Sequence[str], times: int, seed: int) 
             sent.add(id)
             return id
 
+        scene = Scene(place, fleet, rng, feed=lambda: send(0.0))
         try:
             fleet.fill()
             first = send(0.0)
             _await(ledger, first)
             for n in range(times):
                 kind = kinds[n % len(kinds)]
-                for _ in range(rng.randrange(UNDER_WAY + 1)):
-                    send(rng.uniform(0.0, 0.3))
-                proof = _strike(scene, kind)
+                for _ in range(TRIES):
+                    for _ in range(rng.randrange(UNDER_WAY + 1)):
+                        send(rng.uniform(0.0, 0.3))
+                    proof = _strike(scene, kind)
+                    struck[kind] += 1
+                    if proof:
+                        break
                 back = time.time()
                 probe = send(0.0)
                 unconfirmed[kind] += not proof
@@ -98,12 +106,13 @@ def repeat(broker: str, pool: str, kinds: Sequence[str], times: int, seed: int) 
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": machine.commit_of(ROOT),
         "machine": machine.describe(), "broker": broker, "pool": pool, "times": len(whole), "tasks": len(sent),
+        "confirmed": len(whole) - sum(unconfirmed.values()),
         "in_time": sum(seconds <= PROMISED_S for seconds in whole), "late": sum(s > PROMISED_S for s in whole),
         "median_s": quantile(whole, 0.5), "p99_s": quantile(whole, 0.99), "max_s": quantile(whole, 1.0),
         "lost": lost, "ended": ended, "seconds": round(time.monotonic() - begun, 1),
         "kinds": {
             kind: {
-                "times": len(times_of_one), "unconfirmed": unconfirmed[kind],
+                "times": len(times_of_one), "struck": struck[kind], "unconfirmed": unconfirmed[kind],
                 "median_s": quantile(sorted(times_of_one), 0.5), "max_s": quantile(sorted(times_of_one), 1.0),
             }
             for kind, times_of_one in took.items()
@@ -134,11 +143,12 @@ def _await(ledger: Ledger, id: str) -> float:
 def _table(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['broker']}, {found['pool']}, {found['commit']}: consuming again within {PROMISED_S:g} s "
-        f"{found['in_time']} times of {found['times']}; median {found['median_s']} s, p99 {found['p99_s']} s, "
-        f"longest {found['max_s']} s; {found['tasks']} tasks, {len(found['lost'])} lost; {found['seconds']} s",
+        f"{found['in_time']} times of {found['times']}, of which {found['confirmed']} confirmed; "
+        f"median {found['median_s']} s, p99 {found['p99_s']} s, longest {found['max_s']} s; "
+        f"{found['tasks']} tasks, {len(found['lost'])} lost; {found['seconds']} s",
         "",
-        "| fault | times | unconfirmed | median s | max s |",
-        "| --- | --- | --- | --- | --- |",
+        "| fault | times | struck | unconfirmed | median s | max s |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for kind, words in found["kinds"].items():
         lines.append(f"| {kind.replace('_', ' ')} | " + " | ".join(map(str, words.values())) + " |")

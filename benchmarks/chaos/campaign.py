@@ -25,6 +25,8 @@ BACKLOG = 300
 RECOVERY_S = 60.0
 END_S = 180.0
 FOLLOWED = 0.05
+#: How often a fault is brought about until it was seen to have its effect.
+TRIES = 3
 
 
 @dataclass(slots=True)
@@ -102,13 +104,18 @@ class Sender(threading.Thread):
             ids.append(id + "-next")
             options["link"] = self._app.signature("chaos.follow", options={"task_id": ids[1]})
         seconds = self._rng.uniform(0.1, 0.5) if self._rng.random() < 0.02 else self._rng.uniform(0.0, 0.01)
+        doubt: PublishUncertain | None = None
         while not self._ended.is_set():
             try:
-                self._app.send_task("chaos.work", (seconds,), task_id=id, **options)
+                if doubt is None:
+                    self._app.send_task("chaos.work", (seconds,), task_id=id, **options)
+                else:
+                    self._app.send_again(doubt)
             except OperationalError as exc:
                 self.refused += 1
                 self.answers[id] = f"{type(exc).__name__}: {exc}"
                 if isinstance(exc, PublishUncertain):
+                    doubt = exc
                     self.uncertain.update(ids)
                 time.sleep(0.1)
                 continue
@@ -172,9 +179,12 @@ def run(
             sender.start()
             _wait(ledger, lambda: len(ledger.ends) > 20, 30.0)
             for name in order:
-                outcome.struck.append(_strike(scene, name, register[name], ledger, outcome))
+                for _ in range(TRIES):
+                    last = _strike(scene, name, register[name], ledger, outcome)
+                    if last.proof or last.recovery_s is None:
+                        break
+                outcome.struck.append(last)
                 done += 1
-                last = outcome.struck[-1]
                 took = "NOT RECOVERED" if last.recovery_s is None else f"recovered in {last.recovery_s:.2f} s"
                 proof = last.proof or "NOT CONFIRMED"
                 say(f"{time.strftime('%H:%M:%S')} {done:4d} {name}: {proof}; {took}; {len(ledger.ends)} done")

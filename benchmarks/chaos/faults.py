@@ -34,12 +34,17 @@ GARBAGE = (b"", b"{", b"\x00" * 50, b'{"headers": 5}', b'["not", "a", "message"]
 
 @dataclass
 class Scene:
-    """What a fault may strike."""
+    """What a fault may strike.
+
+    Attributes:
+        feed: Sends a task, for a fault that meets nobody on a quiet connection.
+    """
 
     place: Place
     fleet: Fleet
     rng: random.Random
     killed: set[int] = field(default_factory=set)
+    feed: Callable[[], Any] = str
 
     @property
     def wire(self) -> FaultProxy:
@@ -93,9 +98,13 @@ def cut(scene: Scene) -> Generator[float, None, str]:
 @fault(*SERVERS, connection=True)
 def reset_mid_answer(scene: Scene) -> Generator[float, None, str]:
     """Connections are reset in the middle of what the server says."""
-    before = scene.wire.resets
-    scene.wire.reset_after(scene.rng.randrange(1, 3000))
-    scene.wait_for(lambda: scene.wire.resets > before, 3.0)
+    before, size = scene.wire.resets, scene.rng.randrange(1, 3000)
+    while True:
+        scene.wire.reset_after(size)
+        scene.feed()
+        if scene.wait_for(lambda: scene.wire.resets > before, 1.0) or size == 1:
+            break
+        size = max(1, size // 8)  # the server does not say that much
     yield 0.0
     scene.wire.heal()
     count = scene.wire.resets - before
@@ -298,11 +307,11 @@ def writes_paused(scene: Scene) -> Generator[float, None, str]:
 @fault("amqp", connection=True)
 def connections_closed(scene: Scene) -> Generator[float, None, str]:
     """An operator closes all connections."""
-    accepted = scene.wire.accepted
-    scene.place.rabbitmqctl("close_all_connections", "chaos")
+    there, accepted = scene.wire.connections, scene.wire.accepted
+    said = scene.place.rabbitmqctl("close_all_connections", "-p", scene.place.vhost, "chaos")
     yield 0.0
     seen = scene.wait_for(lambda: scene.wire.accepted > accepted)
-    return "clients connected anew" if seen else ""
+    return f"{there} connections there; {said.strip().splitlines()[-1]}; clients connected anew" if seen else ""
 
 
 @fault("amqp")
