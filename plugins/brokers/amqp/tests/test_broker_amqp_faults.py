@@ -135,7 +135,7 @@ def test_what_a_failing_queue_had_is_uncertain_for_it_may_have_been_handed_out(
     vhost = amqp_url.rsplit("/", 1)[1]
     store = f'Store = rabbit_vhost_msg_store:vhost_store_pid(<<"{vhost}">>, msg_store_persistent)'
     queue = f'{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"q">>))'
-    transport = open_transport()
+    transport = open_transport(broker_heartbeat=0)  # nobody reads while rabbitmqctl is at work
     other, large = open_transport(), bytes(8192)  # as large, it goes by the store
     transport.send([tools.payload("q", "first"), tools.payload("other")])
     listener = listen(transport, tools.spec("q"))
