@@ -18,7 +18,7 @@ demo: .venv/.stamp ## a worker and a few hundred real tasks, with no server at a
 	@$(BIN)/python examples/demo/demo.py
 
 test: .venv/.stamp services ## the whole suite, on real private servers
-	$(BIN)/python -m pytest -rfEs -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -rfEs -n 3 --dist loadgroup $(ARGS)
 
 lint: .venv/.stamp ## ruff, mypy --strict, the floors of the house
 	$(BIN)/ruff check .

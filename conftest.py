@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,11 @@ FORBID_SKIPS = "CELERIAC_FORBID_SKIPS"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 LONGEST_ID = 60
 
+# The suite starts hundreds of interpreters. Where the environment says so (images of containers often do), each of them
+# would compile all of celeriac anew, which takes longer than the rest of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # How long an example takes says more of the other processes on the machine than of the test.
 settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
@@ -28,6 +34,24 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     if isinstance(val, (bytes, str)) and len(val) > LONGEST_ID:
         return f"{argname}-of-{len(val)}"
     return None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Say which tests belong into one process, where they share something that takes long to make.
+
+    Those of one slow server do (see `celeriac.testing.fixtures`), and those of a module-wide fixture, most often a
+    worker: else each process would make one, and another whenever tests of other modules came between. RabbitMQ's tests
+    are too many for one process: there are two nodes, one for those of the plugins and one for the rest.
+    """
+    if not isinstance(item, pytest.Function) or item.get_closest_marker("xdist_group"):
+        return
+    from celeriac.testing.fixtures import SLOW_SERVICE_FIXTURES  # not above: pytest wants to be the first to import it
+
+    servers = SLOW_SERVICE_FIXTURES.keys() & set(item.fixturenames)
+    if "rabbitmq_service" in servers and item.nodeid.startswith("plugins/"):
+        item.add_marker(pytest.mark.xdist_group("rabbitmq-plugins"))
+    elif not servers and any(made[-1].scope == "module" for made in item._fixtureinfo.name2fixturedefs.values()):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -28,7 +28,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 START_S = 60.0
 CLIENT_S = 100.0
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.xdist_group("redis")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 class Program:
@@ -49,7 +49,6 @@ class Program:
             "HOME": str(place),
             "C_FORCE_ROOT": "1",
             "PYTHONUNBUFFERED": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:

@@ -18,7 +18,7 @@ KINDS = {
     "broker",
     [
         pytest.param("sqlite"),
-        pytest.param("redis", marks=[pytest.mark.services, pytest.mark.xdist_group("redis")]),
+        pytest.param("redis", marks=pytest.mark.services),
         pytest.param("amqp", marks=[pytest.mark.services, pytest.mark.xdist_group("rabbitmq")]),
     ],
 )

@@ -21,7 +21,7 @@ GET_S = 30.0
 
 STORES = [
     pytest.param("sqlite"),
-    pytest.param("redis", marks=pytest.mark.xdist_group("redis")),
+    pytest.param("redis"),
     pytest.param("amqp", marks=pytest.mark.xdist_group("rabbitmq")),
 ]
 

@@ -68,7 +68,6 @@ def test_a_rate_holds_over_two_workers_and_holds_up_nobody_else(house: House) ->
     assert [worker.stop() for worker in workers] == [0, 0]
 
 
-@pytest.mark.xdist_group("redis")
 def test_a_killed_worker_takes_near_slots_with_it_and_a_rate_that_is_changed_keeps_its_scope(
     redis_url: str, tmp_path: Path
 ) -> None:

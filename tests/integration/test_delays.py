@@ -12,7 +12,7 @@ MIB = 1024
     "broker",
     [
         pytest.param("sqlite"),
-        pytest.param("redis", marks=[pytest.mark.services, pytest.mark.xdist_group("redis")]),
+        pytest.param("redis", marks=pytest.mark.services),
         pytest.param("amqp", marks=[pytest.mark.services, pytest.mark.xdist_group("rabbitmq")]),
     ],
 )

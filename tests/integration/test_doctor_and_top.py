@@ -101,7 +101,6 @@ def test_the_live_page_is_drawn_on_a_terminal_and_ends_with_q(fleet: Fleet) -> N
 
 @pytest.mark.services
 @pytest.mark.slow
-@pytest.mark.xdist_group("redis")
 def test_the_doctor_names_the_old_worker_that_eats_the_queue_and_stores_nothing(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.celery_venv import celery_python
 from tests.integration.conftest import APPS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interop-redis")]
+pytestmark = [pytest.mark.slow]
 
 #: `apply()` runs callbacks here and now too; Celery sends them to the broker, unless `task_always_eager` is set.
 CALLBACKS = {"link", "links in links", "a link that fails", "retry with a link"}

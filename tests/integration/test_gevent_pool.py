@@ -16,9 +16,7 @@ from celeriac.result import ResultSet
 pytestmark = pytest.mark.services
 
 
-@pytest.fixture(
-    scope="module", params=["sqlite", pytest.param("redis", marks=pytest.mark.xdist_group("redis"))], ids=str
-)
+@pytest.fixture(scope="module", params=["sqlite", "redis"], ids=str)
 def green(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """With a worker of 500 greenlets."""
     place = tmp_path_factory.mktemp("green")

@@ -18,7 +18,7 @@ from tests.integration.test_interop_celery_redis import end_group
 
 from celeriac.testing.services import RedisService
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.xdist_group("interop-redis")]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 START_S = 60.0
 RUN_S = 180.0

@@ -18,7 +18,7 @@ from tests.integration.celery_venv import celery_python
 
 from celeriac.testing.services import RedisService
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.xdist_group("interop-redis")]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 APPS = Path(__file__).parent / "apps"
 START_S = 60.0

@@ -27,7 +27,7 @@ OURS, THEIRS = "ours@here", "theirs@here"
 BOTH = f"{OURS},{THEIRS}"
 GET_S = 30.0
 BROKERS = [
-    pytest.param("redis", marks=pytest.mark.xdist_group("redis")),
+    pytest.param("redis"),
     pytest.param("amqp", marks=pytest.mark.xdist_group("rabbitmq")),
 ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.integration.celery_venv import celery_python
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interop-redis")]
+pytestmark = [pytest.mark.slow]
 
 SCRIPT = Path(__file__).parent / "apps" / "schedule_answers.py"
 #: Without changes of the clock, at which the two differ on purpose.

@@ -16,7 +16,7 @@ from tests.integration.conftest import House, make_house, wait_until
 
 from celeriac_support_redis.wire import Wire, connect, parse_url
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("redis")]
+pytestmark = pytest.mark.services
 
 LEASE_S = 2.0
 LONG_S = 10 * LEASE_S

@@ -32,7 +32,6 @@ def send_some(house: House, count: int, seconds: float) -> ResultSet:
     return ResultSet([house.send("sleep", seconds, f"n{n}") for n in range(count)])
 
 
-@pytest.mark.xdist_group("redis")
 def test_redis_killed_and_restarted_under_load(redis_house: tuple[House, RedisService]) -> None:
     house, server = redis_house
     worker = house.worker("-c", "2")
@@ -49,7 +48,6 @@ def test_redis_killed_and_restarted_under_load(redis_house: tuple[House, RedisSe
     assert worker.stop() == 0
 
 
-@pytest.mark.xdist_group("redis")
 def test_connections_killed_by_redis_are_made_anew(redis_house: tuple[House, RedisService]) -> None:
     import redis
 
@@ -106,7 +104,7 @@ def test_rabbitmq_restarted_under_load(tmp_path: Path, request: pytest.FixtureRe
 
 
 STORE_AND_BROKER = [
-    pytest.param("sqlite", marks=pytest.mark.xdist_group("redis")),
+    pytest.param("sqlite"),
     pytest.param("amqp", marks=pytest.mark.xdist_group("rabbitmq")),
 ]
 
@@ -143,7 +141,6 @@ def begun(house: House) -> list[str]:
     return [line for line in house.ran() if line.startswith("start")]
 
 
-@pytest.mark.xdist_group("redis")
 def test_a_worker_that_slept_longer_than_its_lease_does_nothing_for_what_others_have_by_now(
     redis_house: tuple[House, RedisService],
 ) -> None:
@@ -166,7 +163,6 @@ def test_a_worker_that_slept_longer_than_its_lease_does_nothing_for_what_others_
     assert result.get(timeout=10) != int(house.ran()[0].split()[-1])
 
 
-@pytest.mark.xdist_group("redis")
 def test_a_worker_without_its_broker_still_ends_in_time(redis_house: tuple[House, RedisService]) -> None:
     house, server = redis_house
     worker = house.worker("-c", "1")

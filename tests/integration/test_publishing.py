@@ -18,7 +18,7 @@ from celeriac.testing.kit import Bench
 pytestmark = pytest.mark.services
 
 BROKERS = [
-    pytest.param("redis_url", marks=pytest.mark.xdist_group("redis")),
+    pytest.param("redis_url"),
     pytest.param("amqp_url", marks=pytest.mark.xdist_group("rabbitmq")),
 ]
 

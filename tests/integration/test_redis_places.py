@@ -15,7 +15,7 @@ from celeriac.testing.services import RedisClusterService, RedisService, Sentine
 from celeriac_broker_redis.transport import make_transport
 from celeriac_support_redis.wire import connect, parse_url
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("redis")]
+pytestmark = pytest.mark.services
 
 Start = Callable[[Any], Any]
 

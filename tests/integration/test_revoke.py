@@ -14,7 +14,7 @@ pytestmark = pytest.mark.services
 
 KEEPING = [
     pytest.param("sqlite"),
-    pytest.param("redis", marks=pytest.mark.xdist_group("redis")),
+    pytest.param("redis"),
     pytest.param("amqp", marks=pytest.mark.xdist_group("rabbitmq")),
 ]
 

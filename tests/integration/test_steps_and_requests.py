@@ -13,7 +13,7 @@ from tests.integration.conftest import House, WorkerProcess, wait_until
 
 from celeriac.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("redis")]
+pytestmark = pytest.mark.services
 
 
 def free_port() -> int:

@@ -285,6 +285,7 @@ def test_brokers_that_kombu_does_not_know_are_named(app: Celery) -> None:
         assert same is connection
 
 
+@pytest.mark.services
 def test_kombu_publishes_by_the_apps_own_pool(redis_url: str) -> None:
     app = Celery("t", broker=redis_url, set_as_current=False)
     with app.producer_or_acquire() as producer:
@@ -292,11 +293,6 @@ def test_kombu_publishes_by_the_apps_own_pool(redis_url: str) -> None:
     assert app.transport.depth("by-kombu") == 1
     app.transport.purge("by-kombu")
     app.close()
-
-
-test_kombu_publishes_by_the_apps_own_pool = pytest.mark.services(
-    pytest.mark.xdist_group("redis")(test_kombu_publishes_by_the_apps_own_pool)
-)
 
 
 # -- logging ----------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ wants to kill or freeze its server starts one of its own: `redis = private_servi
 is closed afterwards.
 
 A server that cannot be had skips its tests, with the reason. With CELERIAC_REQUIRE_SERVICES=1 it fails them.
-Every test that asks for a server is marked `services`; the RabbitMQ ones share one pytest-xdist group, since a node
-takes ten seconds to start (`-n 2 --dist loadgroup`).
+Every test that asks for a server is marked `services`. Those of a server that takes long to start (RabbitMQ: ten
+seconds) share one pytest-xdist group, unless they are marked with another (`-n 2 --dist loadgroup`).
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         used = SERVICE_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if used:
             item.add_marker(pytest.mark.services)
-        for fixture in used & SLOW_SERVICE_FIXTURES.keys():
-            item.add_marker(pytest.mark.xdist_group(SLOW_SERVICE_FIXTURES[fixture]))
+        if item.get_closest_marker("xdist_group") is None:
+            for fixture in used & SLOW_SERVICE_FIXTURES.keys():
+                item.add_marker(pytest.mark.xdist_group(SLOW_SERVICE_FIXTURES[fixture]))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from celeriac_broker_amqp import holding
 from celeriac_broker_amqp.holding import limit_of
 from celeriac_broker_amqp.transport import AmqpTransport
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("rabbitmq")]
+pytestmark = pytest.mark.services
 
 LIMIT_S = 3.0
 KINDS = [pytest.param({}, id="classic"), pytest.param({"x_queue_type": "quorum"}, id="quorum")]

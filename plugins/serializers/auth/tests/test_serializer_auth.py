@@ -91,7 +91,6 @@ def test_setup_security_may_accept_more(signing: dict[str, Any]) -> None:
 
 
 @pytest.mark.services
-@pytest.mark.xdist_group("celery-venv")
 def test_a_real_celery_reads_what_we_sign_and_we_read_what_it_signs(signing: dict[str, Any]) -> None:
     program = f"""
 import sys

@@ -33,10 +33,11 @@ while not set(wanted) <= set(notes()) and time.monotonic() < deadline:
     time.sleep(0.05)
 answers["notes"] = [line for line in wanted if line in notes()]
 
-(pong,) = app.control.ping(timeout=5)
+(pong,) = app.control.ping(timeout=5)  # all that answer in this time; the others wait for one
 answers["ping"] = list(pong.values())
-answers["lamp"] = list(app.control.inspect(timeout=5)._request("lamp").values())
-answers["dim"] = [list(reply.values()) for reply in app.control.broadcast("dim", {"level": 3}, reply=True, timeout=5)]
-answers["registered"] = app.control.inspect(timeout=5).registered()["w1@here"]
+answers["lamp"] = list(app.control.inspect(timeout=60, limit=1)._request("lamp").values())
+dimmed = app.control.broadcast("dim", {"level": 3}, reply=True, timeout=60, limit=1)
+answers["dim"] = [list(reply.values()) for reply in dimmed]
+answers["registered"] = app.control.inspect(["w1@here"], timeout=60).registered()["w1@here"]
 
 print(json.dumps(answers))
