@@ -152,7 +152,7 @@ def test_canvas(program: Program) -> None:
 
 
 def test_tasks_with_hooks(program: Program) -> None:
-    program.start_worker("crawler")
+    program.start_worker("crawler", "-c", "1")  # with two a retry may begin before the first try is over
     fetch, by_itself = "crawler.fetch", "crawler.fetch_by_itself"
     assert program.answers() == {
         "fetch": ["http://a", 2, True],
