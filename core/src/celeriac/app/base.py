@@ -434,6 +434,12 @@ class Celery:
             self._import_related(packages, related_name)
         self.finalize()
 
+    def begin_process(self) -> None:
+        """In a process that runs tasks and was not forked from its worker: what the app's fix-ups do for those that
+        were. Before `import_default_modules`."""
+        for fixed in self._fixed:
+            getattr(fixed, "begin_process", bool)()
+
     def _import_related(self, packages: Any, related_name: str | None) -> None:
         if packages is None:
             asked = [getattr(fixed, "autodiscovered_packages", list) for fixed in self._fixed]

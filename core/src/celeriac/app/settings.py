@@ -346,6 +346,11 @@ class Settings(MutableMapping[str, Any]):
         """What was changed explicitly, by name."""
         return dict(self._changes)
 
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What the command line set, by name."""
+        return dict(self._overrides)
+
     def value_set_for(self, key: str) -> bool:
         """Someone gave this setting, in whatever layer above the defaults."""
         self._all()

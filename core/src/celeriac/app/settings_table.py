@@ -299,8 +299,19 @@ WORKER: Final[tuple[Row, ...]] = (
     ("worker_health_host", "text", "127.0.0.1", "The address to answer them on; `0.0.0.0` is all of this machine's."),
     ("worker_pool_putlocks", "bool", True, "Accepted for Celery's sake; a pool here never gets more than its slots."),
     ("worker_pool_restarts", "bool", False, "Allow the remote command `pool_restart`."),
-    ("worker_pool_start_method", "choice:fork|spawn", "fork", "How the processes of the pool are made."),
-    ("worker_proc_alive_timeout", "seconds", 4.0, "How long a new one may take until it can run a task."),
+    (
+        "worker_pool_start_method",
+        "choice:fork|spawn",
+        "fork",
+        "How the processes of the pool are made: as copies of the worker, or as fresh interpreters that import the app "
+        "(`prefork` can).",
+    ),
+    (
+        "worker_proc_alive_timeout",
+        "seconds",
+        4.0,
+        "How long a new one may take until it can run a task; one that is spawned, 60 s unless this is set.",
+    ),
     ("worker_lost_wait", "seconds", 10.0, "Accepted for Celery's sake; a dead process is noticed at once."),
     (
         "worker_shutdown_grace",
@@ -665,7 +676,6 @@ NOT_YET: Final = frozenset(
         "task_remote_tracebacks", "task_retry_on_worker_lost", "worker_agent",
         "worker_cancel_long_running_tasks_on_connection_loss", "worker_consumer", "worker_deduplicate_successful_tasks",
         "worker_enable_prefetch_count_reduction", "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
-        "worker_pool_start_method",
     }
 )  # fmt: skip
 

@@ -80,6 +80,7 @@ class State:
     def __init__(self, app: Any = None) -> None:
         self.given = Common()
         self._app = app
+        self._was_given = app is not None
         self._applied: Common | None = None
 
     def take(self, options: Mapping[str, Any]) -> None:
@@ -117,6 +118,11 @@ class State:
             self._app.conf.override({name: value for name, value in changes.items() if value})
             self._applied = self.given
         return self._app
+
+    @property
+    def app_name(self) -> str | None:
+        """What `-A` says, or nothing; None for an app that was there already."""
+        return None if self._was_given else self.given.app or ""
 
     @property
     def knows_app(self) -> bool:

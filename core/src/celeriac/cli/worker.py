@@ -110,7 +110,7 @@ def _run(state: State, options: dict[str, Any], detached: Detached) -> int:
         log.get_logger("celeriac.worker").info("worker.ready", node=worker.hostname, **names)
         detached.ready()
 
-    made = Worker(app, **given, on_ready=say_ready, ends_process=True)
+    made = Worker(app, **given, on_ready=say_ready, app_name=state.app_name, ends_process=True)
     with _redirected(app) if ours else contextlib.nullcontext():
         code = made.run()
     if made.restarts:

@@ -104,6 +104,7 @@ class TaskProgram:
         node: The worker's node name.
         detail: Reports carry the repr of results, for the log.
         forked: Called in a child process before anything else: it lets go of the worker's connections.
+        worker_pid: The worker's process, if that is not this one: the program was made anew by a `Recipe`.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class TaskProgram:
         *,
         detail: bool,
         forked: Callable[[], None] | None = None,
+        worker_pid: int | None = None,
     ) -> None:
         self._app = app
         self._unpack = unpack
@@ -126,7 +128,7 @@ class TaskProgram:
         self._fingerprint: str = app.results_fingerprint
         self._max_result_bytes = int(app.conf["result_max_bytes"])
         self._told: dict[str, int] = {}
-        self._parent_pid = os.getpid()
+        self._parent_pid = worker_pid or os.getpid()
         self._pid = self._parent_pid
 
     # -- the pool calls these -------------------------------------------------------------------------------

@@ -98,16 +98,24 @@ class DjangoFixup:
             check_project()
         self._checked = True
 
+    def begin_process(self) -> None:
+        """Set up Django in a process of the pool that was not forked from the worker, which has checked the project."""
+        self.set_up()
+        self._checked = True
+        self._surround_tasks()
+
     def _on_worker_init(self, sender: Any, **_: Any) -> None:
-        if getattr(sender, "app", None) is not self._app:
-            return
+        if getattr(sender, "app", None) is self._app:
+            self._surround_tasks()
+            signals.worker_process_init.connect(self._on_child)
+
+    def _surround_tasks(self) -> None:
         from django.conf import settings
 
         # With another namespace, or none, it still has Celery's name in the project's settings.
         self._reuse_max = self._app.conf["db_reuse_max"] or getattr(settings, "CELERY_DB_REUSE_MAX", None)
         self._close_connections()
         self._close_caches()
-        signals.worker_process_init.connect(self._on_child)
         signals.task_prerun.connect(self._before_task)
         signals.task_postrun.connect(self._after_task)
 

@@ -38,7 +38,7 @@ from celeriac.spec.data import (
 from celeriac.spec.diagnosis import Diagnoses, Finding
 from celeriac.spec.hooks import hookimpl, hookspec
 from celeriac.spec.listener import Run, RunListener
-from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, SaysStuck, SlotProgram
+from celeriac.spec.pool import CoroutineProgram, Pool, PoolOptions, Recipe, SaysStuck, SlotProgram
 from celeriac.spec.results import AcceptedResults, ResultCompression
 from celeriac.spec.serializer import Serializer, SerializerHost
 from celeriac.spec.state import ABSENT, Change, Entry, KeepsState, SharedState, Snapshot
@@ -95,6 +95,7 @@ __all__ = [
     "Pool",
     "PoolOptions",
     "QueueSpec",
+    "Recipe",
     "ResultBackend",
     "ResultCompression",
     "Route",

@@ -31,5 +31,5 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
     "backend": frozenset(
         {"push", "expire", "persistent", "joint", "replies", "count", "shared", "state", "groups", "diagnose"}
     ),
-    "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes", "coroutines", "stuck"}),
+    "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes", "coroutines", "stuck", "spawn"}),
 }

@@ -102,11 +102,17 @@ class ExtensionHooks:
     def celeriac_worker_starting(self, worker: Any) -> None:
         """The worker is about to start; nothing of it is connected, and no process forked.
 
-        What is done to this process now (signals listened to, say) holds in the processes that run tasks too.
+        What is done to this process now (signals listened to, say) holds in the processes that are forked from it, too;
+        those that are not have `celeriac_process_starting`.
 
         Args:
             worker: As for the other hooks; `app` and `hostname` are there, the rest may not be yet.
         """
+
+    @hookspec
+    def celeriac_process_starting(self, app: Any) -> None:
+        """A process of a worker's pool that was not forked from the worker begins (`worker_pool_start_method` is
+        `spawn`): called there, with the app as it was imported there, before any task runs."""
 
     @hookspec
     def celeriac_worker_ready(self, worker: Any) -> None:

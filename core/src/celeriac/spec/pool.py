@@ -6,12 +6,14 @@ numbers (P1 …) are those of `docs/plugins/delivery-contract.md`.
 Abilities: `soft_limit` and `hard_limit` (it enforces them), `terminate` (can end a running job), `resize`,
 `processes` (user code runs in processes of its own, so it cannot starve or kill the worker), `coroutines` (jobs with
 `Job.coroutine` share a loop, and for these at least time limits and `cancel` hold), `stuck` (it cannot end a job that
-runs beyond its hard limit, and says which do: `SaysStuck`).
+runs beyond its hard limit, and says which do: `SaysStuck`), `spawn` (its processes can be fresh interpreters that share
+nothing with the worker: `PoolOptions.recipe`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Protocol
 
 from msgspec import Struct
@@ -21,7 +23,7 @@ from celeriac.spec.transport import Poller
 
 
 class SlotProgram(Protocol):
-    """What runs in the slots; core makes it. Inherited by forked children, so it need not be pickled.
+    """What runs in the slots; core makes it. Forked children inherit it, others make it by a `Recipe`.
 
     The pool calls `begin` and `end`, in `Pool.start` and `Pool.stop` where the slots are in its own process.
     """
@@ -53,6 +55,28 @@ class CoroutineProgram(SlotProgram, Protocol):
         """
 
 
+class Recipe(Struct, frozen=True):
+    """How a process that shares nothing with the worker makes the worker's `SlotProgram`.
+
+    Attributes:
+        maker: `"module:function"`, which can be imported with the worker's `sys.path`.
+        words: What that function is called with. There may be passwords in them: no place for a command line.
+    """
+
+    maker: str
+    words: bytes
+
+    def make(self) -> SlotProgram:
+        """Make the program, in the process that is to run it, with the worker's `sys.path` and `sys.argv`.
+
+        Raises:
+            Exception: Whatever the import of the user's modules raises; the pool passes its text on (`PoolBroken`).
+        """
+        module, _, name = self.maker.partition(":")
+        program: SlotProgram = getattr(import_module(module), name)(self.words)
+        return program
+
+
 class PoolOptions(Struct, frozen=True):
     """How the worker wants its pool.
 
@@ -63,6 +87,9 @@ class PoolOptions(Struct, frozen=True):
             what it grew by since it was fresh plus its fresh size (P5); None: never.
         start_timeout_s: How long a fresh child may take to say that it is ready.
         node: The worker's node name, for process titles and logs.
+        recipe: If it is there, a pool with the ability `spawn` makes its processes as fresh interpreters, which inherit
+            no lock, thread or descriptor but those of the pool, and make their program by what this returns. `start`
+            calls it, once, and lets out what it raises (`ImproperlyConfigured`).
     """
 
     slots: int
@@ -71,6 +98,7 @@ class PoolOptions(Struct, frozen=True):
     max_memory_per_child_kib: int | None = None
     start_timeout_s: float = 10.0
     node: str = ""
+    recipe: Callable[[], Recipe] | None = None
 
 
 class Pool(Protocol):
@@ -87,6 +115,7 @@ class Pool(Protocol):
 
         Raises:
             PoolBroken: No slot came up; the text says why.
+            ImproperlyConfigured: By `PoolOptions.recipe`.
         """
 
     def submit(self, jobs: Sequence[Job]) -> None:

@@ -1,4 +1,4 @@
-"""The conformance suite of pools: what `docs/plugins/delivery-contract.md` promises in P1 to P10, as tests.
+"""The conformance suite of pools: what `docs/plugins/delivery-contract.md` promises in P1 to P11, as tests.
 
 For a plugin's own tests::
 
@@ -13,10 +13,10 @@ the test of a pool without it checks what holds instead, so nothing is skipped.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -29,8 +29,10 @@ from typing import Any, Final
 
 import pytest
 
-from celeriac.exceptions import PoolBroken, SoftTimeLimitExceeded
-from celeriac.spec import FINAL_OUTCOMES, Job, JobReport, Pool, PoolOptions, SlotProgram, StoredResult
+from celeriac.exceptions import PoolBroken
+from celeriac.spec import FINAL_OUTCOMES, Job, JobReport, Pool, PoolOptions, SlotProgram
+from celeriac.testing import scripted
+from celeriac.testing.scripted import ScriptedProgram, append, descriptors
 
 __all__ = ["PoolConformance", "PoolDriver", "ScriptedProgram", "brief", "job"]
 
@@ -50,98 +52,6 @@ def job(script: str, **fields: Any) -> Job:
 def brief(script: str = "pass", **fields: Any) -> Job:
     """A job that the worker expects to take next to no time."""
     return job(script, cost_s=0.000_02, **fields)
-
-
-class ScriptedProgram:
-    """A slot program whose jobs say themselves, in `raw`, what they do.
-
-    ============================  ==========================================================================
-    `pass`                        nothing
-    `sleep S`                     takes S seconds
-    `spin S`                      the same, without ever waiting
-    `stubborn S`                  sleeps on, whatever is raised in it
-    `note PATH TEXT`              appends a line to a file: proof that it ran, and how often
-    `raise`                       fails
-    `emit N`                      sends N progress reports first
-    `echo N`                      answers with N bytes
-    `padded …`                    what follows is ignored: a job of any size
-    `exit N` `kill N`             ends its process, or sends it a signal
-    `leave`                       raises SystemExit past the program, which the contract forbids
-    `vandal`                      closes files, moves to another folder, takes over the signal handlers
-    `grow MIB`                    keeps so much memory
-    ============================  ==========================================================================
-
-    Steps are separated by `;`.
-    """
-
-    def __init__(self, notes: Path | None = None, *, broken: str = "") -> None:
-        """Make a program that notes in `notes` when it begins and ends, and cannot begin because of `broken`."""
-        self._notes = notes
-        self._broken = broken
-        self._kept: list[bytes] = []
-
-    def begin(self) -> None:
-        if self._broken:
-            raise RuntimeError(self._broken)
-        if self._notes:
-            append(self._notes, "begin")
-
-    def end(self) -> None:
-        if self._notes:
-            append(self._notes, "end")
-
-    def run(self, job: Job, emit: Callable[[JobReport], None]) -> JobReport:
-        started = time.monotonic()
-        report = JobReport(job.token, "succeeded")
-        try:
-            if job.announce:
-                emit(JobReport(job.token, "accepted"))
-            for step in job.raw[:1000].decode().split(";"):
-                self._step(step.split(), job, emit, report)
-        except SoftTimeLimitExceeded:
-            report = JobReport(job.token, "failed", detail="soft limit", timed_out=True)
-        except Exception as exc:
-            report = JobReport(job.token, "failed", detail=repr(exc))
-        report.runtime_s = time.monotonic() - started
-        return report
-
-    def _step(self, words: list[str], job: Job, emit: Callable[[JobReport], None], report: JobReport) -> None:
-        verb, rest = words[0], words[1:]
-        if verb == "sleep":
-            time.sleep(float(rest[0]))
-        elif verb in ("spin", "stubborn"):
-            self._take_time(verb, time.monotonic() + float(rest[0]))
-        elif verb == "note":
-            append(Path(rest[0]), rest[1])
-        elif verb == "raise":
-            raise ValueError("as asked")
-        elif verb == "emit":
-            for number in range(int(rest[0])):
-                emit(JobReport(job.token, "progress", detail=str(number)))
-        elif verb == "echo":
-            report.stored = [StoredResult("id", "SUCCESS", b"x" * int(rest[0]))]
-        elif verb == "exit":
-            os._exit(int(rest[0]))
-        elif verb == "kill":
-            faulthandler.disable()  # pytest's would print a page for a death that is meant
-            os.kill(os.getpid(), int(rest[0]))
-        elif verb == "leave":
-            raise SystemExit(3)
-        elif verb == "grow":
-            self._kept.append(b"x" * (int(rest[0]) << 20))
-        elif verb == "vandal":
-            _vandalize()
-        elif verb not in ("pass", "padded"):
-            raise AssertionError(f"no such step: {verb}")
-
-    @staticmethod
-    def _take_time(how: str, until: float) -> None:
-        while time.monotonic() < until:
-            if how == "stubborn":
-                try:
-                    time.sleep(0.01)
-                except Exception:  # being stubborn is its purpose
-                    continue
 
 
 class PoolDriver:
@@ -231,7 +141,9 @@ class _Started:
 
     def __init__(self, suite: PoolConformance, program: SlotProgram, options: dict[str, Any]) -> None:
         self._poller = _Poller()
-        chosen: dict[str, Any] = {"slots": suite.slots, "start_timeout_s": 30.0, **options}
+        # Only `ScriptedProgram` and its like have a recipe.
+        recipe = program.recipe if suite.spawns else None  # type: ignore[attr-defined]
+        chosen: dict[str, Any] = {"slots": suite.slots, "start_timeout_s": 30.0, "recipe": recipe, **options}
         pool = suite.make_pool(program, PoolOptions(poller=self._poller, **chosen))
         self._driver = PoolDriver(pool, self._poller, suite.patience_s)
 
@@ -263,6 +175,8 @@ class PoolConformance:
     slots = 2
     #: Whether jobs run while the worker does other things. False: they run inside `collect`.
     runs_beside = True
+    #: Whether the pool, which has the ability `spawn`, is to make fresh interpreters.
+    spawns = False
     #: What a test waits for at most.
     patience_s = PATIENCE_S
 
@@ -687,12 +601,33 @@ class PoolConformance:
 
     def test_P10_a_pool_that_has_stopped_leaves_no_descriptor_open(self) -> None:
         for _ in range(2):  # the first round opens what stays open for good, such as /dev/urandom
-            before = _descriptors()
+            before = descriptors()
             with self.started() as driver:
                 jobs = [brief("echo 100000") for _ in range(20)]
                 driver.submit(*jobs)
                 driver.outcomes(jobs)
-        assert _descriptors() == before
+        assert descriptors() == before
+
+    # -- P11: processes that share nothing -------------------------------------------------------------------------
+
+    def test_P11_a_spawned_process_inherits_neither_memory_nor_descriptors(self, tmp_path: Path) -> None:
+        ours, theirs = socket.socketpair()
+        theirs.set_inheritable(True)  # as C libraries leave theirs
+        scripted.SECRET.append("of the worker")
+        program = ScriptedProgram(tmp_path / "notes")
+        try:
+            with self.started(program, slots=1, recipe=program.recipe) as driver:
+                if "spawn" not in driver.pool.abilities:
+                    return
+                one = job(f"inherits {descriptors()[str(theirs.fileno())]}")
+                driver.submit(one)
+                assert driver.final(one).detail == "descriptor: False, memory: False"
+                driver.stop(grace_s=10.0)
+            assert lines(tmp_path / "notes") == ["begin", "end"]
+        finally:
+            scripted.SECRET.clear()
+            ours.close()
+            theirs.close()
 
     # -- size of the pool ------------------------------------------------------------------------------------------
 
@@ -724,15 +659,6 @@ class PoolConformance:
         _poll(lambda: len(lines(path)) >= count, f"{count} running jobs", between=driver.turn)
 
 
-def append(path: Path, text: str) -> None:
-    """Add a line to a file, in one write, so that it stays whole beside other processes' lines."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, text.encode() + b"\n")
-    finally:
-        os.close(fd)
-
-
 def lines(path: Path) -> list[str]:
     """The lines of a file; none if it does not exist."""
     return path.read_text().splitlines() if path.exists() else []
@@ -759,23 +685,3 @@ def _is_alive(pid: int) -> bool:
         return False
     status = Path(f"/proc/{pid}/stat")
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def _descriptors() -> dict[str, str]:
-    """The open descriptors and, where the system says so, what they are."""
-    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
-    found = {}
-    for name in os.listdir(folder):
-        try:
-            found[name] = os.readlink(f"{folder}/{name}")
-        except OSError:
-            continue  # the descriptor of the listing itself, or no link on this system
-    return found
-
-
-def _vandalize() -> None:
-    os.chdir("/")
-    os.umask(0)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_IGN)
-    os.closerange(0, 256)

@@ -19,6 +19,8 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from msgspec import structs
+
 from celeriac import signals
 from celeriac.app.rate_limits import NO_STATE, cluster_wide, trouble_with
 from celeriac.beat import EmbeddedService
@@ -37,7 +39,7 @@ from celeriac.kernel.discovery import PluginInfo
 from celeriac.log import Formats, TaskLog, open_stream
 from celeriac.messaging.broadcasts import require_fanout
 from celeriac.spec.data import QueueSpec
-from celeriac.spec.pool import Pool, PoolOptions
+from celeriac.spec.pool import Pool, PoolOptions, Recipe
 from celeriac.spec.transport import Transport
 from celeriac.utils.ids import default_nodename, uuid
 from celeriac.utils.nodenames import worker_direct
@@ -57,6 +59,7 @@ from celeriac.worker.request import Request, make_request
 from celeriac.worker.revoked import RevocationWatch, Revoked
 from celeriac.worker.shutdown import wind_down
 from celeriac.worker.siblings import Gossip, mingle_with_all
+from celeriac.worker.spawned import LogWords, write_recipe
 from celeriac.worker.spool import Spool
 from celeriac.worker.standin import StandIn, describe, make_stand_in
 from celeriac.worker.stuck import StuckSlots
@@ -72,6 +75,8 @@ EXIT_FORCED: Final = 1
 EXIT_DEAF: Final = 3
 #: Half the slots were stuck in tasks beyond their hard time limits (see `stuck`).
 EXIT_STUCK: Final = 4
+#: How long a process that imports the app anew may take until it can run a task, unless a setting says otherwise.
+SPAWNED_S: Final = 60.0
 #: So often a worker tells monitors that it lives.
 HEARTBEAT_S: Final = 2.0
 #: More unexpected errors than this within this time end the worker: something is wrong that a new link does not mend.
@@ -98,6 +103,8 @@ class Worker:
         ready_file, health_port: See `health`; instead of `worker_ready_file` and `worker_health_port`.
         mingle, gossip: See `siblings`; instead of `worker_mingle` and `worker_gossip`.
         on_ready: Called with the worker when it consumes.
+        app_name: What the command line found the app by (`-A`; empty: there was none), for processes that do it again.
+            None: they import it from the module in which it is found.
         ends_process: The process ends with the worker: then HUP restarts it, USR1 shows where it is, signals that
             come after its end are ignored, and systemd is told what happens, if it wants to know (`utils.systemd`).
 
@@ -139,6 +146,7 @@ class Worker:
         mingle: bool | None = None,
         gossip: bool | None = None,
         on_ready: Callable[[Worker], Any] | None = None,
+        app_name: str | None = None,
         ends_process: bool = False,
         **extra: Any,
     ) -> None:
@@ -171,6 +179,8 @@ class Worker:
         self._watch: RevocationWatch | None = None
         self._beat_words = {"scheduler_cls": scheduler, "schedule_filename": schedule_filename} if beat else None
         self._beat: EmbeddedService | None = None
+        self._app_name = app_name
+        self._log_words = LogWords(loglevel, logfile, logformat, not no_color)
         self._log_format: Literal["console", "json"] = "json" if logformat == "json" else "console"
         self._task_log = TaskLog(
             self._log_format,
@@ -309,6 +319,10 @@ class Worker:
             start_timeout_s=float(app.conf["worker_proc_alive_timeout"] or 10),
             node=self.hostname,
         )
+        if app.conf["worker_pool_start_method"] == "spawn":
+            options = structs.replace(options, recipe=self._write_recipe)
+            if not app.conf.value_set_for("worker_proc_alive_timeout"):
+                options = structs.replace(options, start_timeout_s=SPAWNED_S)
         self.pool = app.kernel.make_pool(self.pool_name, program, options)
         self._check_limits()
         # Children are forked before anything is connected, so that they inherit no socket.
@@ -369,6 +383,16 @@ class Worker:
         if self._manager.listens:
             self._pulse = Pulse(self._manager, self._health.stalled_s, self._describe)
             self._pulse.start()
+
+    def _write_recipe(self) -> Recipe:
+        return write_recipe(
+            self.app,
+            self._app_name,
+            include=self._include,
+            log=self._log_words,
+            node=self.hostname,
+            detail=self._task_log.info_on,
+        )
 
     def _make_watchdog(self) -> None:
         """Make what says whether this worker consumes, and what sees to it that it does."""
@@ -498,6 +522,11 @@ class Worker:
 
     def _check_limits(self) -> None:
         """Say at the start what this pool cannot do."""
+        if self.app.conf["worker_pool_start_method"] == "spawn" and "spawn" not in self.pool.abilities:
+            _log.warning(
+                "worker_pool_start_method is 'spawn', but the pool %r makes no fresh processes; prefork does.",
+                self.pool_name,
+            )
         tasks = list(self.app.tasks.regular().values())
         if "coroutines" in self.pool.abilities:
             tasks = [task for task in tasks if not inspect.iscoroutinefunction(task.run)]

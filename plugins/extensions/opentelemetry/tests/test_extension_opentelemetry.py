@@ -21,6 +21,7 @@ from celeriac.exceptions import ImproperlyConfigured
 from celeriac.testing.apps import TestApp
 from celeriac.testing.rehearsal import Rehearsal
 from celeriac.testing.threaded import start_worker
+from celeriac_extension_opentelemetry import celeriac_process_starting
 from celeriac_extension_opentelemetry.tracing import instrument, uninstrument
 
 PROGRAM = """
@@ -165,6 +166,21 @@ def test_threads_do_not_mix_their_spans(spans: InMemorySpanExporter) -> None:
         if span.name == "process current" and span.attributes
     }
     assert runs == seen
+
+
+def test_a_process_that_was_not_forked_from_its_worker_is_traced_too(exporter: InMemorySpanExporter) -> None:
+    exporter.clear()
+    app = TestApp()
+    app.conf.extension_options = {"opentelemetry": {}}
+    task = app.task(name="anew")(lambda: None)
+    try:
+        task.apply()
+        assert not exporter.get_finished_spans()
+        celeriac_process_starting(app)
+        task.apply()
+    finally:
+        uninstrument()
+    assert [span.name for span in exporter.get_finished_spans()] == ["process anew"]
 
 
 def test_a_setup_that_is_not_there_is_an_error() -> None:

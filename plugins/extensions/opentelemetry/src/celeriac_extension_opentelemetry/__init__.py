@@ -12,7 +12,17 @@ CELERIAC_API = (1, 0)
 @hookimpl
 def celeriac_worker_starting(worker: Any) -> None:
     """Trace this worker and its processes, if `extension_options` has the name of this extension."""
-    options = worker.app.conf["extension_options"].get("opentelemetry")
+    _trace(worker.app)
+
+
+@hookimpl
+def celeriac_process_starting(app: Any) -> None:
+    """The same, in a process that was not forked from the worker."""
+    _trace(app)
+
+
+def _trace(app: Any) -> None:
+    options = app.conf["extension_options"].get("opentelemetry")
     if options is None:
         return
     from celeriac_extension_opentelemetry.tracing import instrument

@@ -5,18 +5,24 @@ Called by `pool` on the worker's thread.
 
 from __future__ import annotations
 
+import mmap
 import os
+import pickle
 import signal
+import subprocess
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NoReturn
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
-from celeriac.spec import SlotProgram
-from celeriac_pool_prefork import child
+from celeriac.spec import Recipe, SlotProgram
+from celeriac_pool_prefork import child, frames
 from celeriac_pool_prefork.slot import Slot
 
+#: What a fresh interpreter runs.
+FRESH: Final = str(Path(__file__).with_name("fresh.py"))
 #: Storm guard (P4): so many deaths in so long that no job explains, and new children are held back.
 STORM_DEATHS: Final = 5
 STORM_S: Final = 10.0
@@ -55,9 +61,50 @@ def fork(program: SlotProgram, slot: Slot, limits: child.Limits, let_go: Callabl
 def _be_child(program: SlotProgram, ends: child.Ends, let_go: Callable[[], None]) -> NoReturn:
     try:
         let_go()
-        child.main(program, ends)
+        child.main(lambda: program, ends)
     finally:
         os._exit(70)  # whatever happened, a child never returns into its parent's stack
+
+
+def spawn(recipe: Recipe, limits: child.Limits, make_slot: Callable[[frames.Page], Slot]) -> Slot:
+    """Start a fresh interpreter as the child of a new slot: it inherits the slot's ends and the standard streams, and
+    no other descriptor, lock or thread.
+
+    Raises:
+        OSError: There is no process to be had, or no descriptor.
+    """
+    page_fd = frames.make_file(bytes(mmap.PAGESIZE))
+    try:
+        slot = make_slot(frames.Page(page_fd))
+        try:
+            slot.born(_start_interpreter(recipe, limits, (slot.jobs_end.fileno(), slot.reports_end.fileno(), page_fd)))
+        except OSError:
+            slot.forget()
+            raise
+    finally:
+        os.close(page_fd)
+    return slot
+
+
+def _start_interpreter(recipe: Recipe, limits: child.Limits, ends: tuple[int, int, int]) -> int:
+    told = {
+        "path": [*map(str, sys.path)],
+        "argv": sys.argv,
+        "ends": ends,
+        "parent_pid": os.getpid(),
+        "limits": (limits.max_tasks, limits.max_memory_kib, limits.fresh_kib),
+        "recipe": (recipe.maker, recipe.words),
+    }
+    told_fd = frames.make_file(pickle.dumps(told))  # not by the command line, which everybody may read
+    flags: Any = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # as multiprocessing does
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # as in `fork`; it keeps the mask
+    try:
+        process = subprocess.Popen([sys.executable, *flags, FRESH, str(told_fd)], pass_fds=(*ends, told_fd))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(told_fd)
+    process.returncode = 0  # as far as `subprocess` is concerned: the slot waits for its end, and nobody else may
+    return process.pid
 
 
 class StormGuard:

@@ -1,6 +1,6 @@
 """The child process: reads packets of jobs, runs them one after another, sends packets of reports.
 
-Called by `pool` right after the fork; `main` never returns. User code runs on the main thread. One more
+Called by `birth` right after a fork, and by `fresh`; `main` never returns. User code runs on the main thread. One more
 thread, the watcher, is started when the first packet of several jobs comes: such packets hold jobs that
 were expected to take a few milliseconds together, and when one of them does not, the watcher hands those
 behind it back to the parent and sends the reports that wait.
@@ -22,12 +22,13 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
 from msgspec import Struct
 
-from celeriac.exceptions import SoftTimeLimitExceeded
+from celeriac.exceptions import CeleriacError, SoftTimeLimitExceeded
 from celeriac.spec import Job, JobReport, SlotProgram
 from celeriac_pool_prefork import frames
 from celeriac_pool_prefork.frames import ASKED, CANCELLED, CANCELLED_LIMIT, HANDED_BACK, SINCE, SOFT, TOKEN
@@ -39,6 +40,9 @@ GATHER: Final = 64
 GATHER_NS: Final = 2_000_000
 #: How often the watcher looks; what waits behind a job that it sees twice is handed back.
 WATCH_S: Final = 0.025
+
+#: The exit code of a child that could not begin, or found a bug of ours.
+BROKEN_CODE: Final = 70
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
@@ -64,16 +68,20 @@ class Ends(Struct, frozen=True):
     limits: Limits
 
 
-def main(program: SlotProgram, ends: Ends) -> None:
-    """Be a child. Call it in a fresh fork with all signals blocked; ends the process."""
-    code = 70
+def main(get_program: Callable[[], SlotProgram], ends: Ends) -> None:
+    """Be a child. Call it in a fresh process with all signals blocked; ends the process.
+
+    Args:
+        get_program: Called once this is a child: it may import the user's modules.
+    """
+    code = BROKEN_CODE
     try:
         _take_signals_over()
         _die_with(ends.parent_pid)
         _take_name()
         _leave_standard_input()
         gc.freeze()  # what came from the parent is not garbage; looking at it would only copy its pages
-        code = _Slot(program, ends).serve()
+        code = _Slot(ends).serve(get_program)
     except BrokenPipeError:
         if os.getppid() == ends.parent_pid:
             traceback.print_exc()  # else the parent was killed under our report: nobody is there to be told
@@ -90,8 +98,7 @@ def main(program: SlotProgram, ends: Ends) -> None:
 class _Slot:
     """The state of one child."""
 
-    def __init__(self, program: SlotProgram, ends: Ends) -> None:
-        self._program = program
+    def __init__(self, ends: Ends) -> None:
         self._jobs = ends.jobs
         self._reports = ends.reports
         self._words = ends.page.words
@@ -108,19 +115,24 @@ class _Slot:
         self._asked = 0
         self._cancelled: frozenset[int] = frozenset()
 
-    def serve(self) -> int:
+    def serve(self, get_program: Callable[[], SlotProgram]) -> int:
         """Work until the parent says stop or is gone, or a limit is reached. Returns the exit code."""
-        signal.signal(signal.SIGUSR1, self._on_soft_limit)
         try:
-            self._program.begin()
+            program = get_program()
+            _take_signals_over()  # once more: the program may have changed its mind
+            signal.signal(signal.SIGUSR1, self._on_soft_limit)
+            program.begin()
         except BaseException as exc:
-            text = "".join(traceback.format_exception_only(type(exc), exc)).strip()
+            is_ours = isinstance(exc, CeleriacError)  # then its sentence says all
+            text = str(exc) if is_ours else "".join(traceback.format_exception_only(type(exc), exc)).strip()
             self._reports.send(frames.BROKEN + text.encode(errors="replace")[: frames.PACKET_BYTES // 2])
+            if is_ours:
+                return BROKEN_CODE
             raise
         memory = _Memory(self._limits) if self._limits.max_memory_kib is not None else None
         self._reports.send(frames.READY)
         while self._read():
-            self._run_batch()
+            self._run_batch(program.run)
             self._flush()
             if self._file is not None:
                 os.close(self._file)
@@ -128,7 +140,7 @@ class _Slot:
             if self._is_used_up() or (memory is not None and memory.is_over()):
                 self._reports.send(frames.LEAVING)
                 break
-        self._program.end()
+        program.end()
         return 0
 
     # -- jobs ---------------------------------------------------------------------------------------------
@@ -153,8 +165,8 @@ class _Slot:
             self._watcher.wake()
         return True
 
-    def _run_batch(self) -> None:
-        batch, pending, words, run, emit = self._batch, self._pending, self._words, self._program.run, self._emit
+    def _run_batch(self, run: Callable[[Job, Callable[[JobReport], None]], JobReport]) -> None:
+        batch, pending, words, emit = self._batch, self._pending, self._words, self._emit
         monotonic_ns, pid = time.monotonic_ns, self._pid
         flushed = monotonic_ns()
         while True:

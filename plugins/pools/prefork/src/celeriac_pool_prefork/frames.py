@@ -57,10 +57,14 @@ decode_reports: Final = msgspec.msgpack.Decoder(list[JobReport]).decode
 
 
 class Page:
-    """The shared page: `words` is indexed by the constants above."""
+    """The shared page: `words` is indexed by the constants above.
 
-    def __init__(self) -> None:
-        self._map = mmap.mmap(-1, mmap.PAGESIZE)
+    Args:
+        fd: Of an anonymous file of that size, for a child that does not inherit its parent's memory.
+    """
+
+    def __init__(self, fd: int = -1) -> None:
+        self._map = mmap.mmap(fd, mmap.PAGESIZE)
         self._bytes = memoryview(self._map)
         self.words = self._bytes.cast("Q")
 

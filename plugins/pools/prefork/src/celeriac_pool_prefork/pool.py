@@ -14,15 +14,16 @@ import signal as signals
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
 import structlog
 
 from celeriac.exceptions import PoolBroken
-from celeriac.spec import Job, JobReport, PoolOptions, SlotProgram
+from celeriac.spec import Job, JobReport, PoolOptions, Recipe, SlotProgram
 from celeriac_pool_prefork import child, frames
-from celeriac_pool_prefork.birth import PAUSE_S, StormGuard, fork
+from celeriac_pool_prefork.birth import PAUSE_S, StormGuard, fork, spawn
 from celeriac_pool_prefork.frames import HANDED_BACK
 from celeriac_pool_prefork.limits import INSIST_S, enforce, strike
 from celeriac_pool_prefork.news import News
@@ -46,13 +47,14 @@ log = structlog.get_logger(__name__)
 
 
 class PreforkPool:
-    """Runs jobs in forked child processes."""
+    """Runs jobs in child processes, forked from the worker or spawned as fresh interpreters."""
 
-    abilities = frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes"})
+    abilities = frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes", "spawn"})
 
     def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
         self._program = program
         self._options = options
+        self._recipe: Recipe | None = None  # of children that are not forked
         self._target = options.slots
         self._slots: dict[int, Slot] = {}  # by pid
         self._by_fd: dict[int, Slot] = {}
@@ -80,6 +82,7 @@ class PreforkPool:
     # -- life ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self._recipe = self._options.recipe() if self._options.recipe is not None else None
         self._news = News(self._options.poller)
         self._refill()
         while not any(slot.ready for slot in self._slots.values()):
@@ -426,7 +429,7 @@ class PreforkPool:
         self._refill_at = time.monotonic() + pause_s
 
     def _refill(self) -> None:
-        """Fork until there are as many children as wanted."""
+        """Bring up children until there are as many as wanted."""
         self._refill_at = math.inf
         if self._stopping:
             return
@@ -442,8 +445,12 @@ class PreforkPool:
         assert self._news is not None
         options = self._options
         limits = child.Limits(options.max_tasks_per_child, options.max_memory_per_child_kib, self._fresh_kib)
-        slot = Slot(budget=options.max_tasks_per_child, files=self._files)
-        fork(self._program, slot, limits, lambda: self._let_go(slot))
+        make_slot = partial(Slot, budget=options.max_tasks_per_child, files=self._files)
+        if self._recipe is not None:
+            slot = spawn(self._recipe, limits, make_slot)
+        else:
+            slot = make_slot(frames.Page())
+            fork(self._program, slot, limits, lambda: self._let_go(slot))
         slot.start_timeout_s = self._start_timeout_s
         slot.ready_by = time.monotonic() + slot.start_timeout_s
         self._look_at = min(self._look_at, slot.ready_by)
@@ -455,7 +462,7 @@ class PreforkPool:
                 self._news.add(fd)
 
     def _let_go(self, slot: Slot) -> None:
-        """In a fresh child: close all that is the parent's and the siblings'."""
+        """In a forked child: close all that is the parent's and the siblings'."""
         assert self._news is not None
         self._news.forget()
         for sibling in self._slots.values():

@@ -32,10 +32,11 @@ _FREEZE_S: Final = 0.05
 class Slot:
     """One child as its parent sees it."""
 
-    def __init__(self, *, budget: int | None, files: dict[int, int]) -> None:
-        """Make what must exist before the fork.
+    def __init__(self, page: frames.Page, *, budget: int | None, files: dict[int, int]) -> None:
+        """Make what must exist before the child does.
 
         Args:
+            page: Which the child will have too.
             budget: How many jobs the child may be given in all; None: any number.
             files: Token → anonymous file of every big job of the pool that is on its way; shared by the slots.
         """
@@ -44,7 +45,7 @@ class Slot:
         self.reports, self.reports_end = frames.socket_pair()
         self.jobs.setblocking(False)
         self.reports.setblocking(False)
-        self.page = frames.Page()
+        self.page = page
         self.pid = 0
         self.pidfd: int | None = None
         self.watched: set[int] = set()  #: descriptors that the pool has registered
@@ -70,7 +71,7 @@ class Slot:
         self.start_timeout_s = math.inf
 
     def born(self, pid: int) -> None:
-        """The fork has happened; this is the parent."""
+        """The child is there; this is the parent."""
         self.pid = pid
         self.reports_end.close()  # so that the end of the child is the end of the stream
         if hasattr(os, "pidfd_open"):
