@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from celeriac import _state, states
 from celeriac.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
+from celeriac.messaging.tracebacks import frames_of
 from celeriac.resultstore import ResultStore, date_done, result_of
 from celeriac.spec.backend import Document
 from celeriac.utils.graph import DependencyGraph
@@ -428,6 +429,9 @@ class AsyncResult(ResultBase, Generic[T]):
                 value = Exception(value)
             trace = document.get("traceback")
             if trace:
+                frames = frames_of(trace) if self.app.conf["task_remote_tracebacks"] else None
+                if frames is not None:
+                    raise value.with_traceback(frames)
                 value.__cause__ = RemoteTraceback(trace)
             raise value
         return value
