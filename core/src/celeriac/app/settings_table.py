@@ -191,7 +191,13 @@ TASK: Final[tuple[Row, ...]] = (
         "What becomes of a message whose process died. None or True: it comes back, a few times at most. "
         "False: the task has failed.",
     ),
-    ("task_retry_on_worker_lost", "bool", False, "Count such a death as one of the task's own retries."),
+    (
+        "task_retry_on_worker_lost",
+        "bool",
+        False,
+        "Such a death is one of the task's own retries, up to `max_retries` and after `default_retry_delay`. "
+        "True goes before `task_reject_on_worker_lost`.",
+    ),
     ("task_always_eager", "bool", False, "`delay()` runs the task on the spot, for tests. Nothing is sent."),
     ("task_eager_propagates", "bool", False, "Errors of tasks that run so are raised."),
     ("task_store_eager_result", "bool", False, "Their results are stored."),
@@ -243,7 +249,12 @@ TASK: Final[tuple[Row, ...]] = (
         None,
         "Where tasks go: `{name or pattern: {'queue': ...}}`, a function, or a list of these.",
     ),
-    ("task_remote_tracebacks", "bool", False, "Raise errors of tasks with the worker's traceback (needs `tblib`)."),
+    (
+        "task_remote_tracebacks",
+        "bool",
+        False,
+        "`get()` raises errors of tasks with the worker's frames (needs `celeriac[tblib]`).",
+    ),
     ("task_repr_maxlevels", "int", 3, "How deep arguments are shown in logs and monitors."),
     ("task_send_sent_event", "bool", False, "Whoever sends a task also sends the event `task-sent`."),
     ("task_serializer", "text", "json", "Serializer of message bodies."),
@@ -327,14 +338,19 @@ WORKER: Final[tuple[Row, ...]] = (
     ),
     ("worker_spool_bytes", "int", 67_108_864, "The same in bytes."),
     ("worker_soft_shutdown_timeout", "seconds", 0.0, "Time that tasks get to end before a cold shutdown stops them."),
-    ("worker_enable_soft_shutdown_on_idle", "bool", False, "Wait that long even when no task runs."),
+    ("worker_enable_soft_shutdown_on_idle", "bool", False, "Wait that long before it even when no task runs."),
     (
         "worker_cancel_long_running_tasks_on_connection_loss",
         "bool",
         False,
         "Stop running tasks when the broker is lost.",
     ),
-    ("worker_deduplicate_successful_tasks", "bool", False, "Do not run a message again whose task has succeeded."),
+    (
+        "worker_deduplicate_successful_tasks",
+        "bool",
+        False,
+        "A message that comes again after its task has succeeded is acknowledged, not run; what follows is sent.",
+    ),
     ("worker_direct", "bool", False, "Also consume a queue of this worker's own, `<node>.dq2`."),
     ("worker_disable_rate_limits", "bool", False, "Ignore the rate limits of tasks."),
     ("worker_mingle", "bool", False, "At the start, ask other workers what is revoked (`--mingle`)."),
@@ -673,9 +689,8 @@ OWN: Final = frozenset(
 NOT_YET: Final = frozenset(
     {
         "broker_connection_retry", "broker_failover_strategy", "broker_pool_acquire_timeout", "task_protocol",
-        "task_remote_tracebacks", "task_retry_on_worker_lost", "worker_agent",
-        "worker_cancel_long_running_tasks_on_connection_loss", "worker_consumer", "worker_deduplicate_successful_tasks",
-        "worker_enable_prefetch_count_reduction", "worker_enable_soft_shutdown_on_idle", "worker_eta_task_limit",
+        "worker_agent", "worker_cancel_long_running_tasks_on_connection_loss", "worker_consumer",
+        "worker_enable_prefetch_count_reduction", "worker_eta_task_limit",
     }
 )  # fmt: skip
 

@@ -77,6 +77,7 @@ class Task(Generic[P, R]):
         ("acks_on_failure", "task_acks_on_failure"),
         ("acks_on_timeout", "task_acks_on_timeout"),
         ("reject_on_worker_lost", "task_reject_on_worker_lost"),
+        ("retry_on_worker_lost", "task_retry_on_worker_lost"),
         ("ignore_result", "task_ignore_result"),
         ("store_eager_result", "task_store_eager_result"),
         ("store_errors_even_if_ignored", "task_store_errors_even_if_ignored"),
@@ -106,6 +107,7 @@ class Task(Generic[P, R]):
     acks_on_failure: bool | None = None
     acks_on_timeout: bool | None = None
     reject_on_worker_lost: bool | None = None
+    retry_on_worker_lost: bool | None = None
     track_started: bool | None = None
     serializer: str | None = None
     compression: str | None = None

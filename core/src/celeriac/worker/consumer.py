@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 from celeriac import signals
 from celeriac.bootsteps import Step
 from celeriac.exceptions import BackendError, NotRegistered, TransportLost
+from celeriac.execution.followup import Following
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
 from celeriac.worker.admission import MEMORY_LIMIT, RUN, Admission, Courtesy, Verdict, Waiting
 from celeriac.worker.clock import SYSTEM, Clock
+from celeriac.worker.duplicates import Duplicates
 from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
@@ -66,6 +68,7 @@ class Loop:
         revoked: What may not run.
         listeners: Who hears of the runs that have ended.
         rates: Takes slots for tasks whose rate is limited over all workers; None without shared state.
+        lingers: It goes on for a while although it is stopping and nothing runs.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Loop:
         self._tokens = itertools.count(1)
         self._told_unknown: set[str] = set()
         self._stopping = False
+        self.lingers = False
         self._epoch = 0
         self._is_linked = True
         self.flights = Flights()
@@ -128,6 +132,7 @@ class Loop:
         )
         self.revoked = self._admission.revoked
         self._publications = Publications(app)
+        self._duplicates = Duplicates(app, self.endings) if app.conf["worker_deduplicate_successful_tasks"] else None
         self.listeners: list[RunListener] = []
         self._requests: CustomRequests | None = None
         self._snapshots: deque[Snapshot] = deque(maxlen=1)  # of revocations; only the last one counts
@@ -225,6 +230,8 @@ class Loop:
         if reports:
             if self.listeners:
                 tell_listeners(self.listeners, self.flights, reports)
+            if self._duplicates is not None:
+                self._duplicates.learn(reports, self.flights)
             self.endings.digest(reports)
         if link.consumer is None and not self._stopping:
             link.try_reopen(self._wanted_window())
@@ -253,7 +260,7 @@ class Loop:
         self._sleeper.sleep(pause_s)
 
     def _how_long(self) -> float:
-        if self._stopping and not len(self.flights):
+        if self._stopping and not len(self.flights) and not self.lingers:
             return 0.0  # the last task has ended: whoever waits for the worker's end need not wait longer
         now, pause_s = self._clock.monotonic(), IDLE_S
         deadline = self._pool.deadline()
@@ -343,6 +350,8 @@ class Loop:
         flights, plans, window = self.flights, self._plans, self._window
         revoked, epoch, info_on = bool(self.revoked), self._epoch, self._log.info_on
         orphans = self._orphans
+        if self._duplicates is not None:
+            deliveries = self._without_duplicates(self._duplicates, deliveries)
         for delivery in deliveries:
             if orphans and delivery.redelivered and self._is_adopted(delivery):
                 continue
@@ -411,9 +420,7 @@ class Loop:
             admitted = self._publications.admitted(heads)
         except BackendError as exc:
             _log.warning("Whether the bodies of %d chords run already is not known yet: %s", len(heads), exc)
-            later = self._clock.unix() + ASK_AGAIN_S
-            for delivery in deliveries:
-                self._waiting.add(later, delivery)
+            self._ask_again(deliveries)
             return
         first = []
         for delivery, head, may_run in zip(deliveries, heads, admitted, strict=True):
@@ -427,6 +434,39 @@ class Loop:
                 self.endings.drop(delivery)
         if first:
             self._take(first)
+
+    def _without_duplicates(self, duplicates: Duplicates, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Those of these whose task has not succeeded before; the others are ended."""
+        again = [
+            delivery
+            for delivery in deliveries
+            if delivery.redelivered
+            and isinstance(delivery.head, Head)
+            and delivery.head.id
+            and delivery.head.id not in self._orphans
+        ]
+        if not again:
+            return deliveries
+        try:
+            ended: dict[Any, Following | None] = {**duplicates.look(again)}
+        except BackendError as exc:
+            _log.warning("Whether %d messages that came again have succeeded is not known yet: %s", len(again), exc)
+            self._ask_again(again)
+            ended = {delivery.tag: None for delivery in again}
+        for delivery in again:
+            following = ended.get(delivery.tag)
+            if following is not None:
+                assert isinstance(delivery.head, Head)
+                named = {"task_name": delivery.head.task, "task_id": delivery.head.id}
+                self._log.line(logging.INFO, "task.dropped", **named, reason="it has succeeded before")
+                self.endings.repeat(delivery, following)
+        return [delivery for delivery in deliveries if delivery.tag not in ended]
+
+    def _ask_again(self, deliveries: Sequence[Delivery]) -> None:
+        """The result store is away: these wait until it may be asked once more."""
+        later = self._clock.unix() + ASK_AGAIN_S
+        for delivery in deliveries:
+            self._waiting.add(later, delivery)
 
     def _is_held_up(self, delivery: Delivery, plan: TaskPlan) -> bool:
         """Whether a message that was lost before may not run now, or never more (B14); what is to be done is done.

@@ -20,6 +20,7 @@ from celeriac.execution.request import Context
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import FINAL_OUTCOMES, Delivery, Head, JobReport, Payload, Settlement
 from celeriac.utils.ids import uuid
+from celeriac.utils.times import after
 from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
 from celeriac.worker.marks import Story
@@ -216,12 +217,18 @@ class Endings:
         task_id = flight.head.id
         crashes = max(flight.delivery.attempt, self._crashes.get(task_id, 0) + 1)
         again = flight.plan.requeue_lost and crashes < self._max_crashes
+        if flight.plan.retry_lost:
+            story, limit = Story(self._transport, flight.delivery), flight.plan.task.max_retries
+            # A task without a bound on its retries has the one on crashes, as far as this worker has seen them.
+            left = crashes < self._max_crashes if limit is None else story.retries < limit
+            if story.counts_tries and left:
+                self._retry_lost(flight, story, cause, crashes)
+                return
+            again = again and not story.counts_tries
         then = f"It is run again (attempt {crashes + 1} of {self._max_crashes})." if again else "It is not run again."
         _log.error("The process that ran %s[%s] died: %s. %s", flight.plan.name, task_id, cause, then)
         if again:
-            self._crashes[task_id] = crashes
-            while len(self._crashes) > CRASHES_REMEMBERED:
-                self._crashes.popitem(last=False)
+            self._remember_crashes(task_id, crashes)
             self._finish(flight, "requeue", started=True)
             return
         self._crashes.pop(task_id, None)
@@ -233,6 +240,36 @@ class Endings:
             self._announce_failure(flight, error)
         verb: Verb = "dead" if flight.plan.requeue_lost else "ack"
         self._finish(flight, verb, following, reason=f"crash: its slot died {crashes} times", error=cause)
+
+    def _retry_lost(self, flight: Flight, story: Story, cause: str, crashes: int) -> None:
+        """Send the call anew, as a retry of its task's, because its process died."""
+        task, head = flight.plan.task, flight.head
+        again = story.retried(after(task.default_retry_delay))
+        assert again is not None
+        if self._app.codec.seal is not None:
+            self._app.codec.seal.put_on(again)
+        error = WorkerLostError(f"Worker exited prematurely: {cause}.")
+        _log.error(
+            "The process that ran %s[%s] died: %s. It is tried again in %g s (retry %d%s).",
+            flight.plan.name, head.id, cause, task.default_retry_delay, story.retries + 1,
+            "" if task.max_retries is None else f" of {task.max_retries}",
+        )  # fmt: skip
+        self._remember_crashes(head.id, crashes)
+        if self.feed is not None:
+            self.feed.note("task-retried", head.id, exception=f"WorkerLostError({cause!r})", traceback="")
+        request, store = self.request(flight.delivery), self._store
+        following = Following([again])
+        ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
+        if store.plugin is not None and not ignored:
+            following.stored.append(store.make(head.id, states.RETRY, store.failure(error), "", request))
+        if signals.task_retry.receivers:
+            signals.task_retry.send(sender=task, request=request, reason=error, einfo=ExceptionInfo(error, ""))
+        self._finish(flight, "ack", following)
+
+    def _remember_crashes(self, task_id: str, crashes: int) -> None:
+        self._crashes[task_id] = crashes
+        while len(self._crashes) > CRASHES_REMEMBERED:
+            self._crashes.popitem(last=False)
 
     def _announce_failure(self, flight: Flight, exc: Exception) -> None:
         """`task_failure` for a run that cannot say so itself, because its process is gone."""
@@ -285,6 +322,11 @@ class Endings:
         """Acknowledged without a run, and nothing stored: another message is the same call, and is run."""
         self.finished += 1
         self._link.settle(Settlement(delivery.tag))
+
+    def repeat(self, delivery: Delivery, following: Following) -> None:
+        """Acknowledged without a run, since an earlier one of it has succeeded: what follows from that is done."""
+        self.finished += 1
+        self._link.settle(Settlement(delivery.tag), following)
 
     def lose(self, delivery: Delivery, reason: str) -> None:
         """Set aside what was lost too often to be run once more, with FAILURE stored."""

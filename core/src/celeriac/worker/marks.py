@@ -6,6 +6,7 @@ body and its other headers stay as they are. Called by `consumer` and `endings`,
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celeriac.spec.data import (
@@ -27,6 +28,7 @@ class Story:
     Attributes:
         returns: How often it was given back.
         unknown_since: When a worker first found its task unknown; None for never.
+        retries: Which try of its task it is: 0 for the first.
     """
 
     def __init__(self, transport: Transport, delivery: Delivery) -> None:
@@ -38,8 +40,9 @@ class Story:
             headers = self._payload.headers
         except ValueError:
             pass  # its head could be read, which is all that is certain; it is judged by what the broker says
-        returns, since = headers.get(RETURNS_HEADER), headers.get(UNKNOWN_SINCE_HEADER)
+        returns, retries, since = (headers.get(name) for name in (RETURNS_HEADER, "retries", UNKNOWN_SINCE_HEADER))
         self.returns = returns if type(returns) is int and returns > 0 else 0
+        self.retries = retries if type(retries) is int and retries > 0 else 0
         self.unknown_since = float(since) if isinstance(since, (int, float)) else None
 
     def returned_again(self) -> Payload | None:
@@ -50,6 +53,15 @@ class Story:
     def found_unknown(self, now: float, due: float) -> Payload | None:
         """The message with the time noted at which its task was not known here, for `due`."""
         return self._marked({UNKNOWN_SINCE_HEADER: now}, due)
+
+    @property
+    def counts_tries(self) -> bool:
+        """Its headers say which try it is; those of protocol 1 do not."""
+        return self._payload is not None and bool(self._payload.headers.get("task"))
+
+    def retried(self, eta: datetime) -> Payload | None:
+        """The next try of the same call, for that time; None if it cannot be read."""
+        return self._marked({"retries": self.retries + 1, "eta": eta.isoformat()}, eta.timestamp())
 
     def _marked(self, marks: dict[str, Any], due: float | None) -> Payload | None:
         payload = self._payload

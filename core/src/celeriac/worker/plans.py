@@ -21,6 +21,8 @@ class TaskPlan:
         early: Acknowledged when a slot takes it, before it runs (`acks_late=False`): at most once.
         coroutine: It is a coroutine function.
         announce: The slot says when it takes a call.
+        requeue_lost: Its message comes back when its process has died.
+        retry_lost: Such a death is one of its retries; this goes first.
         runs: How many have ended here.
     """
 
@@ -35,6 +37,7 @@ class TaskPlan:
         "hard_s",
         "name",
         "requeue_lost",
+        "retry_lost",
         "runs",
         "soft_s",
         "task",
@@ -51,6 +54,7 @@ class TaskPlan:
         self.ack_on_failure = _first(task.acks_on_failure, base)
         self.ack_on_timeout = _first(task.acks_on_timeout, base)
         self.requeue_lost = not self.early and task.reject_on_worker_lost is not False
+        self.retry_lost = bool(task.retry_on_worker_lost)
         self.cost_s = UNKNOWN_COST_S
         self.runs = 0
         self._trial_s: list[float] = []

@@ -54,6 +54,7 @@ def wind_down(
     *,
     grace_s: float | None,
     soft_s: float,
+    soft_when_idle: bool = False,
     clock: Clock = SYSTEM,
 ) -> Ended:
     """End the worker's work: nothing that is finished runs again, nothing that is not is lost.
@@ -63,11 +64,13 @@ def wind_down(
         asked: How often the worker was asked to stop so far: 1 warmly; 2 ends waiting; 3 ends the soft phase too.
         grace_s: How long running tasks may go on; None: until they end.
         soft_s: How long they may go on after that, or after the second request.
+        soft_when_idle: That long is waited before a cold end in any case, also when nothing runs.
     """
     # Warm. First no new work; reports still come, so settling lives on; the link goes last: acks travel on it.
     loop.stop_receiving()
     _let_finish(loop, turn, asked, grace_s, 2, clock)
     # Cold, but softly where the app says so: a last while for what still runs.
+    loop.lingers = soft_when_idle and (len(loop.flights) > 0 or asked() >= 2)
     _let_finish(loop, turn, asked, soft_s, 3, clock)
     left = len(loop.flights)
     if left:
@@ -80,7 +83,8 @@ def wind_down(
 def _let_finish(
     loop: Loop, turn: Callable[[], None], asked: Callable[[], int], seconds: float | None, until: int, clock: Clock
 ) -> None:
-    """Go on until nothing runs, the seconds are over (None: no bound), or it was asked to stop so often."""
+    """Go on until nothing runs (and the loop does not linger), the seconds are over (None: no bound), or it was asked
+    to stop so often."""
     ends = None if seconds is None else clock.monotonic() + seconds
-    while len(loop.flights) and asked() < until and (ends is None or clock.monotonic() < ends):
+    while (len(loop.flights) or loop.lingers) and asked() < until and (ends is None or clock.monotonic() < ends):
         turn()

@@ -587,6 +587,7 @@ class Worker:
             lambda: self._asked,
             grace_s=self.app.conf["worker_shutdown_grace"],
             soft_s=self.app.conf["worker_soft_shutdown_timeout"] or 0.0,
+            soft_when_idle=bool(self.app.conf["worker_enable_soft_shutdown_on_idle"]),
         )
         if self.gossip is not None:
             self.gossip.stop()
