@@ -75,7 +75,7 @@ def test_a_detached_worker_works_when_the_command_returns(daemons: Daemons) -> N
 
 def test_a_detached_worker_that_cannot_start_says_why(daemons: Daemons) -> None:
     words = ("-A", "suite_app", "-b", "redis://127.0.0.1:1/0", "worker", "--detach", "--pidfile", "w1.pid")
-    assert "127.0.0.1:1" in daemons.run(*words, code=1)
+    assert "127.0.0.1:1" in daemons.run(*words, "broker.connection_retry_on_startup=False", code=1)
     assert not (daemons.house.place / "w1.pid").exists()
 
 

@@ -196,7 +196,8 @@ def test_no_secret_is_said_by_any_command_or_by_a_worker(tmp_path: Path, locked_
 def test_no_secret_is_said_when_nothing_answers(tmp_path: Path, scheme: str) -> None:
     url = f"{scheme}://me:{CANARY}@127.0.0.1:1/0"
     write_app(tmp_path, url, url if scheme == "redis" else "rpc://")
-    for command in (("call", "secretive.add"), ("doctor",), ("worker", "-P", "solo", "-l", "debug")):
+    worker = ("worker", "-P", "solo", "-l", "debug", "broker.connection_retry=False")
+    for command in (("call", "secretive.add"), ("doctor",), worker):
         words = [CELERIAC, "-A", "secretive", "--traceback", *command]
         ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert ran.returncode != 0, ran.stdout

@@ -83,6 +83,46 @@ def test_a_run_goes_on_when_its_connection_is_lost_and_its_message_comes_again(
             house.close()
 
 
+@pytest.mark.xdist_group("redis")
+def test_a_worker_that_may_not_wait_for_its_broker_ends_and_loses_nothing(
+    redis_house: tuple[House, RedisService],
+) -> None:
+    house, server = redis_house
+    worker = house.worker("-c", "1", "broker.connection_retry=False")
+    results = send_some(house, 2, 0.3)
+    wait_until(lambda: house.ran(), what="the first task")
+    server.kill()
+    assert worker.process.wait(20) == 69
+    assert "Ending, for broker_connection_retry is False" in worker.log
+    assert "2 finished" not in worker.log, "it began nothing after that"
+    late = house.worker("-c", "1", ready=False)
+    late.wait_for("Trying again in 2 s")
+    server.restart()
+    assert results.get(timeout=30) == ["n0", "n1"]
+
+
+@pytest.mark.xdist_group("rabbitmq")
+def test_a_run_is_cancelled_when_its_connection_is_lost_if_that_is_wished_and_that_is_no_crash(
+    tmp_path: Path, rabbitmq_service: RabbitMQService
+) -> None:
+    with FaultProxy(rabbitmq_service.fresh_url()) as wire:
+        house = House(tmp_path, wire.url, "rpc://")
+        try:
+            wish = "worker.cancel_long_running_tasks_on_connection_loss=True"
+            worker = house.worker("-c", "1", wish, SUITE_CRASHES="1")
+            result = house.send("sleep", 1.5, "long")
+            wait_until(lambda: house.ran(), what="the task")
+            wire.cut()
+            worker.wait_for("] cancelled: the broker was lost")
+            wait_until(lambda: len(house.ran()) == 3, what="its end")
+            assert [line.split()[0] for line in house.ran()] == ["start", "start", "end"]
+            assert result.state != "REVOKED"
+            assert worker.stop() == 0
+            assert house.app.transport.depth("celery") == 0, "it was acknowledged"
+        finally:
+            house.close()
+
+
 @pytest.mark.xdist_group("rabbitmq")
 def test_rabbitmq_restarted_under_load(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("rabbitmq_service")

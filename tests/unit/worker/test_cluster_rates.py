@@ -334,6 +334,7 @@ def test_the_settings_give_the_scope_that_a_task_does_not() -> None:
 @pytest.mark.parametrize("backend", [None, "rpc://"])
 def test_without_shared_state_a_worker_says_so_before_it_connects(backend: str | None) -> None:
     app = Celery("w", broker="amqp://nowhere.invalid//", backend=backend, set_as_current=False)
+    app.conf.broker_connection_retry_on_startup = False
     app.task(name="t", rate_limit="1/s", rate_limit_scope="cluster")(lambda: None)
     with pytest.raises(ImproperlyConfigured, match=r"^t: rate_limit_scope='cluster' needs a place that all workers"):
         Worker(app).run()

@@ -107,6 +107,14 @@ def test_a_far_eta_goes_back_to_a_broker_that_can_hold_it() -> None:
     assert cannot.judge(far, plan(), 1000).what == "defer"
 
 
+def test_the_app_says_how_many_may_wait_in_the_worker() -> None:
+    near = head(eta=after(1).isoformat())
+    for can_delay in (True, False):
+        one = Admission(can_delay=can_delay, patience_s=10, rates=True, eta_limit=1)
+        assert one.judge(near, plan(), 0).what == "wait"
+        assert one.judge(near, plan(), 1).what == "defer"
+
+
 @pytest.mark.parametrize("fields", [{"eta": "yesterday"}, {"expires": "2026-99-99"}, {"eta": "1e999"}])
 def test_a_time_that_is_none_sets_the_message_aside(admission: Admission, fields: Any) -> None:
     verdict = admission.judge(head(**fields), plan(), 0)

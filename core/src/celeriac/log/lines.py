@@ -35,6 +35,7 @@ WORDS = {
     "task.ignored": "Task %(task_name)s[%(task_id)s] ignored",
     "task.rejected": "Task %(task_name)s[%(task_id)s] rejected: %(error)s",
     "task.revoked": "Discarding revoked task: %(task_name)s[%(task_id)s]",
+    "task.cancelled": "Task %(task_name)s[%(task_id)s] cancelled: the broker was lost, and its message comes again",
     "task.expired": "Discarding expired task: %(task_name)s[%(task_id)s]",
     "task.unknown": "Received unregistered task of type '%(task_name)s'",
     "task.soft_timed_out": "Soft time limit (%(limit_s)ss) exceeded for %(task_name)s[%(task_id)s]",

@@ -21,7 +21,8 @@ from celeriac.worker.revoked import Revoked
 
 #: An ETA nearer than this waits in the worker; a farther one goes back to a broker that can hold it (B23).
 NEAR_S: Final = 2.0
-MEMORY_LIMIT: Final = 1000  # ETAs held here when the broker cannot hold them
+#: So many messages wait here for their time, if `worker_eta_task_limit` says nothing.
+MEMORY_LIMIT: Final = 1000
 UNKNOWN_REMEMBERED: Final = 10_000
 
 
@@ -49,14 +50,23 @@ class Admission:
     Args:
         can_delay: The broker holds messages until they are due.
         patience_s: How long a message of an unknown task is offered to other workers.
+        eta_limit: How many may wait in the worker for their time; the others wait in the broker.
     """
 
     def __init__(
-        self, *, can_delay: bool, patience_s: float, rates: bool, revoked: Revoked | None = None, clock: Clock = SYSTEM
+        self,
+        *,
+        can_delay: bool,
+        patience_s: float,
+        rates: bool,
+        eta_limit: int = MEMORY_LIMIT,
+        revoked: Revoked | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         self._clock = clock
         self.revoked = Revoked() if revoked is None else revoked
         self._can_delay = can_delay
+        self._eta_limit = eta_limit
         self._patience_s = patience_s
         self._rates = rates
         self._buckets: dict[str, Bucket] = {}
@@ -83,7 +93,7 @@ class Admission:
         if plan is None:
             return UNKNOWN
         if eta is not None and eta > now:
-            if eta - now <= NEAR_S or (not self._can_delay and waiting < MEMORY_LIMIT):
+            if waiting < self._eta_limit and (eta - now <= NEAR_S or not self._can_delay):
                 return Verdict("wait", eta)
             return Verdict("defer", eta)
         if self._rates and plan.task.rate_limit:

@@ -22,7 +22,7 @@ from celeriac.worker.admission import MEMORY_LIMIT, RUN, Admission, Courtesy, Ve
 from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.duplicates import Duplicates
 from celeriac.worker.endings import Endings
-from celeriac.worker.flights import Flight, Flights
+from celeriac.worker.flights import GIVEN_UP, Flight, Flights
 from celeriac.worker.link import Link
 from celeriac.worker.listening import tell_listeners
 from celeriac.worker.marks import Story, is_same_call
@@ -120,6 +120,10 @@ class Loop:
         # Task id → token of what runs and lost its link or lease: its message comes again, perhaps to us.
         self._orphans: dict[str, int] = {}
         self._adopts_until = 0.0  # 0: no room is kept for their messages
+        self._holds_fewer = bool(app.conf["worker_enable_prefetch_count_reduction"])
+        self._cancels_lost = bool(app.conf["worker_cancel_long_running_tasks_on_connection_loss"])
+        eta_limit = app.conf["worker_eta_task_limit"]
+        self._eta_limit = MEMORY_LIMIT if eta_limit is None else int(eta_limit)
         self.endings = Endings(
             app, link, self.flights, window, log, transport, node, self._max_crashes, self._max_returns
         )
@@ -127,6 +131,7 @@ class Loop:
             can_delay=self._can_delay,
             patience_s=float(app.conf["task_unknown_patience"]),
             rates=not app.conf["worker_disable_rate_limits"],
+            eta_limit=self._eta_limit,
             revoked=revoked,
             clock=clock,
         )
@@ -169,7 +174,7 @@ class Loop:
         """How many more deliveries it would take now."""
         if self._stopping or self._courtesy.left_s(self._clock.unix()) > 0:
             return 0
-        kept = len(self._orphans) if self._adopts_until else 0
+        kept = len(self._orphans) if self._adopts_until or not self._holds_fewer else 0
         return max(0, self._window.size - len(self.flights) + kept)
 
     def rebuild(self, why: str) -> None:
@@ -217,7 +222,7 @@ class Loop:
         self.turns += 1
         if self._complaint:
             complaint, self._complaint = self._complaint, ""
-            link.lose(TransportLost(complaint))
+            link.lose(TransportLost(complaint), by_choice=True)
         link.prove()
         if self._snapshots:
             obey(self.revoked.take_over(self._snapshots.popleft()), self.flights, self._pool)
@@ -226,6 +231,8 @@ class Loop:
         if link.consumer is None and self._is_linked:
             self._is_linked = False
             self._drop_unstarted()
+            if self._cancels_lost:
+                self._cancel_running()
         reports = self._pool.collect()
         if reports:
             if self.listeners:
@@ -233,6 +240,8 @@ class Loop:
             if self._duplicates is not None:
                 self._duplicates.learn(reports, self.flights)
             self.endings.digest(reports)
+            if self._orphans:
+                self._count_orphans()
         if link.consumer is None and not self._stopping:
             link.try_reopen(self._wanted_window())
         if link.epoch != self._epoch:
@@ -316,15 +325,44 @@ class Loop:
         self._orphans = {
             flight.head.id: token
             for token, flight in self.flights.items()
-            if flight.epoch != self._epoch and not flight.acked
+            if flight.epoch != self._epoch and flight.epoch != GIVEN_UP and not flight.acked
         }
         self._adopts_until = self._clock.monotonic() + ADOPT_S if self._orphans else 0.0
 
     def _end_adoptions(self) -> None:
-        """Their messages are elsewhere. What came in their room and no slot has begun goes back."""
+        """Their messages are elsewhere. What came in their room and no slot has begun goes back, and until they end
+        fewer are held."""
         self._adopts_until = 0.0
+        self._count_orphans()
+        if not self._holds_fewer:
+            return
         if len(self.flights) > self._window.size:
             self._pool.withdraw()
+        if self._orphans:
+            self._link.resize(self._wanted_window(), exactly=True)
+
+    def _count_orphans(self) -> None:
+        """Forget those that have ended; there is room for more then."""
+        self._orphans = {task_id: token for task_id, token in self._orphans.items() if self.flights.get(token)}
+        self._link.resize(self._wanted_window())
+
+    def _cancel_running(self) -> None:
+        """The broker was lost: end what runs here and is run again elsewhere, or here, when its message comes again."""
+        left: list[str] = []
+        for token, flight in self.flights.items():
+            if flight.acked or flight.plan.early:
+                continue
+            if self._pool.cancel(token):
+                flight.epoch = GIVEN_UP
+                self.endings.spare(flight.head.id)
+            elif flight.pid:
+                left.append(f"{flight.plan.name}[{flight.head.id}]")
+        if left:
+            _log.warning(
+                "Cannot cancel %s: this pool ends no running task. Each may run twice; if its message comes back to "
+                "this worker, the run goes on as the message's own.",
+                ", ".join(left),
+            )
 
     def _is_adopted(self, delivery: Delivery) -> bool:
         """Whether this is the message of an orphan, which then goes on as its run; nothing is begun.
@@ -475,9 +513,10 @@ class Loop:
         beside it. So who is on the last attempt runs without another such one in the same worker: then nobody else
         pays for it, and whoever is lost once more has earned it.
         """
+        spared = self.endings.spared(delivery.head)
         if not self._counts_losses:
-            return self._is_returned_too_often(delivery)
-        lost = delivery.attempt - 1
+            return not spared and self._is_returned_too_often(delivery)
+        lost = delivery.attempt - 1 - spared
         if not self._max_crashes or lost + 1 < self._max_crashes or not plan.requeue_lost:
             return False
         if lost >= self._max_crashes:
@@ -490,7 +529,7 @@ class Loop:
             return False
         now = self._clock.unix()
         if (self._trial is not None and now < self._trial_ends) or any(
-            flight.delivery.attempt > lost for flight in self.flights
+            flight.delivery.attempt >= delivery.attempt for flight in self.flights
         ):
             self.endings.give_back(delivery, now + self._clock.uniform(0.5, 1.5))
         else:
@@ -520,6 +559,8 @@ class Loop:
     def _wanted_window(self) -> int:
         """The window in few steps, so that a broker that pushes need not follow each change."""
         size = self._window.size + len(self._waiting) + self._link.held()
+        if self._orphans and self._holds_fewer and not self._adopts_until:
+            size = max(1, size - len(self._orphans))
         if self.rates is not None:
             size += len(self.rates)
         return size if self._window.fixed or size <= self._window.slots else 1 << (size - 1).bit_length()
@@ -594,7 +635,7 @@ class Loop:
 
     def _put_off(self, delivery: Delivery, when: float) -> None:
         """Until then it is the broker's, if that can hold it."""
-        if self._can_delay or len(self._waiting) >= MEMORY_LIMIT:
+        if self._can_delay or len(self._waiting) >= self._eta_limit:
             self.endings.give_back(delivery, when)
         else:
             self._waiting.add(when, delivery)

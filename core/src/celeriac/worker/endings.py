@@ -21,7 +21,7 @@ from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import FINAL_OUTCOMES, Delivery, Head, JobReport, Payload, Settlement
 from celeriac.utils.ids import uuid
 from celeriac.utils.times import after
-from celeriac.worker.flights import Flight, Flights
+from celeriac.worker.flights import GIVEN_UP, Flight, Flights
 from celeriac.worker.link import Link
 from celeriac.worker.marks import Story
 from celeriac.worker.plans import OVERHEAD_S
@@ -73,6 +73,8 @@ class Endings:
         self._node = node
         # Deaths of slots by task id: what counts for brokers that do not count attempts.
         self._crashes: OrderedDict[str, int] = OrderedDict()
+        # How often a message was lost since its run was cancelled, by task id: that says nothing against the task.
+        self._spared: OrderedDict[str, int] = OrderedDict()
         self.finished = self.given_back = 0
         self.feed: Feed | None = None
 
@@ -167,7 +169,10 @@ class Endings:
             self._lost(flight, report.detail)
 
     def _cancelled(self, flight: Flight, report: JobReport) -> None:
-        """Revoked: before it started, or ended while it ran."""
+        """Revoked: before it started, or ended while it ran. One cancelled with its link ends nothing: `spare`."""
+        if flight.epoch == GIVEN_UP:
+            self._log.line(logging.WARNING, "task.cancelled", task_name=flight.plan.name, task_id=flight.head.id)
+            return
         self._log.line(logging.INFO, "task.revoked", task_name=flight.plan.name, task_id=flight.head.id)
         request, ran = self.request(flight.delivery), report.pid != 0
         error = TaskRevokedError("terminated" if ran else "revoked")
@@ -215,7 +220,7 @@ class Endings:
     def _lost(self, flight: Flight, cause: str) -> None:
         """The slot died while it ran this: once more, elsewhere, unless it has killed too many (B14)."""
         task_id = flight.head.id
-        crashes = max(flight.delivery.attempt, self._crashes.get(task_id, 0) + 1)
+        crashes = max(flight.delivery.attempt - self.spared(flight.head), self._crashes.get(task_id, 0) + 1)
         again = flight.plan.requeue_lost and crashes < self._max_crashes
         if flight.plan.retry_lost:
             story, limit = Story(self._transport, flight.delivery), flight.plan.task.max_retries
@@ -270,6 +275,16 @@ class Endings:
         self._crashes[task_id] = crashes
         while len(self._crashes) > CRASHES_REMEMBERED:
             self._crashes.popitem(last=False)
+
+    def spare(self, task_id: str) -> None:
+        """Its run was cancelled since the link is lost: when its message comes again, that was no crash."""
+        self._spared[task_id] = self._spared.pop(task_id, 0) + 1
+        while len(self._spared) > CRASHES_REMEMBERED:
+            self._spared.popitem(last=False)
+
+    def spared(self, head: Any) -> int:
+        """How many of the losses that a message has counted were such."""
+        return self._spared.get(head.id, 0) if self._spared else 0
 
     def _announce_failure(self, flight: Flight, exc: Exception) -> None:
         """`task_failure` for a run that cannot say so itself, because its process is gone."""

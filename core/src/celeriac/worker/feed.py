@@ -10,15 +10,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from celeriac.events.dispatcher import utc_offset_h
 from celeriac.exceptions import mask_url
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Payload
 from celeriac.utils.clock import LamportClock
-
-if TYPE_CHECKING:
-    from celeriac.worker.flights import Flights
+from celeriac.worker.flights import GIVEN_UP, Flights
 
 #: Events kept while the broker is away, or while more happens than can be sent.
 KEPT: Final = 10_000
@@ -92,7 +90,7 @@ class Feed:
                 self.note("task-failed", uuid, exception=f"TimeLimitExceeded({report.detail})", traceback="")
             elif outcome == "rejected":
                 self.note("task-rejected", uuid, requeue=report.requeue)
-            elif outcome == "cancelled":
+            elif outcome == "cancelled" and flight.epoch != GIVEN_UP:
                 ended = report.pid != 0
                 self.note("task-revoked", uuid, terminated=ended, signum=flight.signum or None, expired=False)
 

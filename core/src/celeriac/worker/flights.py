@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from celeriac.spec.data import Delivery, Head
 from celeriac.worker.plans import TaskPlan
+
+#: The epoch of a flight whose run was cancelled when its link was lost: its message comes again, and is run anew.
+GIVEN_UP: Final = -2
 
 
 class Flight:
     """One delivery in the pool.
 
     Attributes:
-        epoch: Of the link it came by; a later one cannot settle it. -1: its lease is lost.
+        epoch: Of the link it came by; a later one cannot settle it. -1: its lease is lost. See `GIVEN_UP`.
         brief: It may wait in a slot with others.
         acked: It was acknowledged before it ran.
         pid: The process that runs it, once that is known.

@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from celeriac.exceptions import ImproperlyConfigured, OperationalError, QueueNotFound
+from celeriac.exceptions import BackendError, ImproperlyConfigured, OperationalError, QueueNotFound
 from celeriac.messaging.notices import NOTICE
 from celeriac.messaging.producer import broadcast
 from celeriac.messaging.routes import Router
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.data import ChordWork, Delivery, Payload, QueueSpec, Settlement, StoredResult, reply_queue_spec
 from celeriac.worker.clock import SYSTEM, Clock
+from celeriac.worker.patience import ENDLESS, Patience
 from celeriac.worker.settle import Settler
 from celeriac.worker.spool import Ending, Spool
 
@@ -102,6 +103,8 @@ class Link:
         owner: This worker incarnation's name; each epoch adds its number.
         backend: Where states go; in the same exchange as the acks, if it is joint with the transport.
         stand_in: Renews leases when this process cannot.
+        patience: How long a lost broker is waited for.
+        give_up: Called when that is over; nothing is opened again.
 
     Attributes:
         consumer: None while the broker is away.
@@ -123,6 +126,8 @@ class Link:
         make_spool: Callable[[], Spool] = Spool,
         make_renewer: Callable[[Consumer, Callable[[Sequence[Any]], None], Clock], Renewer] = Renewer,
         stand_in: StandIn | None = None,
+        patience: Patience = ENDLESS,
+        give_up: Callable[[], None] = lambda: None,
         clock: Clock = SYSTEM,
     ) -> None:
         self._transport = transport
@@ -135,6 +140,8 @@ class Link:
         self._make_spool = make_spool
         self._make_renewer = make_renewer
         self._stand_in = stand_in
+        self._patience = patience
+        self._give_up = give_up
         self._clock = clock
         self._homeless: list[Ending] = []  # of messages acknowledged before they ran: nobody else will end them
         self._settler: Settler | None = None
@@ -142,6 +149,7 @@ class Link:
         self._window = 0
         self._failures = 0
         self._reopen_at = 0.0
+        self._lost_at = 0.0
         self._declared: set[str] = set()
         self.consumer: Consumer | None = None
         self.epoch = 0
@@ -173,12 +181,20 @@ class Link:
         for ending in homeless:
             self._settler.add(*ending)
 
-    def lose(self, exc: Exception) -> None:
-        """The broker is gone: let go of this epoch, and try again soon."""
+    def lose(self, exc: Exception, *, by_choice: bool = False) -> None:
+        """The broker is gone: let go of this epoch, and try again soon, unless the app wants no second link.
+
+        Args:
+            by_choice: It is not gone; we want a new link, which is made in any case.
+        """
         consumer, self.consumer = self.consumer, None
         if consumer is None:
             return
-        _log.warning("Lost the broker: %s. Reopening; unfinished messages come again.", _sentence(exc))
+        ends = not (self._patience.after_loss or by_choice)
+        then = "Ending, for broker_connection_retry is False" if ends else "Reopening"
+        (_log.error if ends else _log.warning)(
+            "Lost the broker: %s. %s; unfinished messages come again.", _sentence(exc), then
+        )
         if self._settler is not None:
             self._homeless += self._settler.owned()
         self._settler = None
@@ -188,7 +204,10 @@ class Link:
         self._stop_renewing()
         with contextlib.suppress(OperationalError):  # it is gone already
             consumer.close()
-        self._reopen_at = self._clock.monotonic() + self._clock.uniform(0, 0.2)
+        self._lost_at = self._clock.monotonic()
+        self._reopen_at = self._lost_at + self._clock.uniform(0, 0.2)
+        if ends:
+            self._give_up()
 
     def try_reopen(self, window: int) -> None:
         """Open again if it is time to; back off if that fails."""
@@ -199,6 +218,17 @@ class Link:
             self.open(window)
         except OperationalError as exc:
             self._failures += 1
+            longest_s = self._patience.longest_s
+            if longest_s is not None and now - self._lost_at >= longest_s:
+                _log.error(
+                    "The broker has been away for %.0f s, in %d tries: %s. Ending, for broker_connection_max_retries "
+                    "allows no more; unfinished messages come again.",
+                    now - self._lost_at,
+                    self._failures,
+                    _sentence(exc),
+                )
+                self._give_up()
+                return
             pause_s = self._clock.uniform(0.1, min(LONGEST_PAUSE_S, 0.2 * 2 ** min(self._failures, 10)))
             self._reopen_at = now + pause_s
             level = logging.WARNING if self._failures in (1, 10, 100, 1000) else logging.DEBUG
@@ -248,8 +278,23 @@ class Link:
             left = settler.left() + (0 if self._joiner is None else self._joiner.left())
             with contextlib.suppress(OperationalError):  # as above
                 consumer.close()
+        elif self._homeless and self._backend is not None:
+            self._store_homeless(self._backend)
         self.consumer = None
         return left
+
+    def _store_homeless(self, backend: ResultBackend) -> None:
+        """Store how tasks ended whose messages were acknowledged before they ran, though the broker is away: nobody
+        will run them again. What should follow from them cannot be sent."""
+        stored = [state for ending in self._homeless for state in ending[1]]
+        unsent = sum(len(ending[2]) for ending in self._homeless)
+        if unsent:
+            _log.error("The broker is away: %d messages that follow from finished tasks were not sent.", unsent)
+        try:
+            if stored:
+                backend.store(stored)
+        except BackendError as exc:
+            _log.error("The results of %d finished tasks are lost: %s.", len(self._homeless), _sentence(exc))
 
     def _stop_renewing(self) -> None:
         if self._renewer is not None:
@@ -283,9 +328,9 @@ class Link:
         self.received += len(deliveries)
         return deliveries
 
-    def resize(self, window: int) -> None:
-        """Tell the consumer, if it is news: more at once, less only when it is much less."""
-        if self.consumer is not None and (window > self._window or window <= self._window // 4):
+    def resize(self, window: int, *, exactly: bool = False) -> None:
+        """Tell the consumer, if it is news: more at once, less only when it is much less, or `exactly` is wanted."""
+        if self.consumer is not None and (window > self._window or window <= self._window // 4 or exactly):
             self._window = window
             self._try(self.consumer.resize, window)
 

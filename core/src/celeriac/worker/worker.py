@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import inspect
+import itertools
 import logging
 import os
 import signal
@@ -53,6 +54,7 @@ from celeriac.worker.feed import Feed
 from celeriac.worker.health import Door, Health, ReadyFile
 from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
+from celeriac.worker.patience import patience_of
 from celeriac.worker.poller import Sleeper
 from celeriac.worker.remote import Errands, Remote
 from celeriac.worker.request import Request, make_request
@@ -77,6 +79,12 @@ EXIT_DEAF: Final = 3
 EXIT_STUCK: Final = 4
 #: How long a process that imports the app anew may take until it can run a task, unless a setting says otherwise.
 SPAWNED_S: Final = 60.0
+#: The broker was lost, and the settings allow no (more) tries to reach it: the command line's word for such a server.
+EXIT_LOST: Final = 69
+#: Between two tries to reach a broker that has yet to be reached.
+START_PAUSE_S: Final = 2.0
+#: The first so many of these tries are told, then each of so many.
+TOLD_TRIES: Final = 15
 #: So often a worker tells monitors that it lives.
 HEARTBEAT_S: Final = 2.0
 #: More unexpected errors than this within this time end the worker: something is wrong that a new link does not mend.
@@ -290,20 +298,22 @@ class Worker:
             self._queue_names = app.router.consumed()
 
     def _reach_broker(self) -> str:
-        """Its name and version. At start an unreachable broker is an error, unless the app asks for patience."""
-        conf = self.app.conf
-        timeout_s = float(conf["broker_connection_timeout"] or 4)
-        tries = int(conf["broker_connection_max_retries"] or 100) if conf["broker_connection_retry_on_startup"] else 0
-        for attempt in range(tries + 1):
+        """Its name and version. One that cannot be reached is waited for, if the app has patience at the start."""
+        patience, timeout_s = patience_of(self.app.conf), float(self.app.conf["broker_connection_timeout"] or 4)
+        began = time.monotonic()
+        for attempt in itertools.count(1):
             try:
                 return self.transport.ping(timeout_s)
             except TransportUnreachable as exc:
-                if attempt == tries or self._asked:
+                waited_s = time.monotonic() - began
+                over = patience.longest_s is not None and waited_s >= patience.longest_s
+                if not patience.at_start or over or self._asked:
                     raise
-                _log.warning("%s Trying again in 2 s (%d of %d).", exc, attempt + 1, tries)
-                self._manager.starting(f"Waiting for the broker ({attempt + 1} of {tries}).", 2 * timeout_s + 10)
+                level = logging.WARNING if attempt <= TOLD_TRIES or attempt % TOLD_TRIES == 0 else logging.DEBUG
+                _log.log(level, "%s Trying again in %g s (try %d).", exc, START_PAUSE_S, attempt)
+                self._manager.starting(f"Waiting for the broker (try {attempt}).", 2 * timeout_s + 10)
                 self._manager.live()
-                time.sleep(2)
+                time.sleep(START_PAUSE_S)
         raise AssertionError("unreachable")
 
     def _start(self) -> None:
@@ -343,6 +353,8 @@ class Worker:
             joiner=Joiner(app) if app.backend.plugin is not None else None,
             make_spool=lambda: Spool(app.conf["worker_spool_results"], app.conf["worker_spool_bytes"]),
             stand_in=self._stand_in,
+            patience=patience_of(app.conf),
+            give_up=partial(self._give_up, EXIT_LOST),
         )
         state_db = self._state_db or app.conf["worker_state_db"]
         self.loop = Loop(
@@ -627,7 +639,7 @@ class Worker:
             if len(self._surprises) > MAX_SURPRISES:
                 raise
             _log.exception("unexpected error in the worker; its link to the broker is made anew")
-            self.link.lose(exc)
+            self.link.lose(exc, by_choice=True)
 
     def _tell_extensions(self, hook: str) -> None:
         if self._extensions:

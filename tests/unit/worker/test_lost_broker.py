@@ -1,0 +1,174 @@
+"""What a worker does about its running tasks, and its window, when its link to the broker was lost; and how long it
+waits for a new one. Processes and real servers: `tests/integration/test_outages.py`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from celeriac import Celery
+from celeriac.exceptions import TransportLost
+from celeriac.spec import Delivery, StoredResult
+from celeriac.testing.broker_suite import make_payload
+from celeriac.testing.kit import Bench, eventually
+from celeriac.worker import consumer
+from celeriac.worker.clock import Clock
+from celeriac.worker.flights import Flight
+from celeriac.worker.link import Link
+from celeriac.worker.patience import ENDLESS, Patience, patience_of
+from celeriac.worker.plans import TaskPlan
+from celeriac.worker.worker import Worker
+
+
+@pytest.fixture
+def app(request: pytest.FixtureRequest) -> Iterator[Celery]:
+    name = request.node.name
+    app = Celery(broker=f"memory://{name}", backend=f"memory://{name}", set_as_current=False)
+    yield app
+    app.close()
+
+
+def gone(*args: Any, **kwargs: Any) -> Any:
+    raise TransportLost("gone")
+
+
+# -- its window ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy(app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """A worker of two slots; one runs a task until `Worker.gate` opens, whose message went elsewhere meanwhile."""
+    monkeypatch.setattr(consumer, "ADOPT_S", 0.2)
+    app.conf.update(getattr(request, "param", {}))
+    gate, ready = threading.Event(), threading.Event()
+    app.task(name="wait")(lambda: gate.wait(20))
+    worker: Any = Worker(app, pool="threads", concurrency=2, on_ready=lambda worker: ready.set())
+    worker.gate = gate
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    app.send_task("wait")
+    eventually(lambda: worker.loop.running(), within_s=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.transport, "consumer", gone)
+        worker.loop.rebuild("a test says so")
+        other = app.make_transport()
+        thief = other.consumer(worker.link.queues, owner="other", poller=Bench(), window=1)
+        stolen: list[Delivery] = []
+        eventually(lambda: stolen.extend(thief.receive(1)) or stolen, within_s=10)
+    eventually(lambda: worker.link.consumer, within_s=10)
+    yield worker
+    gate.set()
+    worker.stop()
+    thread.join(10)
+    thief.close()
+    other.close()
+
+
+def test_after_a_loss_fewer_are_held_until_what_runs_has_ended(busy: Any) -> None:
+    eventually(lambda: (busy.loop.room, busy.link._window) == (1, 1), within_s=10)
+    busy.gate.set()
+    eventually(lambda: (busy.loop.room, busy.link._window) == (2, 2), within_s=10)
+
+
+@pytest.mark.parametrize("busy", [{"worker_enable_prefetch_count_reduction": False}], indirect=True)
+def test_as_many_as_before_are_held_if_that_is_wished(busy: Any) -> None:
+    eventually(lambda: busy.loop._orphans and not busy.loop._adopts_until, within_s=10)
+    assert (busy.loop.room, busy.link._window) == (2, 2)
+
+
+@pytest.mark.parametrize("busy", [{"worker_cancel_long_running_tasks_on_connection_loss": True}], indirect=True)
+def test_a_pool_that_cannot_cancel_says_so(busy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    busy.loop.rebuild("another test")
+    eventually(lambda: "Cannot cancel wait[" in caplog.text, within_s=10)
+    assert busy.loop.running(), "it goes on"
+
+
+# -- its patience -------------------------------------------------------------------------------------------
+
+
+def test_patience_is_what_celerys_tries_take(app: Celery) -> None:
+    assert patience_of(app.conf.as_mapping()) == ENDLESS
+    app.conf.update(broker_connection_retry=False, broker_connection_max_retries=3)
+    assert patience_of(app.conf.as_mapping()) == Patience(False, False, 12.0)
+    app.conf.update(broker_connection_retry_on_startup=True, broker_connection_max_retries=100)
+    assert patience_of(app.conf.as_mapping()) == Patience(True, False, 2790.0)
+    app.conf.broker_connection_max_retries = 0
+    assert patience_of(app.conf.as_mapping()).longest_s == 0.0
+
+
+class Lost:
+    """A link that has a delivery of a message that was acknowledged before it ran, on a clock that is moved by hand."""
+
+    def __init__(self, app: Celery, patience: Patience, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.given_up = 0
+        app.task(name="kit.task")(lambda: None)
+        transport = app.make_transport()
+        transport.send([make_payload("celery")])
+        self.link = Link(
+            transport,
+            app.router,
+            app.backend.plugin,
+            owner="me",
+            queues=app.router.select(["celery"]),
+            poller=Bench(),
+            patience=patience,
+            give_up=self.give_up,
+            clock=Clock(monotonic=lambda: self.now, uniform=lambda low, high: high),
+        )
+        self.link.open(1)
+        (delivery,) = self.link.receive(1)
+        plan = TaskPlan(app.tasks["kit.task"], None, None, announce=False)
+        self.flight = Flight(delivery, delivery.head, plan, self.link.epoch, True)  # type: ignore[arg-type]
+        self.flight.acked = True
+        monkeypatch.setattr(transport, "consumer", gone)
+
+    def give_up(self) -> None:
+        self.given_up += 1
+
+    def wait(self, seconds: float) -> int:
+        """Let so much time go by, with a try to reopen each second; how often it has given up."""
+        for _ in range(int(seconds)):
+            self.now += 1
+            self.link.try_reopen(1)
+        return self.given_up
+
+
+@pytest.mark.parametrize(
+    ("patience", "alive_s", "over_s"),
+    [(Patience(longest_s=12.0), 11, 3), (Patience(after_loss=False), 0, 0), (Patience(longest_s=0.0), 0, 1)],
+)
+def test_a_link_is_opened_again_for_as_long_as_the_app_says(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, patience: Patience, alive_s: float, over_s: float
+) -> None:
+    lost = Lost(app, patience, monkeypatch)
+    assert lost.given_up == 0
+    lost.link.lose(TransportLost("gone"))
+    assert lost.wait(alive_s) == (0 if alive_s or over_s else 1)
+    assert lost.wait(over_s) >= 1
+
+
+def test_a_link_that_we_make_anew_ourselves_does_not_end_an_impatient_worker(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Lost(app, Patience(after_loss=False), monkeypatch)
+    lost.link.lose(TransportLost("deaf"), by_choice=True)
+    assert lost.given_up == 0
+
+
+def test_what_was_acknowledged_before_it_ran_has_its_result_though_the_broker_never_came_back(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Lost(app, Patience(after_loss=False), monkeypatch)
+    lost.link.lose(TransportLost("gone"))
+    store = app.backend
+    state: StoredResult = store.make("its-id", "SUCCESS", 7, None, None)
+    lost.link.settle_flight(lost.flight, None, [state])
+    lost.link.close(0.1)
+    assert app.AsyncResult("its-id").get(timeout=5) == 7
