@@ -131,7 +131,7 @@ def test_a_worker_starts_amid_bad_plugins_that_it_did_not_choose(project: Path, 
 
 
 def test_the_check_reports_one_that_hangs_and_one_that_kills_its_process(project: Path, fake_site: FakeSite) -> None:
-    fake_site.install("broker", "hangs", "while True: pass", dist="acme-hangs")
+    fake_site.install("broker", "hangs", "import time; time.sleep(600)", dist="acme-hangs")
     fake_site.install("broker", "exits", "import os; os._exit(7)", dist="acme-exits")
     fake_site.install("broker", "dies", "import os; os.kill(os.getpid(), 9)", dist="acme-dies")
     fake_site.install("broker", "noisy", "print('{}')\n" + fake_site.good["broker"], dist="acme-noisy")

@@ -82,7 +82,7 @@ def test_where_nothing_keeps_revocations_revoke_says_so(request: pytest.FixtureR
         house.worker("-c", "1")
         running = house.send("sleep", 60, "heard")
         wait_until(lambda: house.ran(), what="one that runs")
-        running.revoke(terminate=True, wait=True, timeout=10)  # those that are there hear of it all the same
+        running.revoke(terminate=True, wait=True, timeout=2)  # those that are there hear of it all the same
         with pytest.raises(TaskRevokedError, match="terminated"):
             running.get(timeout=20)
     finally:

@@ -39,7 +39,7 @@ class Session:
         try:
             if self._connection is None:
                 self._connection = self._app.connection_for_write()
-                self._connection.ensure_connection(max_retries=1)
+                self._connection.ensure_connection(max_retries=1, interval_start=0)
             if self._channel is None:
                 self._channel = self._connection.channel()
             return act(self._channel)

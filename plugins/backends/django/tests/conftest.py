@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,9 +78,20 @@ def use_database() -> Iterator[UseDatabase]:
     connections.close_all()
 
 
-@pytest.fixture
-def project(use_database: UseDatabase, tmp_path: Path) -> Path:
-    """A project with a migrated SQLite file; returns the file."""
-    use_database(f"sqlite:///{tmp_path}/db.sqlite3")
+@pytest.fixture(scope="module")
+def migrated(use_database: UseDatabase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the tables."""
+    file = tmp_path_factory.mktemp("migrated") / "db.sqlite3"
+    use_database(f"sqlite:///{file}")
     call_command("migrate", verbosity=0)
-    return tmp_path / "db.sqlite3"
+    connections.close_all()
+    return file
+
+
+@pytest.fixture
+def project(use_database: UseDatabase, migrated: Path, tmp_path: Path) -> Path:
+    """A project with a migrated SQLite file of its own; returns the file."""
+    file = tmp_path / "db.sqlite3"
+    shutil.copyfile(migrated, file)
+    use_database(f"sqlite:///{file}")
+    return file

@@ -147,16 +147,27 @@ def listen() -> Iterator[Callable[..., Listener]]:
         consumer.close()
 
 
-def control_node(service: RabbitMQService, *words: str) -> str:
-    """Run rabbitmqctl on the node of a service."""
-    return subprocess.run(
-        ["/usr/lib/rabbitmq/bin/rabbitmqctl", *words],
-        env={**os.environ, **service.environment()},
+def evaluate(service: RabbitMQService, expressions: str) -> None:
+    """Evaluate Erlang on the node of a service. Not by rabbitmqctl, which starts an Erlang of its own for seconds."""
+    assert service.folder is not None
+    cookie = (service.folder / ".erlang.cookie").read_text()
+    environment = service.environment()
+    done = subprocess.run(
+        ["erl_call", "-sname", environment["RABBITMQ_NODENAME"], "-c", cookie, "-e"],
+        env={**os.environ, **environment},
+        input=f"{expressions}.\n",
         check=True,
         capture_output=True,
         text=True,
         timeout=60,
-    ).stdout
+    )
+    assert done.stdout.startswith("{ok,"), (expressions, done.stdout, done.stderr)
+
+
+def set_memory_alarm(service: RabbitMQService, alarm: bool) -> None:
+    """Make the node believe that it has no memory left, or enough again."""
+    limit = "0.0001" if alarm else "{absolute, 2000000000}"
+    evaluate(service, f"vm_memory_monitor:set_vm_memory_high_watermark({limit})")
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
@@ -173,7 +184,8 @@ def tools() -> Any:
     class Tools:
         payload = staticmethod(make_payload)
         spec = staticmethod(queue_spec)
-        control = staticmethod(control_node)
+        evaluate = staticmethod(evaluate)
+        set_memory_alarm = staticmethod(set_memory_alarm)
         wait_until = staticmethod(wait_until)
         poller = WaitingPoller
 

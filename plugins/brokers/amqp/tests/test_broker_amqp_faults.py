@@ -49,7 +49,8 @@ def test_connections_closed_by_an_operator_cost_a_sender_nothing_and_a_worker_a_
     first, _ = listener.take(2)
     listener.consumer.settle([Settlement(first.tag)], publish=[tools.payload("next")])
     listener.consumer.flush(5.0)
-    tools.control(rabbitmq_service, "close_all_connections", "because", "--global")
+    connections = "rabbit_networking:connections()"
+    tools.evaluate(rabbitmq_service, f'rabbit_networking:close_connections({connections}, <<"because">>)')
     with pytest.raises(TransportLost, match="320 CONNECTION_FORCED - because"):
         listener.take(1)
     with pytest.raises(TransportLost):
@@ -75,7 +76,7 @@ def test_a_memory_alarm_stops_publishing_in_time_and_lets_acknowledgements_throu
     one, two, three, _ = listener.take(4)
     listener.consumer.settle([Settlement(one.tag)], publish=[tools.payload("next")])
     listener.consumer.flush(5.0)
-    tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "0.0001")
+    tools.set_memory_alarm(rabbitmq_service, True)
     try:
         with pytest.raises(PublishUncertain, match="blocks publishers: low on memory"):
             transport.send([tools.payload("q")], timeout_s=2.0)
@@ -88,7 +89,7 @@ def test_a_memory_alarm_stops_publishing_in_time_and_lets_acknowledgements_throu
         assert time.monotonic() - started < 3.0
         assert listener.consumer._followers.count == 2
     finally:
-        tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "absolute", "2GB")
+        tools.set_memory_alarm(rabbitmq_service, False)
     listener.consumer.flush(10.0)
     tools.wait_until(lambda: transport.depth("next") == 3, "published when the alarm was over")
     listener.consumer._link.drop()
@@ -135,12 +136,11 @@ def test_what_a_failing_queue_had_is_uncertain_for_it_may_have_been_handed_out(
     vhost = amqp_url.rsplit("/", 1)[1]
     store = f'Store = rabbit_vhost_msg_store:vhost_store_pid(<<"{vhost}">>, msg_store_persistent)'
     queue = f'{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"q">>))'
-    transport = open_transport(broker_heartbeat=0)  # nobody reads while rabbitmqctl is at work
-    other, large = open_transport(), bytes(8192)  # as large, it goes by the store
+    transport, other, large = open_transport(), open_transport(), bytes(8192)  # as large, it goes by the store
     transport.send([tools.payload("q", "first"), tools.payload("other")])
     listener = listen(transport, tools.spec("q"))
     (first,) = listener.take(1)
-    tools.control(rabbitmq_service, "eval", f"{store}, sys:suspend(Store).")  # a slow disk: it confirms nothing
+    tools.evaluate(rabbitmq_service, f"{store}, sys:suspend(Store)")  # a slow disk: it confirms nothing
     try:
         with ThreadPoolExecutor(1) as threads:
             sent = [tools.payload("q", "sent", body=large), tools.payload("other")]
@@ -148,11 +148,11 @@ def test_what_a_failing_queue_had_is_uncertain_for_it_may_have_been_handed_out(
             assert [delivery.head.task for delivery in listener.take(1)] == ["sent"], "so it was handed out"
             listener.consumer.settle([Settlement(first.tag)], publish=[tools.payload("q", "follows", body=large)])
             (follower,) = listener.take(1)
-            tools.control(rabbitmq_service, "eval", f"{queue}, exit(amqqueue:get_pid(Queue), kill).")
+            tools.evaluate(rabbitmq_service, f"{queue}, exit(amqqueue:get_pid(Queue), kill)")
             with pytest.raises(PublishUncertain, match="does not answer for 1 of 2") as caught:
                 sending.result(60)
     finally:
-        tools.control(rabbitmq_service, "eval", f"{store}, sys:resume(Store).")
+        tools.evaluate(rabbitmq_service, f"{store}, sys:resume(Store)")
     assert caught.value.task_ids == [sent[0].headers["id"]], "of the other it is certain"
     assert caught.value.payloads[0] == sent[0]
     listener.consumer.flush(30.0)

@@ -43,10 +43,10 @@ def test_a_task_that_outlasts_the_consumer_timeout_is_found(
 
 def test_an_alarm_of_a_server_is_heard_of(rabbitmq_service: RabbitMQService, amqp_url: str, tools: Any) -> None:
     transport = AmqpTransport(amqp_url, {})
-    tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "0.0001")
+    tools.set_memory_alarm(rabbitmq_service, True)
     try:
         about = {one.about: one for one in transport.diagnose(longest_task_s=60.0, timeout_s=10.0)}
         assert "low on memory" in about["alarm"].text
     finally:
-        tools.control(rabbitmq_service, "set_vm_memory_high_watermark", "absolute", "2GB")
+        tools.set_memory_alarm(rabbitmq_service, False)
         transport.close()

@@ -26,9 +26,9 @@ def impatient(rabbitmq_service: RabbitMQService, tools: Any) -> Iterator[RabbitM
     setting = "application:set_env(rabbit, {}, {})"
     short = [setting.format("consumer_timeout", int(LIMIT_S * 1000)), setting.format("channel_tick_interval", 500)]
     usual = [setting.format("consumer_timeout", 1_800_000), setting.format("channel_tick_interval", 60_000)]
-    tools.control(rabbitmq_service, "eval", f"{', '.join(short)}.")
+    tools.evaluate(rabbitmq_service, ", ".join(short))
     yield rabbitmq_service
-    tools.control(rabbitmq_service, "eval", f"{', '.join(usual)}.")
+    tools.evaluate(rabbitmq_service, ", ".join(usual))
 
 
 def turn(*listeners: Any) -> list[Delivery]:
