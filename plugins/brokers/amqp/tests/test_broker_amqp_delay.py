@@ -108,7 +108,8 @@ def test_the_delay_queues_are_celerys(
     from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
 
     transport = open_transport(broker_native_delayed_delivery_queue_type="classic")
-    transport.send([tools.payload("q", due=time.time() + 60)], timeout_s=30)
+    transport.send([tools.payload("q", due=time.time() + 63)], timeout_s=30)
+    assert transport.depth("celery_delayed_5") == 1, "where Celery's would be too, which begin at the highest level"
     vhost = amqp_url.rsplit("/", 1)[1]
     before = topology(rabbitmq_service, vhost)
     with Connection(amqp_url) as connection:

@@ -156,7 +156,8 @@ def ensure_delays(link: Link, queue_type: str, deadline: float) -> None:
         if exc.code != methods.NOT_FOUND:
             raise TransportLost(f"exchange {DELIVERY_EXCHANGE!r} at {link.where}: {exc}") from exc
         _declare_delays(link, queue_type, deadline)
-    _ask(link, methods.bind_exchange(DELIVERY_EXCHANGE, _level(0), _low_key(0)), methods.EXCHANGE_BIND_OK, deadline)
+    out = methods.bind_exchange(DELIVERY_EXCHANGE, delay_level(0), _low_key(0))
+    _ask(link, out, methods.EXCHANGE_BIND_OK, deadline)
 
 
 def bind_delayed(link: Link, queue: str, deadline: float) -> None:
@@ -178,12 +179,12 @@ def bind_for_celery(link: Link, spec: QueueSpec, queue_type: str, deadline: floa
 
 def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
     for level in range(DELAY_BITS):
-        name = _level(level)
+        name = delay_level(level)
         arguments = {
             "x-queue-type": queue_type,
             "x-overflow": "reject-publish",
             "x-message-ttl": 2**level * 1000,
-            "x-dead-letter-exchange": _level(level - 1) if level else DELIVERY_EXCHANGE,
+            "x-dead-letter-exchange": delay_level(level - 1) if level else DELIVERY_EXCHANGE,
         }
         if queue_type == "quorum":
             arguments["x-dead-letter-strategy"] = "at-least-once"
@@ -201,13 +202,14 @@ def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
             deadline,
         )
         if level:
-            bind = methods.bind_exchange(_level(level - 1), name, _low_key(level))
+            bind = methods.bind_exchange(delay_level(level - 1), name, _low_key(level))
             _ask(link, bind, methods.EXCHANGE_BIND_OK, deadline)
     # Last of all, for it says that all the others are there.
     _ask(link, methods.declare_exchange(DELIVERY_EXCHANGE, "topic"), methods.EXCHANGE_DECLARE_OK, deadline)
 
 
-def _level(level: int) -> str:
+def delay_level(level: int) -> str:
+    """The name of the queue where a message waits for 2 ** `level` seconds, and of the exchange before it."""
     return f"celery_delayed_{level}"
 
 
