@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tests.integration.celery_venv import celery_python
 
+from celeriac import Celery, chord, signature
 from celeriac.testing.services import RedisService
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -273,3 +274,27 @@ def test_results_of_every_serializer_are_read_by_the_other(
         with pytest.raises(Raised) as caught:
             pair.result("fail", "wrong")
         assert caught.value.args[:2] == ("OddError", ("wrong", 7))
+
+
+def test_a_celery_worker_runs_calls_of_protocol_1_also_by_their_bodies_alone(sides: dict[str, Side]) -> None:
+    side = sides["celery"]
+    url = side.env["INTEROP_BROKER"]
+    with Celery("one", broker=url, backend=url, set_as_current=False, task_protocol=1) as app:
+        app.conf.task_default_queue = side.queue
+
+        def call(task: str, *args: Any) -> Any:
+            return signature(f"interop.{task}", args, app=app)
+
+        assert call("add", 1, 2).apply_async(countdown=0.2, expires=60).get(timeout=GET_S) == 3
+        assert call("about").apply_async(retries=2).get(timeout=GET_S)["retries"] == 2
+        linked = call("add", 5)
+        result = linked.freeze()
+        call("add", 1, 2).apply_async(link=linked)
+        assert result.get(timeout=GET_S) == 8
+        assert (call("add", 1, 2) | call("add", 3) | call("add", 4)).apply_async().get(timeout=GET_S) == 10
+        joined = chord([call("add", n, n) for n in range(3)], call("echo"))
+        assert (joined | call("echo", "end")).apply_async().get(timeout=GET_S) == [[[[[0, 2, 4]], {}], "end"], {}]
+        bare = app.make_payload("interop.add", (20, 1), {}, "bare", {"link": [call("add", 2).set(task_id="after")]})
+        bare.headers.clear()
+        app.producer.send([bare])
+        assert [app.AsyncResult(task_id).get(timeout=GET_S) for task_id in ("bare", "after")] == [21, 23]

@@ -125,3 +125,40 @@ def test_content_that_is_not_accepted_is_refused(codec: Codec) -> None:
     payload = Payload(b"", "application/x-python-serialize", "binary", {"task": "t", "id": "i"}, {}, ROUTE)
     with pytest.raises(ContentDisallowed, match="accept_content is"):
         read_call(payload, codec)
+
+
+def test_protocol_1_is_written_if_it_is_wanted_and_read_as_it_was_meant() -> None:
+    app = Celery("t", broker="memory://", set_as_current=False, task_protocol=1)
+    message = Message("proj.add", "id-1", [2], {"y": 3}, group="g", group_index=1, retries=2, timelimit=(9, 5))
+    payload = make_payload(message, app.codec, ROUTE)
+    assert json.loads(payload.body) == {
+        "task": "proj.add", "id": "id-1", "args": [2], "kwargs": {"y": 3}, "group": "g", "group_index": 1,
+        "retries": 2, "eta": None, "expires": None, "utc": True, "callbacks": None, "errbacks": None,
+        "timelimit": [9, 5], "taskset": "g", "chord": None,
+    }  # fmt: skip
+    args, kwargs, embed, headers = read_call(payload, app.codec)
+    assert (args, kwargs, headers["retries"]) == ([2], {"y": 3}, 2)
+    assert not any(embed.values())
+    message = app.amqp.create_task_message("id-2", "proj.add", (1,), {"y": 2})
+    assert message.body["id"] == "id-2"
+
+
+def test_in_protocol_1_the_steps_of_a_chain_are_callbacks_of_each_other() -> None:
+    app = Celery("t", broker="memory://", set_as_current=False, task_protocol=1)
+
+    def step(name: str, **options: Any) -> dict[str, Any]:
+        return {"task": name, "args": [], "kwargs": {}, "options": options, "subtask_type": None, "immutable": False}
+
+    join = {**step("celery.chord"), "subtask_type": "chord", "kwargs": {"header": [step("h")], "body": step("body")}}
+    chain = [step("last"), join, step("second", link=[step("aside")], chain=[step("third")])]  # the next one is last
+    embed = {"callbacks": [step("own")], "errbacks": None, "chain": chain, "chord": None}
+    before = json.dumps(embed)
+    body = json.loads(make_payload(Message("first", "id", [], {}, embed), app.codec, ROUTE).body)
+    own, second = body["callbacks"]
+    aside, third = second["options"]["link"]
+    (joined,) = third["options"]["link"]
+    assert [one["task"] for one in (own, second, aside, third)] == ["own", "second", "aside", "third"]
+    assert "chain" not in second["options"]
+    assert joined["kwargs"]["header"] == [step("h")]
+    assert joined["kwargs"]["body"]["options"]["link"] == [step("last")]
+    assert json.dumps(embed) == before, "the caller's signatures stay as they are"

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celeriac.app.sending import build_payload, publish
-from celeriac.messaging.protocol import REPR_CHARS
+from celeriac.messaging.protocol import EMPTY_EMBED, REPR_CHARS
 from celeriac.spec.data import QueueSpec
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class task_message(NamedTuple):
 
     headers: dict[str, Any]
     properties: dict[str, Any]
-    body: tuple[Any, Any, Any]
+    body: tuple[Any, Any, Any] | dict[str, Any]
     sent_event: dict[str, Any] | None
 
 
@@ -34,7 +34,7 @@ class AMQP:
 
     argsrepr_maxsize = REPR_CHARS
     kwargsrepr_maxsize = REPR_CHARS
-    task_protocols = (2,)
+    task_protocols = (1, 2)
 
     def __init__(self, app: Celery) -> None:
         self.app = app
@@ -102,7 +102,8 @@ class AMQP:
         """The message of a call, not sent; options as of `apply_async`."""
         payload = build_payload(self.app, name, args, kwargs, task_id, options)
         body = self.app.codec.decode(payload.body, payload.content_type, payload.headers.get("compression"))
-        return task_message(payload.headers, payload.properties, tuple(body), None)
+        body = body if isinstance(body, dict) else tuple(body)
+        return task_message(payload.headers, payload.properties, body, None)
 
     def send_task_message(self, producer: Any, name: str, message: task_message, **options: Any) -> None:
         """Send what `create_task_message` made, perhaps with other headers and properties.
@@ -113,7 +114,10 @@ class AMQP:
         """
         app, headers = self.app, dict(message.headers)
         headers.pop("compression", None)
-        args, kwargs, embed = message.body
+        if isinstance(message.body, dict):  # protocol 1
+            args, kwargs, embed = message.body["args"], message.body["kwargs"], {**EMPTY_EMBED, **message.body}
+        else:
+            args, kwargs, embed = message.body
         call = {key: options[key] for key in ("serializer", "compression") if options.get(key) is not None}
         where = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key) is not None}
         linked = {"link": embed["callbacks"], "link_error": embed["errbacks"]}

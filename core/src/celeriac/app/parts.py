@@ -92,6 +92,7 @@ class Parts:
             seal,
             Limits(int(conf["message_max_bytes"]), float(conf["message_max_ratio"])),
             conf["task_repr_maxlevels"],
+            conf["task_protocol"],
         )
 
     @part

@@ -148,6 +148,7 @@ class Codec:
         accept: Names or content types that may be decoded.
         allow_unsafe: Serializers whose loading can run code may be in `accept`.
         repr_depth: How deep arguments are shown in headers, for logs and monitors.
+        protocol: Which version of Celery's message protocol calls are written in: 2 or 1.
         seal: Put on every call and asked of every one, if the app has a key.
         limits: What bodies may cost.
     """
@@ -160,6 +161,7 @@ class Codec:
         seal: Seal | None = None,
         limits: Limits = USUAL,
         repr_depth: int = 3,
+        protocol: int = 2,
     ) -> None:
         self._source = source
         self._accept = frozenset(accept)
@@ -168,6 +170,7 @@ class Codec:
         self._limits = limits
         self._max_bytes = limits.max_bytes
         self.repr_depth = repr_depth
+        self.protocol = protocol
         self._by_name: dict[str, Serializer] = {}
         self._loaders: dict[str, Callable[[bytes], Any]] = {}
 

@@ -1,4 +1,4 @@
-"""Calls to payloads and back: Celery's message protocol 2 (and protocol 1, read only). Pure functions.
+"""Calls to payloads and back: Celery's message protocol 2, and the body of protocol 1. Pure functions.
 
 Source: Celery 5.7's protocol 2; `docs/reference/wire-protocol.md`.
 """
@@ -66,8 +66,10 @@ def make_payload(message: Message, codec: Codec, route: Route) -> Payload:
         EncodeError: The arguments cannot be serialized; it says which task and why.
     """
     serializer = codec.serializer(message.serializer)
+    embed = message.embed or EMPTY_EMBED
+    content = [message.args, message.kwargs, embed] if codec.protocol == 2 else _protocol_1_body(message, embed)
     try:
-        body = serializer.dumps([message.args, message.kwargs, message.embed or EMPTY_EMBED])
+        body = serializer.dumps(content)
     except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         raise EncodeError(
             f"arguments of {message.task} cannot be serialized as {serializer.name}: {type(exc).__name__}: {exc}"
@@ -90,6 +92,51 @@ def make_payload(message: Message, codec: Codec, route: Route) -> Payload:
     if message.properties:
         properties.update(message.properties)
     return Payload(body, serializer.content_type, serializer.content_encoding, headers, properties, route, due)
+
+
+def _protocol_1_body(message: Message, embed: dict[str, Any]) -> dict[str, Any]:
+    """The body of Celery 2 and 3, which name the task in it. They do not look at protocol 2's headers, which go along
+    for everybody else; and they know no chain, so its steps are callbacks, each of the one before."""
+    callbacks = embed["callbacks"]
+    if embed["chain"]:
+        callbacks = [*(callbacks or ()), _as_callback(embed["chain"])]
+    return {
+        "task": message.task,
+        "id": message.id,
+        "args": message.args,
+        "kwargs": message.kwargs,
+        "group": message.group,
+        "group_index": message.group_index,
+        "retries": message.retries,
+        "eta": None if message.eta is None else message.eta.isoformat(),
+        "expires": None if message.expires is None else message.expires.isoformat(),
+        "utc": True,
+        "callbacks": callbacks,
+        "errbacks": embed["errbacks"],
+        "timelimit": list(message.timelimit),
+        "taskset": message.group,
+        "chord": embed["chord"],
+    }
+
+
+def _as_callback(chain: list[Any]) -> dict[str, Any]:
+    """The next step of a chain, which is last in it, with the others behind it."""
+    *rest, step = chain
+    options = dict(step.get("options") or {})
+    rest += options.pop("chain", None) or ()
+    step = {**step, "options": options}
+    return _linked(step, _as_callback(rest)) if rest else step
+
+
+def _linked(step: dict[str, Any], callback: dict[str, Any]) -> dict[str, Any]:
+    """A signature with one more callback: a chord is followed by what follows its body."""
+    kwargs = step.get("kwargs") or {}
+    if step.get("subtask_type") == "chord" and kwargs.get("body"):
+        return {**step, "kwargs": {**kwargs, "body": _linked(kwargs["body"], callback)}}
+    options = step.get("options") or {}
+    link = options.get("link") or []
+    link = [*link] if isinstance(link, (list, tuple)) else [link]
+    return {**step, "options": {**options, "link": [*link, callback]}}
 
 
 def make_headers(message: Message, repr_depth: int = 3) -> dict[str, Any]:
