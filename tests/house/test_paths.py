@@ -78,7 +78,7 @@ PATHS = {
     "celeriac.utils.time": "get_exponential_backoff_interval is_naive localize make_aware maybe_make_aware to_utc",
     "celeriac.worker": "WorkController",
     "celeriac.worker.components": "Beat Consumer Hub Pool StateDB Timer",
-    "celeriac.worker.consumer": "Agent Connection Control Events Gossip Heart Mingle Tasks",
+    "celeriac.worker.consumer": "Agent Connection Consumer Control Events Gossip Heart Mingle Tasks",
     "celeriac.utils.timer2": "Entry Timer",
     "celeriac.worker.request": "Request",
     "celeriac.utils.nodenames": (

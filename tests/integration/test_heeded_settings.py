@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from kombu import Connection
 from tests.integration.conftest import House, wait_until
 
 from celeriac import chord, signature
@@ -20,6 +21,7 @@ def heeded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """With a worker of `heeded_app`."""
     url = request.getfixturevalue("redis_service").fresh_url()
     made = House(tmp_path_factory.mktemp("heeded"), url, url)
+    made.app.conf.task_protocol = 1
     made.worker("-c", "2", app="heeded_app")
     yield made
     made.close()
@@ -54,7 +56,22 @@ def test_what_has_succeeded_is_not_run_again_and_what_follows_is_done(heeded: Ho
     wait_until(lambda: heeded.workers[0].log.count("it has succeeded before") == 2, what="the log lines")
 
 
+def test_a_consumer_and_an_agent_of_the_program_s_own_run_beside_the_loop(heeded: House) -> None:
+    assert heeded.ran()[:2] == ["agent started on redis", "step started, agent Agent"]
+    assert heeded.app.send_task("follow", (9,), queue="extra").get(timeout=30) == 9
+    heeded.app.send_task("nobody_knows_it")
+    with Connection(heeded.broker) as connection, connection.Producer(serializer="json") as producer:
+        producer.publish({"hello": 1}, routing_key="celery")
+    wait_until(
+        lambda: {"NotRegistered nobody_knows_it", 'no task {"hello": 1} application/json'} <= set(heeded.ran()),
+        what="the hooks",
+    )
+    assert "Listening: this worker does not call on_decode_error" in heeded.workers[0].log
+
+
 def test_an_idle_worker_waits_before_a_cold_stop(heeded: House) -> None:
-    begun = time.monotonic()
+    begun, before = time.monotonic(), len(heeded.ran())
     assert heeded.workers[0].stop(signal.SIGQUIT) == 0
     assert time.monotonic() - begun >= 1.0
+    stopped = [line for line in heeded.ran()[before:] if line.endswith("stopped")]
+    assert stopped == ["step stopped", "agent stopped", "consumer stopped"]

@@ -244,7 +244,12 @@ TASK: Final[tuple[Row, ...]] = (
     ),
     ("task_ignore_result", "bool", False, "Store no results."),
     ("task_store_errors_even_if_ignored", "bool", False, "Store failures nevertheless."),
-    ("task_protocol", "choice:1|2", 2, "Version of the message format."),
+    (
+        "task_protocol",
+        "choice:1|2",
+        2,
+        "Version of the message format that is written. 1 is for workers of Celery 2 and 3; others read it too.",
+    ),
     ("task_publish_retry", "bool", True, "Try again when a message could not be sent."),
     (
         "task_publish_retry_policy",
@@ -402,9 +407,19 @@ WORKER: Final[tuple[Row, ...]] = (
         1.0,
         "Accepted for Celery's sake: the worker sleeps until the next thing is due.",
     ),
-    ("worker_agent", "object", None, "Class of an agent to run beside the worker."),
+    (
+        "worker_agent",
+        "object",
+        None,
+        "Class of an agent beside the worker: called with a kombu connection, started and stopped with the steps.",
+    ),
     ("worker_autoscaler", "object", "celeriac.worker.autoscale:Autoscaler", "Class that grows and shrinks the pool."),
-    ("worker_consumer", "object", "celeriac.worker.consumer:Consumer", "Class of the worker's main loop."),
+    (
+        "worker_consumer",
+        "object",
+        "celeriac.worker.consumer:Consumer",
+        "Class, a subclass of this one, that starts the steps and hears of unknown messages. The loop stays ours.",
+    ),
 )
 
 LOGGING: Final[tuple[Row, ...]] = (
@@ -714,7 +729,7 @@ OWN: Final = frozenset(
 #: `tests/house/test_settings_read.py` keeps this list true.
 NOT_YET: Final = frozenset(
     {
-        "broker_failover_strategy", "broker_pool_acquire_timeout", "task_protocol", "worker_agent", "worker_consumer",
+        "broker_failover_strategy", "broker_pool_acquire_timeout",
     }
 )  # fmt: skip
 

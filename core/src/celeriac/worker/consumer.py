@@ -23,6 +23,8 @@ from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.duplicates import Duplicates
 from celeriac.worker.endings import Endings
 from celeriac.worker.flights import GIVEN_UP, Flight, Flights
+from celeriac.worker.host import Agent as Agent
+from celeriac.worker.host import Consumer as Consumer
 from celeriac.worker.link import Link
 from celeriac.worker.listening import tell_listeners
 from celeriac.worker.marks import Story, is_same_call
@@ -742,7 +744,3 @@ class Control(Step):
 
 class Tasks(Step):
     """What receives tasks."""
-
-
-class Agent(Step):
-    """Nothing; Celery's is for a program of its own."""

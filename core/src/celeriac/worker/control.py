@@ -419,17 +419,9 @@ def add_consumer(
     **options: Any,
 ) -> Any:
     """Tell worker(s) to consume from task queue by name."""
-    link, router = state.worker.link, state.app.router
-    if any(spec.name == queue for spec in link.queues):
-        return {"ok": f"already consuming from {queue}"}
-    if exchange:
-        arguments = dict(options.get("queue_arguments") or {})
-        router.queues[queue] = QueueSpec(
-            queue, exchange, exchange_type or "direct", routing_key or queue,
-            bool(options.get("durable", True)), bool(options.get("auto_delete", False)), arguments=arguments,
-        )  # fmt: skip
-    link.subscribe(router.spec(queue))
-    return {"ok": f"add consumer {queue}"}
+    if state.worker.consume_from(queue, exchange, exchange_type, routing_key, **options):
+        return {"ok": f"add consumer {queue}"}
+    return {"ok": f"already consuming from {queue}"}
 
 
 @control_command(args=[("queue", str)], signature="<queue>")

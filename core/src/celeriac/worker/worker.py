@@ -52,6 +52,7 @@ from celeriac.worker.consumer import Loop
 from celeriac.worker.control import WorkerState
 from celeriac.worker.feed import Feed
 from celeriac.worker.health import Door, Health, ReadyFile
+from celeriac.worker.host import Consumer, agent_class, consumer_class
 from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
 from celeriac.worker.patience import patience_of
@@ -228,7 +229,8 @@ class Worker:
         self._extensions: list[PluginInfo] = []
         self._surprises: list[float] = []
         self._broadcasts: Broadcasts | None = None
-        self._steps = self._consumer_steps = Blueprint((), self, {})
+        self._steps = Blueprint((), self, {})
+        self._consumer_kind = Consumer
         self.timer = Timer(on_exit=self.stop)
 
     # -- running --------------------------------------------------------------------------------------------
@@ -273,6 +275,8 @@ class Worker:
         app.import_default_modules()
         app.codec.check_accept()
         self._check_rates()
+        self._consumer_kind = consumer_class(app)
+        agent_class(app)  # an error of either shows before anything is begun
         rdb.install_handler()
         self._extensions = app.kernel.extensions()
         for info in self._extensions:
@@ -567,9 +571,11 @@ class Worker:
         if self._beat_words is not None:  # when the first processes are forked
             self._beat = EmbeddedService(self.app, **self._beat_words)
             self._beat.start()
-        parent = ConsumerParent(self)
-        self._consumer_steps = Blueprint(self.app.steps["consumer"], parent, self.options)
-        self._consumer_steps.start()
+        consumer = self._consumer_kind(
+            app=self.app, controller=self, hostname=self.hostname, pool=pool, timer=self.timer,
+            worker_options=self.options,
+        )  # fmt: skip
+        consumer.start()
         if self.gossip is not None:  # last, so that steps hear of everybody
             self.gossip.start()
         signals.worker_ready.send(sender=self)
@@ -585,7 +591,8 @@ class Worker:
         signals.worker_shutting_down.send(sender=self.hostname, sig=self._signal_name, how=how, exitcode=EXIT_OK)
         restarts = self.restarts
         (self._manager.reloading if restarts else self._manager.stopping)("Stopping.")
-        self._consumer_steps.stop(by_force=how == "cold")
+        consumer.by_force = how == "cold"
+        consumer.stop()
         _log.info("Stopping: running tasks finish, what no slot has begun is given back.")
         if self._beat is not None:
             self._beat.stop()
@@ -710,6 +717,27 @@ class Worker:
         self.loop.resize(max(1, self.pool.slots + by))
         return None
 
+    def consume_from(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        exchange_type: str | None = None,
+        routing_key: str | None = None,
+        **options: Any,
+    ) -> bool:
+        """Consume from this queue too, in the worker's thread; False if it is consumed already."""
+        router = self.app.router
+        if any(spec.name == queue for spec in self.link.queues):
+            return False
+        if exchange:
+            arguments = dict(options.get("queue_arguments") or {})
+            router.queues[queue] = QueueSpec(
+                queue, exchange, exchange_type or "direct", routing_key or queue,
+                bool(options.get("durable", True)), bool(options.get("auto_delete", False)), arguments=arguments,
+            )  # fmt: skip
+        self.link.subscribe(router.spec(queue))
+        return True
+
     def restart_pool(self) -> dict[str, str] | None:
         """Replace the pool's processes when they have finished what they run; an error as a reply, likewise."""
         if not {"resize", "processes"} <= self.pool.abilities:
@@ -792,27 +820,6 @@ def _is_terminal() -> bool:
         return sys.stdin.isatty()
     except (AttributeError, ValueError):
         return False  # there is none, or it is closed
-
-
-class ConsumerParent:
-    """What steps of `app.steps["consumer"]` are given as their parent.
-
-    Attributes:
-        gossip: What is known of other workers; None unless `worker_gossip` is on.
-    """
-
-    def __init__(self, worker: Worker) -> None:
-        self.app = worker.app
-        self.controller = worker
-        self.hostname = worker.hostname
-        self.pool = worker.pool
-        self.gossip = worker.gossip
-        self.timer = worker.timer
-
-    @property
-    def connection(self) -> Any:
-        """A kombu connection to the broker, for the step alone."""
-        return self.app.connection_for_read()
 
 
 def _restore(handlers: dict[int, Any]) -> None:
