@@ -1,7 +1,7 @@
 """No plugin is forgotten: each folder of plugins/*/* is a whole dist, installed, and known to every list of them.
 
-The folders of plugins/support are no plugins: libraries that the plugins of one store share. Nor are those of
-plugins/compat: each is a module of somebody else's name, answered by celeriac.
+The folders of plugins/support are no plugins: libraries that the plugins of one store, or of one kind, share. Nor are
+those of plugins/compat: each is a module of somebody else's name, answered by celeriac.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ PLUGINS = [folder for folder in FOLDERS if folder.parent.name in KINDS]
 SUPPORT = [folder for folder in FOLDERS if folder.parent.name == "support"]
 COMPAT = [folder for folder in FOLDERS if folder.parent.name == "compat"]
 MEMBERS = [CORE, *PLUGINS, *SUPPORT, *COMPAT]
+
+
+def users_of(support: Path) -> list[Path]:
+    """The plugins that may stand on a folder of plugins/support: it has the name of their store, or of their kind."""
+    return [plugin for plugin in PLUGINS if support.name in (plugin.name, plugin.parent.name)]
 
 
 def folder_id(folder: Path) -> str:
@@ -115,11 +120,12 @@ def test_a_plugin_has_one_kind_and_its_folder_s_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", SUPPORT, ids=folder_id)
-def test_a_support_dist_is_no_plugin_and_serves_a_store_s_broker_and_backend(folder: Path) -> None:
+def test_a_support_dist_is_no_plugin_and_serves_several_of_a_store_or_a_kind(folder: Path) -> None:
     assert "entry-points" not in project_of(folder)
-    for plugin in PLUGINS:
-        stands_on_it = f"{dist_name(folder)}>=0.1,<0.2" in project_of(plugin)["dependencies"]
-        assert stands_on_it == (plugin.name == folder.name), dist_name(plugin)
+    needed = f"{dist_name(folder)}>=0.1,<0.2"
+    standing = [plugin for plugin in PLUGINS if needed in project_of(plugin)["dependencies"]]
+    assert len(standing) > 1
+    assert set(standing) <= set(users_of(folder))
 
 
 @pytest.mark.parametrize("folder", COMPAT, ids=folder_id)
@@ -166,10 +172,11 @@ def test_the_import_linter_sees_every_package() -> None:
 
 
 @pytest.mark.parametrize("folder", SUPPORT, ids=folder_id)
-def test_the_import_linter_keeps_a_store_s_support_for_its_plugins(folder: Path) -> None:
+def test_the_import_linter_keeps_support_for_its_plugins(folder: Path) -> None:
     contracts = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"]
     (contract,) = (contract for contract in contracts if contract["id"] == f"support-of-{folder.name}")
-    others = [package_name(other) for other in [*PLUGINS, *SUPPORT] if other.name != folder.name]
+    kept_for = [folder, *users_of(folder)]
+    others = [package_name(other) for other in [*PLUGINS, *SUPPORT] if other not in kept_for]
     assert contract["forbidden_modules"] == [package_name(folder)]
     assert sorted(contract["source_modules"]) == sorted(others)
 

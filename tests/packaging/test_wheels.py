@@ -34,6 +34,7 @@ INSTALLED = {
     "celeriac_pool_prefork",
     "celeriac_pool_solo",
     "celeriac_serializer_json",
+    "celeriac_support_pools",
     "celeriac_support_redis",
     "celeriac_support_sqlite",
 }

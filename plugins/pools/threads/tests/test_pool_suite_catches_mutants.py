@@ -13,6 +13,7 @@ import pytest
 from celeriac.spec import Job, JobReport, Pool, PoolOptions, SlotProgram
 from celeriac.testing.pool_suite import PoolConformance
 from celeriac_pool_threads.pool import ThreadsPool
+from celeriac_support_pools.outbox import take_all
 
 
 class Doubling(ThreadsPool):
@@ -33,15 +34,16 @@ class Forgetful(ThreadsPool):
 class Silent(ThreadsPool):
     """Has reports, and does not wake the worker."""
 
-    def _tell(self, report: JobReport) -> None:
-        self._reports.append(report)
+    def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
+        super().__init__(program, options)
+        self._tell = self._outbox._reports.append
 
 
 class Grasping(ThreadsPool):
     """Says that it returns what waits, and runs it all the same."""
 
     def withdraw(self) -> None:
-        jobs = self._take_all()
+        jobs = take_all(self._backlog)
         self._give_back(jobs)
         self._backlog.extend(jobs)
 

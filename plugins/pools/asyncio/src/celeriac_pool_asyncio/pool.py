@@ -1,8 +1,7 @@
 """The asyncio pool: as many coroutines at once as there are slots, in one event loop in a thread of its own.
 
 Made by the plugin's hook. The worker's thread hands jobs over in a deque and nudges the loop; the loop begins as many
-as there are free slots. Reports go into another deque, and a byte in a pipe wakes the worker, one for all that it
-has not yet collected.
+as there are free slots.
 
 A job whose task is no coroutine function would hold up all others, so it runs in a thread of its own and takes a slot
 like the others. It cannot be ended before its own end; when it, or a coroutine that blocks the loop, runs beyond its
@@ -23,6 +22,7 @@ from typing import Final, cast
 
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import CoroutineProgram, Job, JobReport, PoolOptions, SlotProgram
+from celeriac_support_pools.outbox import Outbox, take_all
 
 #: So long a coroutine may take to end once it was cancelled; then its slot is given up.
 PATIENCE_S: Final = 1.0
@@ -57,18 +57,16 @@ class AsyncioPool:
 
     def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
         self._program = cast("CoroutineProgram", program)
-        self._poller = options.poller
+        self._outbox = Outbox(options.poller)
+        self._tell = self._outbox.put
         self._target = options.slots
         self._backlog: deque[Job] = deque()
-        self._reports: deque[JobReport] = deque()
         self._done: list[JobReport] = []
         self._running: dict[int, Run] = {}
         self._telling: set[Run] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._woken = False
         self._pid = 0
-        self._read_fd = self._write_fd = -1
 
     @property
     def slots(self) -> int:
@@ -85,10 +83,7 @@ class AsyncioPool:
         except Exception as exc:
             raise PoolBroken(f"pool asyncio: the slots could not begin: {exc!r}") from exc
         self._pid = os.getpid()
-        self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
-        os.set_blocking(self._write_fd, False)
-        self._poller.watch(self._read_fd)
+        self._outbox.open()
         self._loop = asyncio.new_event_loop()
         # A daemon: a coroutine that blocks the loop must not keep the worker's process from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, name="celeriac-loop", daemon=True)
@@ -115,11 +110,10 @@ class AsyncioPool:
         thread.join(PATIENCE_S)
         self._loop = self._thread = None
         self._pid = 0
-        self._poller.unwatch(self._read_fd)
-        if not thread.is_alive():  # else something in it may yet write to the pipe
+        has_ended = not thread.is_alive()
+        if has_ended:
             _close(loop)
-            os.close(self._read_fd)
-            os.close(self._write_fd)
+        self._outbox.close(is_quiet=has_ended)
         self._program.end()
         return reports
 
@@ -138,21 +132,19 @@ class AsyncioPool:
         self._nudge(self._begin_some)
 
     def collect(self) -> list[JobReport]:
-        if self._pid and (self._woken or not self._reports):
-            self._hush()
         reports, self._done = self._done, []
-        arrived = self._reports
-        reports += [arrived.popleft() for _ in range(len(arrived))]
+        if self._pid:
+            reports += self._outbox.take()
         return reports
 
     def deadline(self) -> float | None:
         return time.monotonic() if self._done else None
 
     def withdraw(self) -> None:
-        self._give_back(self._take_all())
+        self._give_back(take_all(self._backlog))
 
     def cancel(self, token: int, *, signal: int | None = None) -> bool:
-        waiting = self._take_all()
+        waiting = take_all(self._backlog)
         kept = [job for job in waiting if job.token != token]
         self._backlog.extend(kept)
         if len(kept) < len(waiting):
@@ -172,29 +164,12 @@ class AsyncioPool:
             token: run.job.hard_limit_s or 0.0 for token, run in self._running.copy().items() if run.stuck_at <= now
         }
 
-    def _take_all(self) -> list[Job]:
-        """Every job that has not begun, in order; the loop may be taking at the same time."""
-        jobs: list[Job] = []
-        while True:
-            try:
-                jobs.append(self._backlog.popleft())
-            except IndexError:
-                return jobs
-
     def _give_back(self, jobs: Iterable[Job]) -> None:
         self._done.extend(JobReport(job.token, "returned") for job in jobs)
 
     def _nudge(self, step: Callable[[], None]) -> None:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(step)
-
-    def _hush(self) -> None:
-        """Empty the pipe. First the pipe, then the flag, then (by the caller) the reports: none is overlooked."""
-        try:
-            os.read(self._read_fd, 4096)
-        except BlockingIOError:
-            return  # if the flag is set, the byte is still to come: leave it set
-        self._woken = False
 
     # -- in the loop --------------------------------------------------------------------------------------
 
@@ -281,15 +256,6 @@ class AsyncioPool:
                 loop.call_soon_threadsafe(self._begin_some)
             else:
                 self._begin_some()
-
-    def _tell(self, report: JobReport) -> None:
-        self._reports.append(report)
-        if not self._woken:
-            self._woken = True
-            try:
-                os.write(self._write_fd, b"!")
-            except BlockingIOError:
-                pass  # full of wakes
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

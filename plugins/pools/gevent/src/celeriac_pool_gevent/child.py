@@ -10,16 +10,13 @@ Python calls the handler in the very greenlet that has the processor, which rais
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
-import sys
 import time
-import traceback
 from collections import deque
 from types import FrameType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 import gevent
 import gevent.event
@@ -33,14 +30,12 @@ from celeriac.exceptions import EndedByPool, SoftTimeLimitExceeded
 from celeriac.spec import Job, JobReport, SlotProgram
 from celeriac_pool_gevent import frames
 from celeriac_pool_gevent.coroutines import Coroutines
+from celeriac_support_pools import process
 
 #: One that was told to end has so long; then it is answered for, and its slot is somebody else's. It is told so often.
 PATIENCE_S: Final = 1.0
 INSIST_S: Final = 0.1
 READ_BYTES: Final = 1 << 20
-
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 
 Ending = Literal["cancelled", "timed_out", "lost"]
 
@@ -49,27 +44,19 @@ class Ends(Struct, frozen=True):
     """What a child has from its parent."""
 
     fd: int
-    page: frames.Page
+    page: process.Page
     parent_pid: int
 
 
-def main(program: SlotProgram, ends: Ends) -> None:
+def main(program: SlotProgram, ends: Ends) -> NoReturn:
     """Be a child. Call it in a fresh fork with all signals blocked; ends the process."""
-    code = 70
-    try:
-        _take_signals_over()
-        _die_with(ends.parent_pid)
-        _leave_standard_input()
+
+    def work() -> int:
         _begin_anew()
-        code = _Child(program, ends).serve()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)  # never back into the parent's stack, and none of its atexit functions
+        return _Child(program, ends).serve()
+
+    start_thread, sleep = monkey.get_original("_thread", "start_new_thread"), monkey.get_original("time", "sleep")
+    process.be_child(work, ends.parent_pid, b"celeriac-slots", start_thread, sleep)
 
 
 class Run:
@@ -133,9 +120,11 @@ class _Child:
         try:
             self._program.begin()
         except BaseException as exc:
-            text = "".join(traceback.format_exception_only(type(exc), exc)).strip()
+            text, says_all = process.describe_trouble(exc)
             self._send(frames.frame(frames.BROKEN, text.encode(errors="replace")))
             self._drain()
+            if says_all:
+                return process.BROKEN_CODE
             raise
         self._send(frames.frame(frames.READY))
         gevent.spawn(self._read)
@@ -335,7 +324,7 @@ class _Child:
         try:
             data = frames.encode(batch)
         except Exception:
-            data = frames.encode([_sendable(report) for report in batch])
+            data = process.encode_each(frames.encode, batch)
         self._send(frames.frame(frames.REPORTS, data))
 
     def _send(self, data: bytes) -> None:
@@ -375,15 +364,6 @@ class _Child:
 _OURS: Final = globals()
 
 
-def _sendable(report: JobReport) -> JobReport:
-    """The report, or one that says why it cannot be sent."""
-    try:
-        frames.encode(report)
-        return report
-    except Exception as exc:
-        return JobReport(report.token, "lost", detail=f"its report cannot be encoded: {exc}", pid=report.pid)
-
-
 def _begin_anew() -> None:
     """A hub of our own. The parent's, copied with its greenlets by the fork, must not turn here, nor be taken apart.
 
@@ -404,43 +384,3 @@ def _begin_anew() -> None:
 
 
 _left_behind: Final[list[Any]] = []
-
-
-def _take_signals_over() -> None:
-    """Forget the worker's handlers, then let signals in (they were blocked across the fork).
-
-    Ctrl-C, Ctrl-backslash and a hang-up reach the whole group: the parent decides what they mean.
-    """
-    signal.set_wakeup_fd(-1)  # the worker's: it must not hear of our signals
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def _die_with(parent_pid: int) -> None:
-    """End when the parent ends, even in the middle of a job; and be told from it in `ps` and `top`."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        libc.prctl(_PR_SET_NAME, b"celeriac-slots", 0, 0, 0)
-    else:
-        monkey.get_original("_thread", "start_new_thread")(_watch_parent, (parent_pid,))
-    if os.getppid() != parent_pid:
-        os._exit(0)  # it ended before we could ask
-
-
-def _watch_parent(parent_pid: int) -> None:
-    nap: Any = monkey.get_original("time", "sleep")
-    while os.getppid() == parent_pid:
-        nap(1.0)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _leave_standard_input() -> None:
-    fd = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(fd, 0)
-    os.close(fd)

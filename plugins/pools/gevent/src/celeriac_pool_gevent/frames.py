@@ -8,7 +8,6 @@ Used by `pool` (the parent's end) and `child` (the other).
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator
 from typing import Final
@@ -62,17 +61,3 @@ class Reader:
             content = bytes(memoryview(buffer)[_HEAD.size : end])
             del buffer[:end]
             yield kind, content
-
-
-class Page:
-    """The shared words; `words` is indexed by the constants above."""
-
-    def __init__(self) -> None:
-        self._map = mmap.mmap(-1, mmap.PAGESIZE)
-        self._bytes = memoryview(self._map)
-        self.words = self._bytes.cast("Q")
-
-    def close(self) -> None:
-        self.words.release()
-        self._bytes.release()
-        self._map.close()

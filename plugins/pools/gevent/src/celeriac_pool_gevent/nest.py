@@ -18,6 +18,7 @@ from gevent import monkey
 
 from celeriac.spec import Job, JobReport
 from celeriac_pool_gevent import frames
+from celeriac_support_pools import process
 
 READ_BYTES: Final = 1 << 20
 #: A stream that is full is tried again after so long: first, and at most.
@@ -26,8 +27,6 @@ RETRY_S: Final = (0.001, 0.05)
 #: So long the hub may take to tell of a child that it has reaped.
 REAPED_S: Final = 1.0
 
-_PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
-_UNKNOWN: Final = -1
 _waitpid: Final[Any] = monkey.get_original("os", "waitpid")
 
 
@@ -63,7 +62,7 @@ class Nest:
         trouble: Why it could not begin, in its own words.
     """
 
-    def __init__(self, pid: int, fd: int, page: frames.Page, max_tasks: int | None) -> None:
+    def __init__(self, pid: int, fd: int, page: process.Page, max_tasks: int | None) -> None:
         self.pid = pid
         self.ready = False
         self.given: dict[int, Given] = {}
@@ -75,7 +74,7 @@ class Nest:
         self._fd = fd
         os.set_blocking(fd, False)
         self._page = page
-        self._pidfd = _open_pidfd(pid)
+        self._pidfd = process.open_pidfd(pid)
         self._reader = frames.Reader()
         self._out = bytearray()
         self._retry_s = RETRY_S[0]
@@ -159,7 +158,7 @@ class Nest:
             self._gone_at = min(self._gone_at, time.monotonic())
             if self._watcher is not None and time.monotonic() - self._gone_at < REAPED_S:
                 return False  # it was the hub, which will say so at its next turn
-            pid, status = self.pid, _UNKNOWN
+            pid, status = self.pid, process.UNKNOWN_END
         if pid == 0:
             return False
         self._status = status
@@ -170,19 +169,11 @@ class Nest:
 
     def give_up(self) -> None:
         """Take it for dead although it cannot be reaped."""
-        self._status = _UNKNOWN
+        self._status = process.UNKNOWN_END
 
     def cause(self) -> str:
         """How it ended, for people: `signal 9 (SIGKILL)`, `exit code 3`."""
-        if self._status is None or self._status == _UNKNOWN:
-            return "an end that nobody saw"
-        if not os.WIFSIGNALED(self._status):
-            return f"exit code {os.WEXITSTATUS(self._status)}"
-        number = os.WTERMSIG(self._status)
-        try:
-            return f"signal {number} ({signal.Signals(number).name})"
-        except ValueError:
-            return f"signal {number}"  # a real-time signal
+        return process.describe_end(self._status)
 
     def close(self) -> None:
         """Let go of it."""
@@ -200,11 +191,7 @@ class Nest:
 
     def resident_kib(self) -> int:
         """Its resident set now; 0 where the system does not tell (or it is gone)."""
-        try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * _PAGE_KIB
-        except (OSError, IndexError):
-            return 0
+        return process.resident_kib(self.pid) or 0
 
     def _signal(self, number: int) -> None:
         if self._status is not None:
@@ -213,12 +200,3 @@ class Nest:
             os.kill(self.pid, number)
         except ProcessLookupError:
             pass  # just what the caller wanted, or about to be noticed
-
-
-def _open_pidfd(pid: int) -> int | None:
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None  # an old kernel: the end of the stream says it too

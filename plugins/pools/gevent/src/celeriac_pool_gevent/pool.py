@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 import os
 import select
-import signal
 import socket
-import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from gevent import monkey
@@ -27,6 +24,7 @@ from celeriac.exceptions import PoolBroken
 from celeriac.spec import FINAL_OUTCOMES, Job, JobReport, PoolOptions, SlotProgram
 from celeriac_pool_gevent import child, frames
 from celeriac_pool_gevent.nest import Nest
+from celeriac_support_pools import process
 
 #: A job that is not reported so long after its limit, or its cancelling, does not let others run: it gets a signal.
 INSIST_S: Final = 0.25
@@ -148,26 +146,19 @@ class GeventPool:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        page = frames.Page()
+        page = process.Page()
         our_fd, their_fd = ours.detach(), theirs.detach()
-        sys.stdout.flush()  # else both processes print what is in the buffers
-        sys.stderr.flush()
         parent_pid = os.getpid()
-        # No signal before the child has its own handlers: with the worker's it would tell the worker to stop.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+        def be_child() -> None:
+            os.close(our_fd)
+            for nest in self._nests():
+                nest.forget()
+            child.main(self._program, child.Ends(their_fd, page, parent_pid))
+
         try:
-            with warnings.catch_warnings():
-                # From 3.12 on, a fork of a process with threads warns. A child uses nothing that they may hold.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                pid = _fork()
-            if pid == 0:
-                try:
-                    os.close(our_fd)
-                    for nest in self._nests():
-                        nest.forget()
-                    child.main(self._program, child.Ends(their_fd, page, parent_pid))
-                finally:
-                    os._exit(70)  # whatever happened, a child never returns into its parent's stack
+            # The system's own fork: the patched one would wake the parent's greenlets in the child.
+            pid = process.fork(be_child, monkey.get_original("os", "fork"))
         except OSError as exc:
             os.close(our_fd)
             page.close()
@@ -175,7 +166,6 @@ class GeventPool:
             self._plan_birth()
             return
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(their_fd)
         self._nest = nest = Nest(pid, our_fd, page, self._options.max_tasks_per_child)
         for fd in nest.fds():
@@ -329,9 +319,3 @@ class GeventPool:
                 nest.interrupt(token, cancel=given.cancel_at < math.inf)
                 # More rarely from time to time: it may have been told, and take its time to end.
                 self._look_at = min(self._look_at, now + max(0.02, (now - due - INSIST_S) / 2))
-
-
-def _fork() -> int:
-    """The system's own fork: the patched one would wake the parent's greenlets in the child."""
-    fork: Any = monkey.get_original("os", "fork")
-    return int(fork())

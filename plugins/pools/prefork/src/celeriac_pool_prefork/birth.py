@@ -11,15 +11,15 @@ import pickle
 import signal
 import subprocess
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from celeriac.spec import Recipe, SlotProgram
 from celeriac_pool_prefork import child, frames
 from celeriac_pool_prefork.slot import Slot
+from celeriac_support_pools import process
 
 #: What a fresh interpreter runs.
 FRESH: Final = str(Path(__file__).with_name("fresh.py"))
@@ -39,34 +39,20 @@ def fork(program: SlotProgram, slot: Slot, limits: child.Limits, let_go: Callabl
         OSError: There is no process to be had; the slot is closed.
     """
     ends = child.Ends(slot.jobs_end, slot.reports_end, slot.page, os.getpid(), limits)
-    sys.stdout.flush()  # else both processes print what is in the buffers
-    sys.stderr.flush()
-    # No signal before the child has its own handlers: with the worker's it would tell the worker to stop.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def be_child() -> None:
+        let_go()
+        child.main(lambda: program, ends)
+
     try:
-        with warnings.catch_warnings():
-            # From 3.12 on, a fork of a process with threads warns. A child uses nothing that they may hold.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid == 0:
-            _be_child(program, ends, let_go)
+        pid = process.fork(be_child)
     except OSError:
         slot.forget()
         raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     slot.born(pid)
 
 
-def _be_child(program: SlotProgram, ends: child.Ends, let_go: Callable[[], None]) -> NoReturn:
-    try:
-        let_go()
-        child.main(lambda: program, ends)
-    finally:
-        os._exit(70)  # whatever happened, a child never returns into its parent's stack
-
-
-def spawn(recipe: Recipe, limits: child.Limits, make_slot: Callable[[frames.Page], Slot]) -> Slot:
+def spawn(recipe: Recipe, limits: child.Limits, make_slot: Callable[[process.Page], Slot]) -> Slot:
     """Start a fresh interpreter as the child of a new slot: it inherits the slot's ends and the standard streams, and
     no other descriptor, lock or thread.
 
@@ -75,7 +61,7 @@ def spawn(recipe: Recipe, limits: child.Limits, make_slot: Callable[[frames.Page
     """
     page_fd = frames.make_file(bytes(mmap.PAGESIZE))
     try:
-        slot = make_slot(frames.Page(page_fd))
+        slot = make_slot(process.Page(page_fd))
         try:
             slot.born(_start_interpreter(recipe, limits, (slot.jobs_end.fileno(), slot.reports_end.fileno(), page_fd)))
         except OSError:
@@ -99,12 +85,12 @@ def _start_interpreter(recipe: Recipe, limits: child.Limits, ends: tuple[int, in
     flags: Any = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # as multiprocessing does
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # as in `fork`; it keeps the mask
     try:
-        process = subprocess.Popen([sys.executable, *flags, FRESH, str(told_fd)], pass_fds=(*ends, told_fd))
+        interpreter = subprocess.Popen([sys.executable, *flags, FRESH, str(told_fd)], pass_fds=(*ends, told_fd))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(told_fd)
-    process.returncode = 0  # as far as `subprocess` is concerned: the slot waits for its end, and nobody else may
-    return process.pid
+    interpreter.returncode = 0  # as far as `subprocess` is concerned: the slot waits for its end, and nobody else may
+    return interpreter.pid
 
 
 class StormGuard:

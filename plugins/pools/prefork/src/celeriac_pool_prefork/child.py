@@ -11,7 +11,6 @@ and sent under a lock, so they leave in the order in which they were made.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import os
@@ -20,18 +19,18 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 from msgspec import Struct
 
-from celeriac.exceptions import CeleriacError, SoftTimeLimitExceeded
+from celeriac.exceptions import SoftTimeLimitExceeded
 from celeriac.spec import Job, JobReport, SlotProgram
 from celeriac_pool_prefork import frames
 from celeriac_pool_prefork.frames import ASKED, CANCELLED, CANCELLED_LIMIT, HANDED_BACK, SINCE, SOFT, TOKEN
+from celeriac_support_pools import process
 
 #: A job expected to take longer is not «brief»: reports do not wait for it, and nothing waits behind it.
 BRIEF_S: Final = 0.005
@@ -40,13 +39,6 @@ GATHER: Final = 64
 GATHER_NS: Final = 2_000_000
 #: How often the watcher looks; what waits behind a job that it sees twice is handed back.
 WATCH_S: Final = 0.025
-
-#: The exit code of a child that could not begin, or found a bug of ours.
-BROKEN_CODE: Final = 70
-
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
-_PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 class Limits(Struct, frozen=True):
@@ -63,36 +55,28 @@ class Ends(Struct, frozen=True):
 
     jobs: socket.socket
     reports: socket.socket
-    page: frames.Page
+    page: process.Page
     parent_pid: int
     limits: Limits
 
 
-def main(get_program: Callable[[], SlotProgram], ends: Ends) -> None:
+def main(get_program: Callable[[], SlotProgram], ends: Ends) -> NoReturn:
     """Be a child. Call it in a fresh process with all signals blocked; ends the process.
 
     Args:
         get_program: Called once this is a child: it may import the user's modules.
     """
-    code = BROKEN_CODE
-    try:
-        _take_signals_over()
-        _die_with(ends.parent_pid)
-        _take_name()
-        _leave_standard_input()
+
+    def work() -> int:
         gc.freeze()  # what came from the parent is not garbage; looking at it would only copy its pages
-        code = _Slot(ends).serve(get_program)
-    except BrokenPipeError:
-        if os.getppid() == ends.parent_pid:
-            traceback.print_exc()  # else the parent was killed under our report: nobody is there to be told
-    except BaseException:
-        traceback.print_exc()
-    finally:
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)  # never back into the parent's stack, and none of its atexit functions
+            return _Slot(ends).serve(get_program)
+        except BrokenPipeError:
+            if os.getppid() == ends.parent_pid:
+                raise
+            return process.BROKEN_CODE  # the parent was killed under our report: nobody is there to be told
+
+    process.be_child(work, ends.parent_pid, b"celeriac-slot")
 
 
 class _Slot:
@@ -119,15 +103,14 @@ class _Slot:
         """Work until the parent says stop or is gone, or a limit is reached. Returns the exit code."""
         try:
             program = get_program()
-            _take_signals_over()  # once more: the program may have changed its mind
+            process.take_signals_over()  # once more: the program may have changed its mind
             signal.signal(signal.SIGUSR1, self._on_soft_limit)
             program.begin()
         except BaseException as exc:
-            is_ours = isinstance(exc, CeleriacError)  # then its sentence says all
-            text = str(exc) if is_ours else "".join(traceback.format_exception_only(type(exc), exc)).strip()
+            text, says_all = process.describe_trouble(exc)
             self._reports.send(frames.BROKEN + text.encode(errors="replace")[: frames.PACKET_BYTES // 2])
-            if is_ours:
-                return BROKEN_CODE
+            if says_all:
+                return process.BROKEN_CODE
             raise
         memory = _Memory(self._limits) if self._limits.max_memory_kib is not None else None
         self._reports.send(frames.READY)
@@ -247,8 +230,7 @@ class _Slot:
             try:
                 data = frames.encode(batch)
             except Exception:
-                batch = [_sendable(report) for report in batch]
-                data = frames.encode(batch)
+                data = process.encode_each(frames.encode, batch)
             self._send(data)
 
     def _send(self, data: bytes) -> None:
@@ -333,64 +315,10 @@ class _Memory:
 
 def resident_kib(pid: int | None = None) -> int:
     """The resident set of a process, of this one by default (without a procfs: always of this one, at its peak)."""
-    try:
-        with open(f"/proc/{pid or os.getpid()}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_KIB
-    except FileNotFoundError:
-        import resource
+    known = process.resident_kib(pid or os.getpid())
+    if known is not None:
+        return known
+    import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak // 1024 if sys.platform == "darwin" else peak
-
-
-def _sendable(report: JobReport) -> JobReport:
-    """The report, or one that says why it cannot be sent."""
-    try:
-        frames.encode(report)
-        return report
-    except Exception as exc:
-        return JobReport(report.token, "lost", detail=f"its report cannot be encoded: {exc}", pid=report.pid)
-
-
-def _take_signals_over() -> None:
-    """Forget the worker's handlers, then let signals in (they were blocked across the fork).
-
-    Ctrl-C, Ctrl-backslash and a hang-up reach the whole group: the parent decides what they mean.
-    """
-    signal.set_wakeup_fd(-1)  # the worker's: it must not hear of our signals
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def _die_with(parent_pid: int) -> None:
-    """End when the parent ends, even in the middle of a job."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    else:
-        threading.Thread(target=_watch_parent, args=(parent_pid,), daemon=True).start()
-    if os.getppid() != parent_pid:
-        os._exit(0)  # it ended before we could ask
-
-
-def _take_name() -> None:
-    """Be told from the parent in `ps` and `top`."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, b"celeriac-slot", 0, 0, 0)
-
-
-def _watch_parent(parent_pid: int) -> None:
-    while os.getppid() == parent_pid:
-        time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _leave_standard_input() -> None:
-    fd = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(fd, 0)
-    if fd != 0:
-        os.close(fd)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak

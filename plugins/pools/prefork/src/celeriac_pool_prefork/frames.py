@@ -56,24 +56,6 @@ decode_jobs: Final = msgspec.msgpack.Decoder(list[Job]).decode
 decode_reports: Final = msgspec.msgpack.Decoder(list[JobReport]).decode
 
 
-class Page:
-    """The shared page: `words` is indexed by the constants above.
-
-    Args:
-        fd: Of an anonymous file of that size, for a child that does not inherit its parent's memory.
-    """
-
-    def __init__(self, fd: int = -1) -> None:
-        self._map = mmap.mmap(fd, mmap.PAGESIZE)
-        self._bytes = memoryview(self._map)
-        self.words = self._bytes.cast("Q")
-
-    def close(self) -> None:
-        self.words.release()
-        self._bytes.release()
-        self._map.close()
-
-
 class Inbox:
     """Reads packets; one buffer for all sockets of a process."""
 

@@ -20,10 +20,11 @@ def main(told_fd: int) -> None:
     sys.path[:] = told["path"]
     sys.argv[:] = told["argv"]
     from celeriac.spec import Recipe
-    from celeriac_pool_prefork import child, frames
+    from celeriac_pool_prefork import child
+    from celeriac_support_pools.process import Page
 
     jobs_fd, reports_fd, page_fd = told["ends"]
-    page = frames.Page(page_fd)
+    page = Page(page_fd)
     os.close(page_fd)
     ends = child.Ends(
         socket.socket(fileno=jobs_fd),

@@ -28,7 +28,8 @@ from celeriac_pool_prefork.frames import HANDED_BACK
 from celeriac_pool_prefork.limits import INSIST_S, enforce, strike
 from celeriac_pool_prefork.news import News
 from celeriac_pool_prefork.packing import STUCK_S, hand_out
-from celeriac_pool_prefork.slot import OVERHEAD_S, Slot, signal_name
+from celeriac_pool_prefork.slot import OVERHEAD_S, Slot
+from celeriac_support_pools.process import Page, signal_name
 
 #: After a TERM, a child has so long before it is killed.
 TERM_S: Final = 2.0
@@ -449,7 +450,7 @@ class PreforkPool:
         if self._recipe is not None:
             slot = spawn(self._recipe, limits, make_slot)
         else:
-            slot = make_slot(frames.Page())
+            slot = make_slot(Page())
             fork(self._program, slot, limits, lambda: self._let_go(slot))
         slot.start_timeout_s = self._start_timeout_s
         slot.ready_by = time.monotonic() + slot.start_timeout_s

@@ -22,6 +22,7 @@ from msgspec import structs
 from celeriac.spec import Job, JobReport
 from celeriac_pool_prefork import frames
 from celeriac_pool_prefork.frames import ASKED, CANCELLED, CANCELLED_LIMIT, SINCE, SOFT, TOKEN
+from celeriac_support_pools import process
 
 #: What a job costs besides its run: frames, accounting. Keeps a packet of no-ops from being endless.
 OVERHEAD_S: Final = 0.000_01
@@ -32,7 +33,7 @@ _FREEZE_S: Final = 0.05
 class Slot:
     """One child as its parent sees it."""
 
-    def __init__(self, page: frames.Page, *, budget: int | None, files: dict[int, int]) -> None:
+    def __init__(self, page: process.Page, *, budget: int | None, files: dict[int, int]) -> None:
         """Make what must exist before the child does.
 
         Args:
@@ -74,11 +75,7 @@ class Slot:
         """The child is there; this is the parent."""
         self.pid = pid
         self.reports_end.close()  # so that the end of the child is the end of the stream
-        if hasattr(os, "pidfd_open"):
-            try:
-                self.pidfd = os.pidfd_open(pid)
-            except OSError:
-                pass  # an old kernel, a sandbox, no descriptor left: the end of the stream of reports must do
+        self.pidfd = process.open_pidfd(pid)
 
     def forget(self) -> None:
         """Close everything, in the parent after the child's end or in a sibling after a fork."""
@@ -245,15 +242,11 @@ class Slot:
 
     def give_up(self) -> None:
         """Take the child for dead although it cannot be reaped."""
-        self._status = _UNKNOWN
+        self._status = process.UNKNOWN_END
 
     def cause(self) -> str:
         """How the child ended, for people: `signal 9 (SIGKILL)`, `exit code 3`."""
-        if self._status is None or self._status == _UNKNOWN:
-            return "an end that nobody saw"
-        if os.WIFSIGNALED(self._status):
-            return signal_name(os.WTERMSIG(self._status))
-        return f"exit code {os.WEXITSTATUS(self._status)}"
+        return process.describe_end(self._status)
 
     def started_last(self) -> int:
         """The token of the job that the child started last; -1 if it never started any."""
@@ -265,7 +258,7 @@ class Slot:
         try:
             pid, status = os.waitpid(self.pid, flags)
         except ChildProcessError:
-            self._status = _UNKNOWN  # somebody's wait() took it, or SIGCHLD is ignored
+            self._status = process.UNKNOWN_END  # somebody's wait() took it, or SIGCHLD is ignored
             return self._status
         if pid == 0:
             return None
@@ -274,15 +267,6 @@ class Slot:
         return status
 
 
-def signal_name(number: int) -> str:
-    """A signal for people: `signal 9 (SIGKILL)`."""
-    try:
-        return f"signal {number} ({signal.Signals(number).name})"
-    except ValueError:
-        return f"signal {number}"  # a real-time signal
-
-
-_UNKNOWN: Final = -1
 _NO_ROOM: Final = frozenset(
     {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOSPC}
 )

@@ -2,8 +2,7 @@
 
 Made by the plugin's hook. All threads take from one shared deque, job by job: a job never stands behind
 another one that runs, and the worker can take every job back that has not been started. Taking one is
-atomic, so each job goes to exactly one side. Finished reports go into another deque; a byte in a pipe wakes
-the worker, one for all the reports that it has not yet collected.
+atomic, so each job goes to exactly one side.
 
 Threads cannot be ended from outside. So running jobs cannot be cancelled, and time limits end nothing: a job that runs
 beyond its hard limit is only told of.
@@ -21,6 +20,7 @@ from typing import Final
 
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import Job, JobReport, PoolOptions, SlotProgram
+from celeriac_support_pools.outbox import Outbox, take_all
 
 #: Brief jobs wake one thread for about so much work, since more threads would only fight for the interpreter.
 SHARE_S: Final = 0.001
@@ -35,11 +35,11 @@ class ThreadsPool:
 
     def __init__(self, program: SlotProgram, options: PoolOptions) -> None:
         self._program = program
-        self._poller = options.poller
+        self._outbox = Outbox(options.poller)
+        self._tell = self._outbox.put
         self._node = options.node
         self._target = options.slots
         self._backlog: deque[Job] = deque()
-        self._reports: deque[JobReport] = deque()
         self._idle: deque[threading.Lock] = deque()
         self._leave: deque[None] = deque()  # a ticket for each thread that is too many
         self._threads: list[threading.Thread] = []
@@ -47,9 +47,7 @@ class ThreadsPool:
         self._limits: dict[int, tuple[float, float]] = {}  # by token: when a running job will be stuck, and its limit
         self._done: list[JobReport] = []
         self._help_at = math.inf
-        self._woken = False
         self._pid = 0
-        self._read_fd = self._write_fd = -1
 
     @property
     def slots(self) -> int:
@@ -66,10 +64,7 @@ class ThreadsPool:
         except Exception as exc:
             raise PoolBroken(f"pool threads: the slots could not begin: {exc!r}") from exc
         self._pid = os.getpid()
-        self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
-        os.set_blocking(self._write_fd, False)
-        self._poller.watch(self._read_fd)
+        self._outbox.open()
         for _ in range(self._target):
             self._add_thread()
 
@@ -95,10 +90,7 @@ class ThreadsPool:
         busy = self._give_up(f"still running {grace_s:g} s after the pool was told to stop; a thread cannot be ended")
         reports = self.collect()
         self._pid = 0
-        self._poller.unwatch(self._read_fd)
-        if not busy:  # else they may yet write to the pipe
-            os.close(self._read_fd)
-            os.close(self._write_fd)
+        self._outbox.close(is_quiet=not busy)
         self._program.end()
         return reports
 
@@ -128,11 +120,9 @@ class ThreadsPool:
                 self._help_at = min(self._help_at, time.monotonic() + HELP_S)
 
     def collect(self) -> list[JobReport]:
-        if self._pid and (self._woken or not self._reports):
-            self._hush()
         reports, self._done = self._done, []
-        arrived = self._reports
-        reports += [arrived.popleft() for _ in range(len(arrived))]
+        if self._pid:
+            reports += self._outbox.take()
         if self._help_at <= time.monotonic():
             self._help_at = math.inf
             self._wake(len(self._backlog))
@@ -144,10 +134,10 @@ class ThreadsPool:
         return None if self._help_at == math.inf else self._help_at
 
     def withdraw(self) -> None:
-        self._give_back(self._take_all())
+        self._give_back(take_all(self._backlog))
 
     def cancel(self, token: int, *, signal: int | None = None) -> bool:
-        waiting = self._take_all()
+        waiting = take_all(self._backlog)
         kept = [job for job in waiting if job.token != token]
         self._backlog.extend(kept)
         self._wake(len(kept))  # a thread may have found the backlog empty just now
@@ -160,15 +150,6 @@ class ThreadsPool:
         now = time.monotonic()
         return {token: limit_s for token, (at, limit_s) in self._limits.copy().items() if at <= now}
 
-    def _take_all(self) -> list[Job]:
-        """Every job that no thread has taken, in order; the threads may be taking at the same time."""
-        jobs: list[Job] = []
-        while True:
-            try:
-                jobs.append(self._backlog.popleft())
-            except IndexError:
-                return jobs
-
     def _give_back(self, jobs: Iterable[Job]) -> None:
         self._done.extend(JobReport(job.token, "returned") for job in jobs)
 
@@ -179,14 +160,6 @@ class ThreadsPool:
                 self._idle.pop().release()
             except IndexError:
                 return  # one has got up by itself
-
-    def _hush(self) -> None:
-        """Empty the pipe. First the pipe, then the flag, then (by the caller) the reports: none is overlooked."""
-        try:
-            os.read(self._read_fd, 4096)
-        except BlockingIOError:
-            return  # if the flag is set, the byte is still to come: leave it set
-        self._woken = False
 
     # -- in the threads -----------------------------------------------------------------------------------
 
@@ -248,12 +221,3 @@ class ThreadsPool:
             del self._limits[token]
         if running.pop(token, None) is not None:  # else `stop` has given us up
             self._tell(report)
-
-    def _tell(self, report: JobReport) -> None:
-        self._reports.append(report)
-        if not self._woken:
-            self._woken = True
-            try:
-                os.write(self._write_fd, b"!")
-            except BlockingIOError:
-                pass  # full of wakes

@@ -1,0 +1,123 @@
+"""What pools share: reports from other threads, and processes beside the worker."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from celeriac.exceptions import ImproperlyConfigured
+from celeriac.spec import JobReport
+from celeriac_support_pools import process
+from celeriac_support_pools.outbox import Outbox, take_all
+
+
+class Bed:
+    """What the worker sleeps on."""
+
+    def __init__(self) -> None:
+        self.watched: list[int] = []
+
+    def watch(self, fd: int) -> None:
+        self.watched.append(fd)
+
+    def unwatch(self, fd: int) -> None:
+        self.watched.remove(fd)
+
+    def is_woken(self) -> bool:
+        return bool(select.select(self.watched, [], [], 0)[0])
+
+
+def end_of(pid: int) -> str:
+    return process.describe_end(os.waitpid(pid, 0)[1])
+
+
+def test_reports_of_any_thread_come_in_order_and_wake_the_worker_once() -> None:
+    bed = Bed()
+    outbox = Outbox(bed)
+    outbox.open()
+    sender = threading.Thread(target=lambda: [outbox.put(JobReport(token, "succeeded")) for token in range(5)])
+    assert not bed.is_woken()
+    sender.start()
+    sender.join()
+    assert bed.is_woken()
+    assert [report.token for report in outbox.take()] == [0, 1, 2, 3, 4]
+    assert not bed.is_woken()
+    outbox.put(JobReport(5, "succeeded"))
+    assert bed.is_woken()
+    assert [report.token for report in outbox.take()] == [5]
+    outbox.close(is_quiet=True)
+    assert not bed.watched
+
+
+def test_an_outbox_into_which_somebody_may_still_put_keeps_its_pipe() -> None:
+    outbox = Outbox(Bed())
+    outbox.open()
+    outbox.close(is_quiet=False)
+    outbox.put(JobReport(1, "lost"))
+    outbox._poller.watch(outbox._read_fd)
+    outbox.close(is_quiet=True)
+
+
+def test_all_is_taken_in_order() -> None:
+    waiting = deque([1, 2, 3])
+    assert take_all(waiting) == [1, 2, 3]
+    assert not waiting
+
+
+@pytest.mark.parametrize(
+    ("last_deed", "told"),
+    [
+        (lambda: None, f"exit code {process.BROKEN_CODE}"),
+        (lambda: os._exit(3), "exit code 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "signal 9 (SIGKILL)"),
+    ],
+)
+def test_a_forked_child_never_comes_back_and_its_end_is_told_in_words(last_deed: Callable[[], None], told: str) -> None:
+    assert end_of(process.fork(last_deed)) == told
+
+
+def test_an_end_that_nobody_saw_is_told_as_such() -> None:
+    assert process.describe_end(None) == process.describe_end(process.UNKNOWN_END) == "an end that nobody saw"
+
+
+def test_a_child_sees_the_page_and_has_its_own_signals_and_no_input() -> None:
+    page, worker = process.Page(), os.getpid()
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def work() -> int:
+        page.words[0] = os.getpid()
+        page.words[1] = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and not signal.pthread_sigmask(0, ())
+        page.words[2] = os.readlink("/proc/self/fd/0") == os.devnull
+        return 5
+
+    try:
+        pid = process.fork(lambda: process.be_child(work, worker, b"tested"))
+        assert end_of(pid) == "exit code 5"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(page.words[:3]) == [pid, 1, 1]
+    page.close()
+
+
+def test_a_child_whose_parent_is_gone_does_not_begin() -> None:
+    assert end_of(process.fork(lambda: process.be_child(lambda: 5, 1 << 22, b"orphan"))) == "exit code 0"
+
+
+def test_a_report_that_cannot_be_encoded_says_so_in_its_place() -> None:
+    encode = msgspec.msgpack.Encoder().encode
+    good, bad = JobReport(1, "succeeded"), JobReport(2, "succeeded", detail=object())  # type: ignore[arg-type]
+    reports = msgspec.msgpack.decode(process.encode_each(encode, [good, bad]), type=list[JobReport])
+    assert [(report.token, report.outcome) for report in reports] == [(1, "succeeded"), (2, "lost")]
+    assert "cannot be encoded" in reports[1].detail
+
+
+def test_an_error_of_ours_needs_no_traceback() -> None:
+    assert process.describe_trouble(ImproperlyConfigured("no such thing")) == ("no such thing", True)
+    assert process.describe_trouble(KeyError("x")) == ("KeyError: 'x'", False)
