@@ -31,6 +31,10 @@ app = Celery("proj", broker=os.environ["BROKER"], backend=os.environ.get("RESULT
     "second": {"task": "proj.note", "schedule": 1.0, "options": {"queue": "notes"}},
 })
 
+class Brisk(PersistentScheduler):
+    # The place of who was killed is free after a part of the usual time.
+    lease_s, margin_s, follow_s = 6.0, 1.5, 0.5
+
 class InTheDatabase(PersistentScheduler):
     lease_s, margin_s, follow_s = 4.0, 1.0, 0.5
 
@@ -120,7 +124,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_of_two_beats_one_sends_and_the_other_goes_on_when_it_is_killed(make_place: MakePlace, url: str) -> None:
     place = make_place(url)
-    beats = [place.start("beat", "-l", "info") for _ in range(2)]
+    beats = [place.start("beat", "-l", "info", "-S", "proj:Brisk") for _ in range(2)]
     depth_reaches(place, 3)
     leaders = [beat for beat in beats if _leads(place, beat)]
     assert len(leaders) == 1

@@ -1,6 +1,7 @@
 """Run by a real Celery: stores results of every kind in one of its result backends, and says what it reads of others'.
 
-    python results_of_celery.py URL store|read
+    python results_of_celery.py URL store
+    python results_of_celery.py URL read|swap ids    # to swap is to read and then to store
 
 With DJANGO_SETTINGS_MODULE set, Django is brought up first.
 """
@@ -54,4 +55,7 @@ def read() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(store() if sys.argv[2] == "store" else read()))
+    verb = sys.argv[2]
+    print(json.dumps(None if verb == "store" else read()))
+    if verb != "read":
+        store()

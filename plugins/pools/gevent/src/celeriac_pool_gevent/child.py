@@ -370,9 +370,8 @@ def _begin_anew() -> None:
     So it is let go of without a word to its greenlets, and kept; only its loop, in which the kernel would report to us
     what happens on the parent's descriptors, is closed. First its sockets, which nobody could close after that.
     """
-    for kind, thing in [(type(thing), thing) for thing in gc.get_objects()]:
-        if issubclass(kind, gevent.socket.socket):
-            thing.close()
+    for thing in _sockets(gevent.socket.socket):
+        thing.close()
     gc.freeze()  # what came from the parent is not garbage: a greenlet that is collected wakes to end
     left = gevent.hub.get_hub()
     _left_behind.append(left)
@@ -381,6 +380,17 @@ def _begin_anew() -> None:
     left.loop.destroy()
     if not monkey.is_module_patched("time"):
         monkey.patch_all()
+
+
+def _sockets(kind: type[object]) -> list[Any]:
+    """All there are of this kind and of those derived from it.
+
+    A look at each object of the process would count a reference to each, and thereby copy the parent's whole heap.
+    """
+    found = [thing for thing in gc.get_referrers(kind) if type(thing) is kind]
+    for more in kind.__subclasses__():
+        found += _sockets(more)
+    return found
 
 
 _left_behind: Final[list[Any]] = []
