@@ -19,7 +19,7 @@
     │   ├── TimeoutError    ├── MaxRetriesExceededError   ├── TaskRevokedError
     │   └── InvalidTaskError   └── ChordError
     ├── OperationalError              the broker or the result store, not the caller, is the trouble
-    │   ├── TransportLost   ├── TransportUnreachable
+    │   ├── TransportLost   ├── TransportUnreachable   ├── ConnectionsBusy
     │   ├── PublishUncertain   └── PublishRejected
     ├── BackendError
     │   ├── BackendGetMetaError   ├── BackendStoreError
@@ -306,6 +306,23 @@ class TransportUnreachable(OperationalError):
         self.url = mask_url(url)
         self.hint = hint
         super().__init__(f"{message} {hint}".strip())
+
+
+class ConnectionsBusy(OperationalError):
+    """All connections that this process may have for sending were in use for as long as the caller would wait.
+
+    Attributes:
+        limit: How many there may be: `broker_pool_limit`.
+        waited_s: How long it waited: `broker_pool_acquire_timeout`, or as long as the call might take.
+    """
+
+    def __init__(self, limit: int, waited_s: float) -> None:
+        self.limit = limit
+        self.waited_s = waited_s
+        super().__init__(
+            f"all {limit} connections of this process to the broker were in use for {waited_s:g} s. Is the broker slow "
+            f"or blocked? Else raise broker_pool_limit."
+        )
 
 
 class PublishUncertain(OperationalError):

@@ -44,6 +44,7 @@ def make_connection(app: Celery, url: str | list[str] | None, setting: str, **op
         "ssl": conf["broker_use_ssl"],
         "login_method": conf["broker_login_method"],
         "heartbeat": conf["broker_heartbeat"],
+        "failover_strategy": conf["broker_failover_strategy"],
     }
     return kombu.Connection(wanted, **{**known, **options})
 

@@ -125,7 +125,8 @@ BROKER: Final[tuple[Row, ...]] = (
         "broker_failover_strategy",
         "any",
         None,
-        "Order of several URLs: `round-robin`, `shuffle`, or a function of them.",
+        "Of several URLs, which comes next when the one in use cannot be reached: the first in their order (None), the "
+        "one after it (`round-robin`), any (`shuffle`), or what a function of them gives.",
     ),
     ("broker_heartbeat", "seconds?", 120, "Pause between signs of life on AMQP connections. 0 or None: none."),
     (
@@ -136,8 +137,19 @@ BROKER: Final[tuple[Row, ...]] = (
     ),
     ("broker_login_method", "text", None, "SASL mechanism for AMQP. None: by what the URL has."),
     ("broker_use_ssl", "ssl", False, "TLS for AMQP and Redis: True, or a dict of options for the `ssl` module."),
-    ("broker_pool_limit", "int?", 10, "Connections a process keeps for sending. 0 or None: none are kept."),
-    ("broker_pool_acquire_timeout", "seconds", None, "How long to wait for one of them. None: for ever."),
+    (
+        "broker_pool_limit",
+        "int?",
+        10,
+        "Connections that a process opens for sending, and keeps. 0 or None: any number, and each is closed after use.",
+    ),
+    (
+        "broker_pool_acquire_timeout",
+        "seconds",
+        None,
+        "How long to wait for one of them while all are in use, before it is an error (`ConnectionsBusy`). None: as "
+        "long as the call may take.",
+    ),
     (
         "broker_native_delayed_delivery_queue_type",
         "choice:quorum|classic",
@@ -727,11 +739,7 @@ OWN: Final = frozenset(
 
 #: Celery's settings that nothing here reads so far. Giving one of them warns, and the documentation marks it.
 #: `tests/house/test_settings_read.py` keeps this list true.
-NOT_YET: Final = frozenset(
-    {
-        "broker_failover_strategy", "broker_pool_acquire_timeout",
-    }
-)  # fmt: skip
+NOT_YET: Final[frozenset[str]] = frozenset()
 
 #: Celery's default in words, where ours is another.
 CELERY_DEFAULTS: Final = {

@@ -87,7 +87,10 @@ class Kernel:
     def make_transport(self, url: str | None = None, plugin: str | None = None) -> Transport:
         """Make a transport for `url` (default: `broker_url`), without connecting."""
         url = first_url(url if url is not None else self._settings.get("broker_url"))
-        choice = self._choose("broker", url, plugin or self._settings.get("broker_plugin"))
+        plugin = plugin or self._settings.get("broker_plugin")
+        choice = self._choose("broker", url, plugin)
+        if ";" in url and not plugin:
+            self._require_one_plugin(choice, url)
         made = self._make(choice, url, url=url, settings=self._settings)
         return cast(Transport, made)
 
@@ -265,6 +268,16 @@ class Kernel:
         parts = _split(value) if isinstance(value, str) else list(value or ())
         parts += _split(os.environ.get(variable, ""))
         return parts or None
+
+    def _require_one_plugin(self, choice: Choice, url: str) -> None:
+        """Of several URLs one is used at a time, and all by one plugin."""
+        info = self._select(choice)
+        for other in url.split(";")[1:]:
+            if "://" in other and self._select(self._choose("broker", other.strip(), None)) != info:
+                raise ImproperlyConfigured(
+                    f"the broker URLs {mask_url(url)!r} are for different brokers. Of several URLs one is used at a "
+                    "time, so all are servers of one kind."
+                )
 
     # -- making -------------------------------------------------------------------------------------------
 

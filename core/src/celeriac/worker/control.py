@@ -27,9 +27,12 @@ from urllib.parse import urlsplit
 
 from celeriac.app.rate_limits import NO_STATE, is_cluster_wide
 from celeriac.app.revocations import Revocation, id_key, keys_of_stamps, parse_signal
+from celeriac.exceptions import mask_url
+from celeriac.kernel.kernel import first_url
 from celeriac.messaging.broadcasts import Request
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, QueueSpec, StoredResult
+from celeriac.spec.servers import split_urls
 from celeriac.utils.rates import parse_rate
 from celeriac.worker.revoked import keys_of
 
@@ -595,7 +598,8 @@ def describe_queue(spec: QueueSpec) -> dict[str, Any]:
 
 def describe_broker(app: Any) -> dict[str, Any]:
     """Where the broker is, without its password."""
-    url = str(app.conf["broker_read_url"] or app.conf["broker_url"] or "").partition(";")[0]
+    url, *others = split_urls(first_url(app.conf["broker_read_url"] or app.conf["broker_url"])) or [""]
+    strategy = app.conf["broker_failover_strategy"]
     parts = urlsplit(url)
     try:
         port = parts.port
@@ -615,8 +619,8 @@ def describe_broker(app: Any) -> dict[str, Any]:
         "login_method": app.conf["broker_login_method"],
         "uri_prefix": None,
         "heartbeat": app.conf["broker_heartbeat"],
-        "failover_strategy": None,
-        "alternates": [],
+        "failover_strategy": strategy if strategy is None or isinstance(strategy, str) else repr(strategy),
+        "alternates": [mask_url(other) for other in others],
     }
 
 

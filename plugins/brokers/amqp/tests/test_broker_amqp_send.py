@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import ImproperlyConfigured, PublishRejected, PublishUncertain, TransportUnreachable
+from celeriac.exceptions import (
+    ConnectionsBusy,
+    ImproperlyConfigured,
+    PublishRejected,
+    PublishUncertain,
+    TransportLost,
+    TransportUnreachable,
+)
 from celeriac.spec import QueueSpec, Route
+from celeriac.testing.faults import FaultProxy
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp import celeriac_make_transport
 from celeriac_broker_amqp.transport import AmqpTransport
@@ -227,6 +235,43 @@ def test_a_silent_host_is_given_up_in_time(open_transport: Callable[..., AmqpTra
         with pytest.raises(TransportUnreachable, match="did not answer in time"):
             transport.send([tools.payload("q")])
         assert time.monotonic() - started < 3.0
+
+
+def test_who_wants_one_connection_too_many_waits_no_longer_than_is_set(
+    open_transport: Callable[..., AmqpTransport], tools: Any
+) -> None:
+    transport = open_transport(broker_pool_limit=1, broker_pool_acquire_timeout=0.2)
+    transport.declare([tools.spec("q")])
+
+    def send_another(publisher: Any) -> None:
+        transport.send([tools.payload("q")])
+
+    with pytest.raises(ConnectionsBusy, match=r"all 1 connections .* in use for 0\.2 s.*raise broker_pool_limit"):
+        transport._use_publisher(send_another, time.monotonic() + 5)
+    free = open_transport(broker_pool_limit=0)
+    free._use_publisher(lambda publisher: free.send([tools.payload("q")]), time.monotonic() + 5)
+    assert free._idle == [], "none is kept"
+    assert free.depth("q") == 1
+
+
+def test_client_and_consumer_go_to_the_next_server_and_stay_there(
+    open_transport: Callable[..., AmqpTransport], rabbitmq_service: RabbitMQService, listen: Any, tools: Any
+) -> None:
+    second = rabbitmq_service.fresh_url()
+    with FaultProxy(rabbitmq_service.fresh_url()) as first:
+        transport = open_transport(f"{first.url};{second}")
+        there = listen(transport, tools.spec("q"))
+        first.refuse()
+        first.cut()
+        with pytest.raises(TransportLost):
+            there.take(1)
+        transport.send([tools.payload("q", "at.second")])
+        (delivery,) = listen(transport, tools.spec("q")).take(1)
+        assert delivery.head.task == "at.second"
+        assert open_transport(second).depth("q") == 0, "it is received there"
+        first.heal()
+        transport.send([tools.payload("p")])
+        assert open_transport(second).depth("p") == 1, "the one in use stays in use"
 
 
 def test_alternates_are_tried_in_turn(open_transport: Callable[..., AmqpTransport], amqp_url: str, tools: Any) -> None:

@@ -43,12 +43,12 @@ def redis(private_service: Any) -> RedisService:
 
 def kill_connections(desk: Any, pattern: bytes = b"name=celeriac:") -> int:
     """Cut every connection of consumers, as a network would."""
-    wire = desk.transport._acquire(5.0)
+    wire = desk.transport._wires.take(5.0)
     killed = 0
     for line in wire.call("CLIENT", "LIST").splitlines():
         if pattern in line:
             killed += bool(wire.call("CLIENT", "KILL", "ID", line.split()[0][3:]))
-    desk.transport._release(wire)
+    desk.transport._wires.put_back(wire)
     return killed
 
 
@@ -218,7 +218,7 @@ def test_a_server_that_forgot_the_scripts_is_told_again(desk: Any, server: Any) 
 
 def test_sending_on_a_connection_that_was_cut_while_idle_works_at_once(desk: Any) -> None:
     desk.send("a")
-    desk.transport._idle[0].call("CLIENT", "SETNAME", "sender")
+    desk.transport._wires.idle[0].call("CLIENT", "SETNAME", "sender")
     admin = desk.consumer()
     wire = admin._leases
     for line in wire._call([("CLIENT", "LIST")])[0].splitlines():
@@ -330,7 +330,7 @@ def test_a_server_that_became_a_replica_costs_the_consumer_at_once_and_nobody_a_
     redis: RedisService, desks: Any
 ) -> None:
     desk = desks(redis.url)
-    admin = desk.transport._acquire(5.0)
+    admin = desk.transport._wires.take(5.0)
     consumer = desk.consumer()
     desk.send("held", "ready")
     (held,) = desk.receive(consumer, 1)
@@ -353,7 +353,7 @@ def test_a_server_that_became_a_replica_costs_the_consumer_at_once_and_nobody_a_
 
 def test_a_replica_that_is_promoted_while_we_connect_anew_costs_nothing(redis: RedisService, desks: Any) -> None:
     desk = desks(redis.url)
-    admin = desk.transport._acquire(5.0)
+    admin = desk.transport._wires.take(5.0)
     consumer = desk.consumer()
     desk.send("held", "ready")
     (held,) = desk.receive(consumer, 1)
@@ -369,7 +369,7 @@ def test_a_replica_that_is_promoted_while_we_connect_anew_costs_nothing(redis: R
 
 def test_a_busy_server_is_waited_for_with_all_that_is_held(redis: RedisService, desks: Any) -> None:
     desk = desks(redis.url)
-    admin, other = desk.transport._acquire(5.0), desk.transport._acquire(5.0)
+    admin, other = desk.transport._wires.take(5.0), desk.transport._wires.take(5.0)
     admin.call("CONFIG", "SET", "busy-reply-threshold", "1")
     consumer = desk.consumer()
     desk.send("held", "ready")

@@ -63,7 +63,7 @@ def test_a_full_server_refuses_messages_and_can_still_be_drained(private_service
     desk = desks(redis.url)
     consumer = desk.consumer()
     desk.send(*[f"t{n}" for n in range(20)])
-    admin = desk.transport._acquire(1.0)
+    admin = desk.transport._wires.take(1.0)
     admin.call("CONFIG", "SET", "maxmemory", "1mb")
     with pytest.raises(PublishRejected, match="OOM"):
         desk.send("one more")
@@ -226,7 +226,7 @@ def test_where_the_server_gives_no_notice_every_list_is_asked_by_turns(private_s
     from celeriac.testing.services import RedisService
 
     redis = private_service(RedisService())
-    admin = desks(redis.url).transport._acquire(5.0)
+    admin = desks(redis.url).transport._wires.take(5.0)
     admin.call("ACL", "SETUSER", "simple", "on", ">secret", "~*", "&*", "+@all", "-client|tracking")
     desk = desks(redis.url.replace("redis://", "redis://simple:secret@"))
     consumer = desk.consumer()
@@ -358,7 +358,7 @@ def test_a_settlement_that_a_full_server_refuses_is_offered_again(private_servic
     desk.send("a")
     consumer = desk.consumer()
     (delivery,) = desk.receive(consumer, 1)
-    admin = desk.transport._acquire(1.0)
+    admin = desk.transport._wires.take(1.0)
     admin.call("CONFIG", "SET", "maxmemory", "1mb")
     consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("next")])
     time.sleep(0.2)
@@ -483,17 +483,17 @@ def test_threads_send_side_by_side(desk: Any) -> None:
 
 def test_a_forked_child_sends_on_a_connection_of_its_own(desk: Any) -> None:
     desk.send("parent")
-    wire = desk.transport._idle[0]
+    wire = desk.transport._wires.idle[0]
     pid = os.fork()
     if pid == 0:
         try:
             desk.send("child")
-            os._exit(0 if desk.transport._idle[0].client_id != wire.client_id else 1)
+            os._exit(0 if desk.transport._wires.idle[0].client_id != wire.client_id else 1)
         except BaseException:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     desk.send("parent again")
-    assert desk.transport._idle[0] is wire
+    assert desk.transport._wires.idle[0] is wire
     assert desk.take(desk.consumer(), 3) == ["parent", "child", "parent again"]
 
 

@@ -16,6 +16,7 @@ import amqp
 from kombu.connection import Connection
 
 from celeriac.exceptions import ImproperlyConfigured, TransportUnreachable, mask_url
+from celeriac.spec.servers import Servers, split_urls
 from celeriac_broker_amqp.link import Link
 
 #: Milliseconds that sent bytes may wait for the other end's kernel before it counts as gone. py-amqp's one
@@ -24,18 +25,17 @@ TCP_USER_TIMEOUT_MS: Final = 10_000
 
 
 class Connector:
-    """Opens links to one broker, or to the first of several that answers.
+    """Opens links to one broker, or to one of several: see `Servers`.
 
     Args:
-        url: One URL, or several separated by semicolons: the alternates are tried in turn.
+        url: One URL, or several separated by semicolons.
     Raises:
-        ImproperlyConfigured: A URL that makes no sense.
+        ImproperlyConfigured: A URL that makes no sense, or no such strategy.
     """
 
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
         self.timeout_s = float(settings.get("broker_connection_timeout") or 4.0)
-        self._urls = [part.strip() for part in url.split(";") if part.strip()]
-        self._first = 0  # the one that answered last
+        self._servers = Servers(split_urls(url), settings)
         options = dict(settings.get("broker_transport_options") or {})
         self._options = {
             **options,
@@ -43,13 +43,13 @@ class Connector:
         }
         self._tls = settings.get("broker_use_ssl") or False
         self._login_method = settings.get("broker_login_method")
-        for one in self._urls:
+        for one in self._servers.urls:
             self._read(one, 0.0, 0.0)
 
     @property
     def url(self) -> str:
         """The URL that answered last, safe to print."""
-        return mask_url(self._urls[self._first])
+        return self._servers.url
 
     def open(self, purpose: str, *, heartbeat_s: float, deadline: float) -> Link:
         """Open a link.
@@ -58,21 +58,14 @@ class Connector:
             purpose: What it is for, shown in RabbitMQ's list of connections.
             heartbeat_s: Interval asked for; the lesser of it and the broker's is agreed on. 0 for none.
         Raises:
-            TransportUnreachable: No URL answered; the text is about the last one tried.
+            TransportUnreachable: No URL answered.
         """
-        count = len(self._urls)
-        for turn in range(count):
-            place = (self._first + turn) % count
+
+        def shake_hands(place: int) -> Link:
             left_s = min(self.timeout_s, deadline - time.monotonic())
-            try:
-                link = self._shake_hands(self._urls[place], purpose, heartbeat_s, max(left_s, 0.05))
-            except TransportUnreachable:
-                if turn == count - 1:
-                    raise
-            else:
-                self._first = place
-                return link
-        raise AssertionError("unreachable: there is at least one URL")
+            return self._shake_hands(self._servers.urls[place], purpose, heartbeat_s, max(left_s, 0.05))
+
+        return self._servers.connect(shake_hands)
 
     def _read(self, url: str, heartbeat_s: float, timeout_s: float) -> Connection:
         try:

@@ -1,7 +1,7 @@
 """The amqp transport: what the kernel asks for. Sends through a few publishers; consumers have links of their own.
 
 Connections are opened when first needed and kept: each sending thread takes an idle publisher, or opens another
-one up to `broker_pool_limit`.
+one up to `broker_pool_limit`. Without a limit none is kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from celeriac.exceptions import (
+    ConnectionsBusy,
     ImproperlyConfigured,
     OperationalError,
     PublishRejected,
@@ -48,9 +49,10 @@ class AmqpTransport:
     """A RabbitMQ broker.
 
     Args:
-        url: `amqp://`, `amqps://` or `pyamqp://`; several, separated by semicolons, are alternates.
+        url: `amqp://`, `amqps://` or `pyamqp://`; several, separated by semicolons, are alternates: see `Servers`.
         settings: Read are broker_connection_timeout, broker_use_ssl, broker_heartbeat, broker_login_method,
-            broker_pool_limit, broker_transport_options, broker_native_delayed_delivery_queue_type,
+            broker_pool_limit, broker_pool_acquire_timeout, broker_failover_strategy, broker_transport_options,
+            broker_native_delayed_delivery_queue_type,
             task_default_queue_type, task_queue_max_priority.
     Raises:
         ImproperlyConfigured: The URL makes no sense.
@@ -79,7 +81,9 @@ class AmqpTransport:
         self._timeout_s = self._connector.timeout_s
         heartbeat = settings.get("broker_heartbeat", 120)
         self._heartbeat_s = min(float(heartbeat), CONSUMER_HEARTBEAT_S) if heartbeat else 0.0
-        self._limit = int(settings.get("broker_pool_limit") or 10)
+        self._limit = int(settings.get("broker_pool_limit", 10) or 0)
+        patience_s = settings.get("broker_pool_acquire_timeout")
+        self._patience_s = float("inf") if patience_s is None else float(patience_s)
         self._delay_queue_type = settings.get("broker_native_delayed_delivery_queue_type") or "quorum"
         self._queue_arguments = _default_arguments(settings)
         self._consumer_timeout = (settings.get("broker_transport_options") or {}).get("consumer_timeout")
@@ -91,7 +95,7 @@ class AmqpTransport:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._idle: list[Publisher] = []
-        self._slots = threading.BoundedSemaphore(self._limit)
+        self._slots = threading.Semaphore(self._limit)
         self._consumers: weakref.WeakSet[AmqpConsumer] = weakref.WeakSet()
         self._listeners: weakref.WeakSet[AmqpListener] = weakref.WeakSet()
         self._exchanges: set[str] = set()  # those that broadcasts have found in place
@@ -109,12 +113,10 @@ class AmqpTransport:
         """Have `use` done by an idle publisher, or by a fresh one if that has died since."""
         if self._pid != os.getpid():
             self.after_fork()
-        if not self._slots.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-            raise TransportUnreachable(
-                f"all {self._limit} connections of this process to RabbitMQ were busy.",
-                url=self._connector.url,
-                hint="Is the broker slow or blocked? Else raise broker_pool_limit.",
-            )
+        if self._limit and not self._slots.acquire(blocking=False):
+            patience_s = min(self._patience_s, max(deadline - time.monotonic(), 0.0))
+            if not self._slots.acquire(timeout=patience_s):
+                raise ConnectionsBusy(self._limit, round(patience_s, 3))
         try:
             publisher = self._take_idle()
             if publisher is not None:
@@ -127,7 +129,8 @@ class AmqpTransport:
                     # It had died unnoticed and nothing went out: a new one may do it.
             return self._use(self._open_publisher(deadline), use)
         finally:
-            self._slots.release()
+            if self._limit:
+                self._slots.release()
 
     def _use(self, publisher: Publisher, use: Callable[[Publisher], Result]) -> Result:
         try:
@@ -138,13 +141,19 @@ class AmqpTransport:
                 # RabbitMQ 3.10 and quorum queues), while a new one is not.
                 publisher.link.drop()
             else:
-                self._idle.append(publisher)  # the broker said no in good order
+                self._keep(publisher)  # the broker said no in good order
             raise
         except BaseException:  # whatever it was, half a frame may be out
             publisher.link.drop()
             raise
-        self._idle.append(publisher)
+        self._keep(publisher)
         return result
+
+    def _keep(self, publisher: Publisher) -> None:
+        if self._limit:
+            self._idle.append(publisher)
+        else:
+            publisher.link.close()
 
     def _take_idle(self) -> Publisher | None:
         """An idle publisher that has not heard of its own end."""

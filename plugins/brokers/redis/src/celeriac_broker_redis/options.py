@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured
+from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured, mask_url
+from celeriac.spec.servers import split_urls
 from celeriac_broker_redis.keys import DEFAULT_SEP, DEFAULT_STEPS, Keys
 from celeriac_support_redis.wire import (
     CLUSTER_PREFIX,
+    MANY_HOSTS,
     Address,
     in_one_slot,
     load_provider,
@@ -72,12 +74,29 @@ class Options:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything the transport needs to know."""
+    """Everything the transport needs to know.
+
+    Attributes:
+        address: Of the server, or of the first of several.
+        addresses: Of all that the URL names; of these one is used at a time.
+        pool_limit: So many connections for sending at once; 0: any number, and none is kept.
+        pool_patience_s: How long to wait for one of them; None: as long as the call may take.
+        settings: The app's, for `Servers`.
+    """
 
     url: str = field(repr=False)
     address: Address
     keys: Keys
     options: Options
+    addresses: tuple[Address, ...] = ()
+    pool_limit: int = 10
+    pool_patience_s: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def urls(self) -> list[str]:
+        """One for each address."""
+        return _alternates(self.url)
 
 
 def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
@@ -86,23 +105,32 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
     Raises:
         ImproperlyConfigured: A value makes no sense.
     """
-    address, query = parse_url(url)
+    parsed = [parse_url(each) for each in _alternates(url)]
+    if len({address.db for address, _ in parsed}) > 1:
+        raise ImproperlyConfigured(f"{mask_url(url)!r}: name the same database number in each of several Redis URLs.")
+    query = {name: value for _, words in reversed(parsed) for name, value in words.items()}
     words: dict[str, Any] = {**query, **(settings.get(SETTING) or {})}
     take = _Taker(words)
     take.taken |= {"master_name", "sentinel_kwargs"}
-    address = replace(
-        through_sentinels(address, words, SETTING),
-        tls=_tls(address, settings.get("broker_use_ssl")),
-        credential_provider=load_provider(take("credential_provider", _as_is, None)),
-        client_name=take("client_name", str, ""),
-        timeout_s=take("socket_timeout", _seconds, 10.0),
-        connect_timeout_s=take("socket_connect_timeout", _seconds, settings.get("broker_connection_timeout") or 4.0),
-        keepalive=take("socket_keepalive_options", _keepalive, {}),
-    )
+    common: dict[str, Any] = {
+        "credential_provider": load_provider(take("credential_provider", _as_is, None)),
+        "client_name": take("client_name", str, ""),
+        "timeout_s": take("socket_timeout", _seconds, 10.0),
+        "connect_timeout_s": take("socket_connect_timeout", _seconds, settings.get("broker_connection_timeout") or 4.0),
+        "keepalive": take("socket_keepalive_options", _keepalive, {}),
+    }
+    addresses = [
+        replace(
+            through_sentinels(address, words, SETTING),
+            tls=_tls(address, settings.get("broker_use_ssl")),
+            **common,
+        )
+        for address, _ in parsed
+    ]
     take("socket_keepalive", _as_is, True)  # always on: without it a peer that vanished is never noticed
     steps = take("priority_steps", _steps, DEFAULT_STEPS)
     keys = Keys(
-        prefix=take("global_keyprefix", str, CLUSTER_PREFIX if address.nodes else ""),
+        prefix=take("global_keyprefix", str, CLUSTER_PREFIX if addresses[0].nodes else ""),
         sep=take("sep", str, DEFAULT_SEP),
         steps=steps,
         unacked=take("unacked_key", str, "unacked"),
@@ -124,7 +152,24 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
             CeleriacWarning,
             2,
         )
-    return Configuration(url, in_one_slot(address, keys.prefix, SETTING), keys, options)
+    addresses = [in_one_slot(address, keys.prefix, SETTING) for address in addresses]
+    return Configuration(
+        url,
+        addresses[0],
+        keys,
+        options,
+        tuple(addresses),
+        int(settings.get("broker_pool_limit", 10) or 0),
+        settings.get("broker_pool_acquire_timeout"),
+        settings,
+    )
+
+
+def _alternates(url: str) -> list[str]:
+    """Several servers of which each is all of a broker; those of Sentinels and nodes are one address together. A
+    semicolon that no URL follows is part of a password."""
+    urls = split_urls(url)
+    return [url] if url.partition(":")[0] in MANY_HOSTS or not all("://" in each for each in urls) else urls
 
 
 class _Taker:

@@ -6,13 +6,12 @@ import itertools
 import os
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from celeriac.exceptions import (
-    OperationalError,
     PublishRejected,
     PublishUncertain,
     TransportLost,
@@ -22,6 +21,7 @@ from celeriac.spec.data import DeadBox, DeadLetter, ExchangeSpec, Head, Malforme
 from celeriac.spec.diagnosis import Finding
 from celeriac.spec.envelope import pack as pack_envelope
 from celeriac.spec.envelope import read_head, unpack
+from celeriac.spec.servers import Servers
 from celeriac.spec.transport import Poller
 from celeriac_broker_redis import deadletters
 from celeriac_broker_redis.consumer import RedisConsumer
@@ -29,9 +29,10 @@ from celeriac_broker_redis.listener import RedisListener, listen_at_list, listen
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
 from celeriac_broker_redis.scripts import SEND, SEND_ONCE, Script
+from celeriac_broker_redis.wires import Wires
 from celeriac_support_redis import health
 from celeriac_support_redis.state import RedisState
-from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, pack
+from celeriac_support_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, pack
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+cluster", "rediss+cluster")
 ABILITIES: Final = frozenset(
@@ -53,7 +54,6 @@ ABILITIES: Final = frozenset(
 )
 #: The version of what `joined` is made of between this broker and a backend: Lua and its words (see `scripts.SETTLE`).
 JOINT: Final = "redis-lua-1"
-IDLE_WIRES: Final = 16
 #: What is broadcast to a list disappears by itself when nobody has read it for so long.
 TRANSIENT_MS: Final = 60_000
 
@@ -71,13 +71,15 @@ class RedisTransport:
         self._keys = configuration.keys
         self._producer = Producer(configuration.keys, configuration.options, configuration.address.db)
         self._pid = os.getpid()
-        self._idle: deque[Wire] = deque()
+        self._servers = Servers(configuration.urls, configuration.settings)
+        self._wires = Wires(configuration, self._servers)
         #: Those that live, and those that could not say goodbye.
         self._consumers: list[RedisConsumer] = []
         self._serial = itertools.count()
         self._listeners: weakref.WeakSet[RedisListener] = weakref.WeakSet()
         self.abilities = ABILITIES | {"delay"} if configuration.options.delay else ABILITIES
-        self.joint: str | None = f"{JOINT}:{configuration.address.store}"
+        #: None where there are several servers: the one in use need not be the one that has the results.
+        self.joint: str | None = None if len(configuration.addresses) > 1 else f"{JOINT}:{configuration.address.store}"
         #: So that a node of a cluster that does not have the slot says so before a script begins.
         self._slot_keys = (configuration.address.slot_key,) if configuration.address.slot_key else ()
 
@@ -130,19 +132,21 @@ class RedisTransport:
             TransportLost: This server takes no messages, or not any more; nothing was stored.
         """
         for last in (False, True):
-            wire = self._acquire(deadline - time.monotonic())
+            wire = self._take(deadline - time.monotonic())
             try:
                 wire.write(pack(command), deadline - time.monotonic())
                 reply = wire.read(1, deadline - time.monotonic())[0]
-            except WireLost as exc:
-                wire.close()
+            except BaseException as exc:  # whatever it was, half a command may be out
+                self._wires.discard(wire)
+                if not isinstance(exc, WireLost):
+                    raise
                 raise PublishUncertain(
                     f"{exc} while {count} message(s) were on their way; they may or may not have been stored."
                 ) from exc
             if not (isinstance(reply, ReplyError) and reply.is_elsewhere):
-                self._release(wire)
+                self._wires.put_back(wire)
                 return reply
-            wire.close()
+            self._wires.discard(wire)
             if last:
                 raise TransportLost(f"{wire.address} answered: {reply}") from reply
         raise AssertionError("unreachable")
@@ -157,10 +161,14 @@ class RedisTransport:
     def consumer(self, queues: Sequence[QueueSpec], *, owner: str, poller: Poller, window: int) -> RedisConsumer:
         """See `Transport.consumer`."""
         self.declare(queues)
+        serial = next(self._serial)
+
+        def make(address: Address) -> RedisConsumer:
+            conf = replace(self._conf, address=address)
+            return RedisConsumer(conf, self._producer, queues, owner=owner, poller=poller, serial=serial)
+
         with self._translate():
-            consumer = RedisConsumer(
-                self._conf, self._producer, queues, owner=owner, poller=poller, serial=next(self._serial)
-            )
+            consumer = self._wires.connecting(make)
             self._consumers = [old for old in self._consumers if not old.clean]
             gone = [old for old in self._consumers if old.closed]
             consumer.inherit(gone)  # at once, for it may be the first worker after an outage of all
@@ -192,7 +200,7 @@ class RedisTransport:
     def listen(self, exchange: ExchangeSpec, queue: QueueSpec, *, poller: Poller) -> RedisListener:
         """See `FanoutTransport.listen`."""
         with self._translate():
-            wire = connect(self._conf.address, name="celeriac-listener")
+            wire = self._dial(name="celeriac-listener")
             try:
                 if exchange.type == "direct":
                     sep = self._keys.sep
@@ -305,8 +313,7 @@ class RedisTransport:
 
     def ping(self, timeout_s: float) -> str:
         """See `Transport.ping`."""
-        with self._translate():
-            wire = connect(self._conf.address, timeout_s=timeout_s)
+        wire = self._dial(timeout_s)
         try:
             info = wire.call("INFO", "server", timeout_s=timeout_s).decode("utf-8", "replace")
         except (WireLost, ReplyError) as exc:
@@ -318,7 +325,7 @@ class RedisTransport:
     def diagnose(self, *, longest_task_s: float | None, timeout_s: float) -> list[Finding]:
         """See `Diagnoses.diagnose`. How long tasks run does not matter: leases are renewed."""
         with self._translate():
-            wire = connect(self._conf.address, timeout_s=timeout_s)
+            wire = self._dial(timeout_s)
             try:
                 return health.examine(wire, "broker", timeout_s)
             finally:
@@ -327,9 +334,9 @@ class RedisTransport:
     def after_fork(self) -> None:
         """See `Transport.after_fork`."""
         self._pid = os.getpid()
-        idle, self._idle = self._idle, deque()
-        for wire in idle:
+        for wire in self._wires.idle:
             wire.close()
+        self._wires = Wires(self._conf, self._servers)
         for consumer in self._consumers:
             consumer.abandon()
         self._consumers = []
@@ -340,62 +347,47 @@ class RedisTransport:
 
     def close(self) -> None:
         """See `Transport.close`. Consumers have their own `close`."""
-        while self._idle:
-            self._idle.pop().close()
+        self._wires.close()
 
     # connections for sending and asking
 
-    def _acquire(self, timeout_s: float) -> Wire:
-        """A connection that nobody uses and that has not been seen dead.
-
-        Raises:
-            TransportUnreachable: There is none to be had.
-        """
+    def _take(self, timeout_s: float) -> Wire:
+        """See `Wires.take`."""
         if os.getpid() != self._pid:
             self.after_fork()
-        while True:
-            try:
-                wire = self._idle.pop()
-            except IndexError:
-                break
-            if not wire.is_stale():
-                return wire
-            wire.close()
-        with self._translate():
-            return connect(self._conf.address, timeout_s=min(timeout_s, self._conf.address.connect_timeout_s))
+        return self._wires.take(timeout_s)
 
-    def _release(self, wire: Wire) -> None:
-        if len(self._idle) < IDLE_WIRES:
-            self._idle.append(wire)
-        else:
-            wire.close()
+    def _dial(self, timeout_s: float | None = None, *, name: str = "") -> Wire:
+        """A connection of its own for the caller."""
+        timeout_s = self._conf.address.connect_timeout_s if timeout_s is None else timeout_s
+        return self._wires.connect(time.monotonic() + timeout_s, name=name)
 
     def _ask(self, commands: Sequence[Command], timeout_s: float = 10.0) -> list[Any]:
         """Commands that may be performed twice, and their replies."""
-        wire = self._acquire(timeout_s)
+        wire = self._take(timeout_s)
         try:
             with self._translate():
                 replies = wire.pipeline(commands, timeout_s=timeout_s)
-        except OperationalError:
-            wire.close()
+        except BaseException:
+            self._wires.discard(wire)
             raise
-        self._release(wire)
+        self._wires.put_back(wire)
         return replies
 
     def _ask_once(self, command: Command) -> Any:
         """One command that may not be performed twice, and its reply; an error of the server's is one too."""
-        wire = self._acquire(self._conf.address.timeout_s)
+        wire = self._take(self._conf.address.timeout_s)
         try:
             with self._translate():
                 wire.write(pack(command))
                 reply = wire.read(1)[0]
-        except OperationalError:
-            wire.close()
+        except BaseException:
+            self._wires.discard(wire)
             raise
         if isinstance(reply, ReplyError) and reply.is_elsewhere:
-            wire.close()
+            self._wires.discard(wire)
         else:
-            self._release(wire)
+            self._wires.put_back(wire)
         return reply
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from celeriac.exceptions import ImproperlyConfigured
 from celeriac.spec import hookimpl
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ def celeriac_make_transport(url: str, settings: Mapping[str, Any]) -> Transport 
     """The transport of a `sqlite:` URL; None for another scheme."""
     if url.partition(":")[0] != "sqlite":
         return None
+    if "://" in url.partition(";")[2]:
+        raise ImproperlyConfigured(f"{url!r}: an SQLite broker is one file; there is no other to fail over to.")
     from celeriac_broker_sqlite.transport import SqliteTransport
 
     return SqliteTransport(url, settings.get("broker_transport_options") or {})
