@@ -38,15 +38,15 @@ Give settings in any of these ways; where two disagree, the upper one wins.
 - **Old names work** everywhere, but one source cannot mix old and new ones. With `namespace='CELERY'` a source has
   the new names in capitals after `CELERY_`.
 - **None** means «not set», except where it is listed among the values.
-- A setting marked with ○ has no effect so far; giving it another value than its default warns.
 - A default that is not Celery's is marked with ◆; [Coming from Celery](../coming-from-celery.md) says why.
 """
+WITHOUT_EFFECT = "- A setting marked with ○ has no effect so far; giving it another value than its default warns.\n"
 
 
 def make_page() -> str:
     """The whole page."""
     variables = ", ".join(f"`{name}`" for names in ENVIRONMENT.values() for name in names)
-    parts = [INTRODUCTION.format(environment=variables)]
+    parts = [INTRODUCTION.format(environment=variables), WITHOUT_EFFECT if NOT_YET else ""]
     for section, rows in SECTIONS:
         parts.append(f"\n## {section}\n\n")
         parts.extend(make_rows([TABLE[row[0]] for row in rows]))
