@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from celeriac import Celery
+from celeriac import Celery, states
 from celeriac.exceptions import TransportLost
 from celeriac.spec import Payload, Route, Settlement
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench
+from celeriac.worker.clock import Clock
 from celeriac.worker.flights import Flight
 from celeriac.worker.link import Link
 from celeriac.worker.plans import TaskPlan
@@ -63,3 +64,38 @@ def test_what_follows_from_a_call_that_was_acknowledged_before_it_ran_waits_for_
     assert link.consumer is None
     assert [list(ending[2]) for ending in link._homeless] == [[following]]
     link.close(0.1)
+
+
+@pytest.mark.parametrize(
+    ("verb", "kept"),
+    [("ack", states.FAILURE), ("dead", states.SUCCESS)],
+    ids=["ended", "set-aside-until-a-person-gives-it-back"],
+)
+def test_a_worker_that_slept_through_its_lease_does_not_replace_what_the_next_receiver_has_stored(
+    request: pytest.FixtureRequest, verb: Any, kept: str
+) -> None:
+    """R13: broker and results are two stores, so the one does not know who has the message in the other."""
+    app = Celery(broker=f"memory://{request.node.name}", backend=f"memory://{request.node.name}", set_as_current=False)
+    store, transport, times = app.backend, app.make_transport(), iter((1000.0, 1016.0))
+    transport.send([make_payload("celery")])
+    queues, clock = app.router.select(["celery"]), Clock(unix=lambda: next(times))
+    link = Link(transport, app.router, store.plugin, owner="me", queues=queues, poller=Bench(), clock=clock)
+    link.open(1)
+    (delivery,) = link.receive(1)
+    assert type(delivery.head).__name__ == "Head"
+    task_id, plan = delivery.head.id, object()  # type: ignore[union-attr]
+    sleeper = Flight(delivery, delivery.head, plan, link.epoch, True, link.received_at)  # type: ignore[arg-type]
+    link.settle(Settlement(delivery.tag, "requeue", started=True))
+    link.perform()
+    (again,) = link.receive(1)
+    assert again.redelivered
+    heir = Flight(again, again.head, plan, link.epoch, True, link.received_at)  # type: ignore[arg-type]
+    link.settle_flight(
+        heir, Settlement(again.tag, verb), [store.make(task_id, states.FAILURE, store.failure(OSError()))]
+    )
+    link.perform()
+    link.settle_flight(sleeper, None, [store.make(task_id, states.SUCCESS, "stale")])
+    link.perform()
+    assert store.get_state(task_id) == kept
+    link.close(0.1)
+    app.close()

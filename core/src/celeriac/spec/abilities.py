@@ -29,7 +29,7 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
         }
     ),
     "backend": frozenset(
-        {"push", "expire", "persistent", "joint", "replies", "count", "shared", "state", "groups", "diagnose"}
+        {"push", "expire", "persistent", "joint", "replies", "count", "shared", "state", "groups", "fence", "diagnose"}
     ),
     "pool": frozenset({"soft_limit", "hard_limit", "terminate", "resize", "processes", "coroutines", "stuck", "spawn"}),
 }

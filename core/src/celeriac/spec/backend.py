@@ -15,6 +15,7 @@ Abilities:
 `count`         joins chords itself: the verbs of `ChordBackend`
 `groups`        keeps groups of results: the verbs of `GroupBackend`
 `shared`        several processes may use one URL
+`fence`         keeps stale receivers of a message out: R13, by `received` and `redelivered` of `StoredResult`
 `diagnose`      looks at its store for trouble, for `celeriac doctor`: `celeriac.spec.diagnosis.Diagnoses`
 `state`         it keeps shared state too: one member more, `celeriac.spec.state.KeepsState`
 ==============  ==========================================================================================

@@ -205,6 +205,9 @@ class StoredResult(Struct, array_like=True):
         data: What the backend's own `encode` made of the result document.
         reply_to: The client's reply queue, for backends that answer instead of keeping.
         group: The group the task belongs to, if any; its results must not expire before the group.
+        received: When the worker received the message of this run, in unix time. Only for a backend that looks at it
+            (ability `fence`, R13), and None with a state that no run of a message has made.
+        redelivered: The message had been received before: a final state then keeps earlier receivers out.
     """
 
     task_id: str
@@ -212,6 +215,8 @@ class StoredResult(Struct, array_like=True):
     data: bytes
     reply_to: str | None = None
     group: str | None = None
+    received: float | None = None
+    redelivered: bool = False
 
 
 class Chord(Struct, array_like=True):

@@ -1,4 +1,4 @@
-"""The conformance suite of result backends: clauses R1 to R11 of `docs/plugins/delivery-contract.md`, as tests.
+"""The conformance suite of result backends: clauses R1 to R13 of `docs/plugins/delivery-contract.md`, as tests.
 
 For a plugin's own tests::
 
@@ -220,6 +220,42 @@ class BackendConformance(AbilityAware):
         backend.store([self.result(backend, together, state, n) for n, state in enumerate(steps)])
         assert self.got(backend, one_by_one) == (steps[kept], kept)
         assert self.got(backend, together) == (steps[kept], kept)
+
+    @needs("fence")
+    def test_R13_a_receiver_that_came_before_changes_nothing_in_what_a_later_one_has_ended(
+        self, backend: ResultBackend
+    ) -> None:
+        def put(task_id: str, state: str, received: float | None, redelivered: bool) -> tuple[str, Any] | None:
+            result = self.result(backend, task_id, state, f"{received} {redelivered}")
+            result.received, result.redelivered = received, redelivered
+            backend.store([result])
+            return self.got(backend, task_id)
+
+        task_id, other, third = _new_id(), _new_id(), _new_id()
+        assert put(task_id, states.FAILURE, 1000.5, False) == (states.FAILURE, "1000.5 False")
+        assert put(task_id, states.FAILURE, 1020.25, True) == (states.FAILURE, "1020.25 True")
+        for state in (states.SUCCESS, states.FAILURE, states.REVOKED, states.STARTED):
+            assert put(task_id, state, 1000.5, False) == (states.FAILURE, "1020.25 True")
+        assert put(task_id, states.FAILURE, 1020.25, True) == (states.FAILURE, "1020.25 True"), "its own again"
+        assert put(task_id, states.FAILURE, None, False) == (states.FAILURE, "None False"), "a person may"
+        put(task_id, states.FAILURE, 1020.25, True)
+        assert put(task_id, states.SUCCESS, 1020.5, False) == (states.SUCCESS, "1020.5 False"), "a later call may"
+        # Only a message that was received again has stale receivers; a call of the same id may have a slower clock.
+        assert put(other, states.FAILURE, 1020.5, False) == (states.FAILURE, "1020.5 False")
+        assert put(other, states.SUCCESS, 1000.5, False) == (states.SUCCESS, "1000.5 False")
+        # What is not final keeps nobody out.
+        assert put(third, states.STARTED, 1020.5, True) == (states.STARTED, "1020.5 True")
+        assert put(third, states.FAILURE, 1000.5, False) == (states.FAILURE, "1000.5 False")
+
+    @needs("fence")
+    def test_R13_what_was_forgotten_keeps_nobody_out(self, backend: ResultBackend) -> None:
+        task_id = _new_id()
+        for received, redelivered in ((1020.5, True), (1000.5, False)):
+            result = self.result(backend, task_id, states.FAILURE, received)
+            result.received, result.redelivered = received, redelivered
+            backend.store([result])
+            assert self.got(backend, task_id) == (states.FAILURE, received)
+            backend.forget([task_id])
 
     def test_R3_what_cannot_be_read_does_not_stop_what_comes_after_it(self, backend: ResultBackend) -> None:
         task_id = _new_id()

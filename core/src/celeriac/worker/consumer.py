@@ -378,7 +378,7 @@ class Loop:
         if not is_same_call(self._transport, delivery, flight.delivery):
             return False
         del self._orphans[flight.head.id]
-        flight.delivery, flight.epoch = delivery, self._epoch
+        flight.delivery, flight.epoch, flight.received = delivery, self._epoch, self._link.received_at
         _log.info("The message of %s[%s] came again; its run goes on.", flight.plan.name, flight.head.id)
         return True
 
@@ -389,7 +389,7 @@ class Loop:
         claimed: list[Delivery] = []
         flights, plans, window = self.flights, self._plans, self._window
         revoked, epoch, info_on = bool(self.revoked), self._epoch, self._log.info_on
-        orphans = self._orphans
+        orphans, received = self._orphans, self._link.received_at
         if self._duplicates is not None:
             deliveries = self._without_duplicates(self._duplicates, deliveries)
         for delivery in deliveries:
@@ -426,7 +426,7 @@ class Loop:
             if head.timelimit:
                 hard_s, soft_s = head.timelimit[0] or hard_s, head.timelimit[1] or soft_s
             token = next(self._tokens)
-            flights.add(token, Flight(delivery, head, plan, epoch, brief))
+            flights.add(token, Flight(delivery, head, plan, epoch, brief, received))
             jobs.append(
                 Job(
                     token,

@@ -22,17 +22,21 @@ class Flight:
         pid: The process that runs it, once that is known.
         signum: It is revoked, to be ended by this signal; 0: not, or not by one.
         started: Unix time at which that was known.
+        received: Unix time at which it came, if the result store wants to know (R13).
         told: Monitors know that it was received.
     """
 
-    __slots__ = ("acked", "brief", "delivery", "epoch", "head", "pid", "plan", "signum", "started", "told")
+    __slots__ = ("acked", "brief", "delivery", "epoch", "head", "pid", "plan", "received", "signum", "started", "told")
 
-    def __init__(self, delivery: Delivery, head: Head, plan: TaskPlan, epoch: int, brief: bool) -> None:
+    def __init__(
+        self, delivery: Delivery, head: Head, plan: TaskPlan, epoch: int, brief: bool, received: float = 0.0
+    ) -> None:
         self.delivery = delivery
         self.head = head
         self.plan = plan
         self.epoch = epoch
         self.brief = brief
+        self.received = received
         self.acked = False
         self.pid = 0
         self.signum = 0

@@ -111,6 +111,7 @@ class Link:
         epoch: Of the current or last opening.
         lost_tags: Tags whose lease the renewer found lost.
         received: How many deliveries came, over all openings.
+        received_at: Unix time at which the last ones came, if the result store wants to know (R13).
     """
 
     def __init__(
@@ -154,6 +155,8 @@ class Link:
         self.consumer: Consumer | None = None
         self.epoch = 0
         self.received = 0
+        self.received_at = 0.0
+        self._fences = False
         self.lost_tags: deque[Any] = deque()
 
     # -- opening and losing ---------------------------------------------------------------------------------
@@ -170,6 +173,7 @@ class Link:
         self.consumer = self._transport.consumer(self._queues, owner=owner, poller=self._poller, window=window)
         joint = self._backend is not None and self._backend.joint is not None
         joint = joint and self._backend.joint == self._transport.joint  # type: ignore[union-attr]
+        self._fences = self._backend is not None and not joint and "fence" in self._backend.abilities
         self._settler = Settler(self.consumer, self._backend, joint=joint, spool=self._make_spool(), clock=self._clock)
         self.lost_tags.clear()
         self._renewer = self._make_renewer(self.consumer, self.lost_tags.extend, self._clock)
@@ -326,6 +330,8 @@ class Link:
             self.lose(exc)
             return []
         self.received += len(deliveries)
+        if self._fences:
+            self.received_at = self._clock.unix()
         return deliveries
 
     def resize(self, window: int, *, exactly: bool = False) -> None:
@@ -383,6 +389,8 @@ class Link:
         One of a lost epoch, or whose lease is lost, comes again, or another has it already: nothing of this run
         counts any more, neither its result nor what follows from it (B8).
         """
+        if self._fences and stored:
+            _fence(flight, settlement, stored)
         ours = flight.acked or (self._settler is not None and flight.epoch == self.epoch)
         if chords is not None and self._joiner is not None and ours:
             self._joiner.add(settlement, stored, publish, chords, flight.acked)
@@ -473,6 +481,16 @@ class Link:
             verb(*args)
         except OperationalError as exc:
             self.lose(exc)
+
+
+def _fence(flight: Flight, settlement: Settlement | None, stored: Sequence[StoredResult]) -> None:
+    """Say of these states which receiver's they are, for a store that does not know who has the message (R13).
+
+    What is set aside may be given back by a person, and keeps nobody out.
+    """
+    again = flight.delivery.redelivered and (settlement is None or settlement.verb != "dead")
+    for state in stored:
+        state.received, state.redelivered = flight.received, again
 
 
 def _sentence(exc: Exception) -> str:

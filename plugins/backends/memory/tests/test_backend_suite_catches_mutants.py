@@ -45,9 +45,18 @@ class ReadThenWrite(MemoryBackend):
         for result in batch:
             kept = self._shelf._kept.get(result.task_id)
             time.sleep(0.001)
-            if kept is None or module._replaces(result.state, kept.state):
+            if kept is None or module._replaces(result, kept):
                 self.forget([result.task_id])
                 super().store([result])
+
+
+class Drowsy(MemoryBackend):
+    """Does not look who has received a message, and when."""
+
+    def store(self, batch: Sequence[StoredResult]) -> None:
+        for result in batch:
+            result.received = None
+        super().store(batch)
 
 
 class Undoing(MemoryBackend):
@@ -293,6 +302,7 @@ class Hoarding(MemoryBackend):
 MUTANTS: list[tuple[type[MemoryBackend], str]] = [
     (LastOneWins, "test_R3_a_success_is_final_and_ready_is_not_undone"),
     (ReadThenWrite, "test_R3_holds_when_many_write_at_once"),
+    (Drowsy, "test_R13_a_receiver_that_came_before_changes_nothing_in_what_a_later_one_has_ended"),
     (Undoing, "test_R3_a_success_is_final_and_ready_is_not_undone"),
     (Strict, "test_R3_a_success_is_final_and_ready_is_not_undone"),
     (Forgetful, "test_R2_a_batch_is_stored_and_fetched_as_a_whole"),

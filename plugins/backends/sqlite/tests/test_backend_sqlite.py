@@ -98,9 +98,23 @@ def test_reading_and_writing_use_the_index(path: Path, backend: SqliteBackend) -
     backend.ping(1)
     plan = " ".join(row[3] for row in peek(path, f"EXPLAIN QUERY PLAN {FETCH}", ('["a"]', 1.0)))
     assert "SCAN celeriac_results" not in plan
-    row = ("t", "SUCCESS", 1, b"x", None, 1.0)
+    row = ("t", "SUCCESS", 1, b"x", None, 1.0, None, None)
     plan = " ".join(str(line[3]) for line in peek(path, f"EXPLAIN QUERY PLAN {STORE}", row))
     assert "SCAN celeriac_results" not in plan
+
+
+def test_a_file_of_the_first_version_gets_the_column_that_it_lacks_and_keeps_its_results(
+    path: Path, backend: SqliteBackend
+) -> None:
+    backend.store([StoredResult("old", "FAILURE", b"x")])
+    backend.close()
+    peek(path, "ALTER TABLE celeriac_results DROP COLUMN fence")
+    peek(path, "UPDATE celeriac_parts SET version = 1 WHERE part = 'backend'")
+    newer = make(path)
+    newer.store([StoredResult("new", "FAILURE", b"y", received=1020.0, redelivered=True)])
+    newer.store([StoredResult("new", "SUCCESS", b"stale", received=1000.0)])
+    assert newer.fetch(["old", "new"]) == {"old": b"x", "new": b"y"}
+    newer.close()
 
 
 def test_commands_make_the_tables_they_need(path: Path, backend: SqliteBackend) -> None:

@@ -28,14 +28,14 @@ from celeriac.spec import (
     Watch,
 )
 from celeriac.spec.results import ResultCompression
-from celeriac.states import FAILURE
+from celeriac.states import FAILURE, READY_STATES
 from celeriac_backend_database.chords import CHORD, Chords
 from celeriac_backend_database.chords import metadata as chord_tables
 from celeriac_backend_database.engine import database_url, is_passing, make_engine, translate, unreachable
 from celeriac_backend_database.rows import TEXT_CHARS, Row, from_document, pack, to_document, unpack
 from celeriac_backend_database.state import DatabaseState
 from celeriac_backend_database.state import metadata as state_tables
-from celeriac_backend_database.tables import Tables, look_at, replaces, unix_now, upsert, write_plainly
+from celeriac_backend_database.tables import RECEIVED, Tables, look_at, replaces, unix_now, upsert, write_plainly
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ _left_to_parents: list[sa.Engine] = []
 class DatabaseBackend:
     """See `celeriac.spec.ResultBackend`. Connects, and makes the tables, when first needed."""
 
-    abilities = frozenset({"count", "groups", "persistent", "shared", "state"})
+    abilities = frozenset({"count", "groups", "persistent", "shared", "state", "fence"})
     joint: str | None = None
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
@@ -117,7 +117,7 @@ class DatabaseBackend:
         asked = {_row_id(task_id): task_id for task_id in task_ids}
 
         def read(conn: sa.Connection) -> dict[str, bytes]:
-            columns = [self._tables.task.c[name] for name in self._columns if name != "id"]
+            columns = [self._tables.task.c[name] for name in self._columns if name not in ("id", RECEIVED)]
             found = {}
             for chunk in _chunks(list(asked)):
                 rows = conn.execute(sa.select(*columns).where(self._tables.task.c.task_id.in_(chunk)))
@@ -371,6 +371,8 @@ def _winners(batch: Iterable[StoredResult]) -> list[Row]:
         known = rows.get(row.task_id)
         if known is None or replaces(known.status, row.status):
             rows[row.task_id] = row
+            if result.received is not None and result.state in READY_STATES:
+                row.celeriac_received = result.received if result.redelivered else -result.received
     return [rows[task_id] for task_id in sorted(rows)]
 
 

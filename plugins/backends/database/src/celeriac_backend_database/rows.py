@@ -31,6 +31,7 @@ class Row(Struct, array_like=True):
 
     Attributes:
         date_done: Naive, in UTC, as the column has it.
+        celeriac_received: As `tables.RECEIVED` says; not known before it is stored.
         extended: The document had `name`, `args` … (setting `result_extended`).
     """
 
@@ -48,6 +49,7 @@ class Row(Struct, array_like=True):
     retries: int | None = None
     queue: str | None = None
     stamps: bytes | None = None
+    celeriac_received: float | None = None
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -18,6 +18,9 @@ from celeriac.states import READY_STATES, SUCCESS
 
 TASK_TABLE: Final = "celery_taskmeta"
 GROUP_TABLE: Final = "celery_tasksetmeta"
+#: A column of ours, which a table that Celery made lacks: when the worker received the message whose final state this
+#: is, in unix time. Positive if that keeps those out who received it earlier (R13), which is a redelivered message's.
+RECEIVED: Final = "celeriac_received"
 #: Begins a text that is written as JSON.
 _QUOTED: Final = "json:"
 
@@ -65,6 +68,7 @@ class Tables:
             sa.Column("retries", sa.Integer),
             sa.Column("queue", sa.String(155)),
             sa.Column("stamps", Blob),
+            sa.Column(RECEIVED, sa.Double()),
             schema=schemas.get("task"),
             sqlite_autoincrement=True,
         )
@@ -89,8 +93,16 @@ def look_at(conn: sa.Connection, table: sa.Table) -> tuple[list[str], bool]:
     return [column.name for column in table.columns if column.name in found], numbers_itself
 
 
-def may_replace(old: Any, new: Any) -> sa.ColumnElement[bool]:
-    """R3 as SQL: a success is final, and what is ready is not undone by what is not."""
+def may_replace(table: sa.Table, new: Mapping[str, Any] | Any) -> sa.ColumnElement[bool]:
+    """R3 as SQL: a success is final, and what is ready is not undone by what is not; and R13, if the row has that."""
+    allowed = _is_further(table.c.status, new["status"])
+    if RECEIVED not in new:
+        return allowed
+    kept, received = table.c[RECEIVED], new[RECEIVED]
+    return sa.and_(allowed, sa.or_(kept.is_(None), received.is_(None), kept <= sa.func.abs(received)))
+
+
+def _is_further(old: Any, new: Any) -> sa.ColumnElement[bool]:
     # Constants rather than parameters: those of each row are all that PyMySQL can send for many rows at once.
     ready: list[Any] = [sa.literal_column(f"'{state}'") for state in sorted(READY_STATES)]
     return sa.and_(old != sa.literal_column(f"'{SUCCESS}'"), sa.or_(old.not_in(ready), new.in_(ready)))
@@ -101,7 +113,7 @@ def replaces(old: str, new: str) -> bool:
     return old != SUCCESS and (old not in READY_STATES or new in READY_STATES)
 
 
-def upsert(dialect: str, table: sa.Table, names: Iterable[str]) -> sa.sql.expression.Insert | None:
+def upsert(dialect: str, table: sa.Table, names: Sequence[str]) -> sa.sql.expression.Insert | None:
     """The statement that inserts a row, or replaces one that may be; None where the dialect has none."""
     changed = [name for name in names if name not in ("id", "task_id")]
     if dialect in ("postgresql", "sqlite"):
@@ -109,12 +121,14 @@ def upsert(dialect: str, table: sa.Table, names: Iterable[str]) -> sa.sql.expres
         return insert.on_conflict_do_update(  # type: ignore[no-any-return]
             index_elements=["task_id"],
             set_={name: insert.excluded[name] for name in changed},
-            where=may_replace(table.c.status, insert.excluded.status),
+            where=may_replace(table, {name: insert.excluded[name] for name in names}),
         )
     if dialect in ("mysql", "mariadb"):
         insert = mysql.insert(table)
-        allowed = may_replace(table.c.status, insert.inserted.status)
-        changed.sort(key=lambda name: name == "status")  # assigned last: the others' conditions read the old one
+        allowed = may_replace(table, {name: insert.inserted[name] for name in names})
+        # Assigned last, since the others' conditions read the old ones; and of the two the state, which a condition
+        # that has been met once meets with the new time as well.
+        changed.sort(key=lambda name: (name == "status", name == RECEIVED))
         return insert.on_duplicate_key_update(  # type: ignore[no-any-return]
             [(name, sa.func.if_(allowed, insert.inserted[name], table.c[name])) for name in changed]
         )
@@ -125,9 +139,7 @@ def write_plainly(conn: sa.Connection, table: sa.Table, rows: Sequence[dict[str,
     """For other dialects: a conditional UPDATE, else an INSERT, which a unique index keeps from doubling."""
     for row in rows:
         update = (
-            sa.update(table)
-            .where(table.c.task_id == row["task_id"], may_replace(table.c.status, sa.literal(row["status"])))
-            .values(row)
+            sa.update(table).where(table.c.task_id == row["task_id"], may_replace(table, _literals(row))).values(row)
         )
         if conn.execute(update).rowcount:
             continue
@@ -136,6 +148,13 @@ def write_plainly(conn: sa.Connection, table: sa.Table, rows: Sequence[dict[str,
                 conn.execute(sa.insert(table).values(row))
         except sa.exc.IntegrityError:  # it is there: final, or another was quicker
             conn.execute(update)
+
+
+def _literals(row: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"status": sa.literal(row["status"])}
+    if RECEIVED in row:
+        found[RECEIVED] = sa.literal(row[RECEIVED], sa.Double())
+    return found
 
 
 def insert_or_leave(dialect: str, table: sa.Table) -> sa.sql.expression.Insert | None:

@@ -42,6 +42,7 @@ class _Kept(Struct):
     state: str
     data: bytes
     expires: float  # time.monotonic; infinite when results are kept for ever
+    fence: float | None = None
 
 
 class _Join(Struct):
@@ -169,10 +170,11 @@ class Shelf:
             now = time.monotonic()
             for result in batch:
                 kept = self._kept.get(result.task_id)
-                if kept is not None and kept.expires > now and not _replaces(result.state, kept.state):
+                if kept is not None and kept.expires > now and not _replaces(result, kept):
                     continue
                 self._kept.pop(result.task_id, None)
-                self._kept[result.task_id] = _Kept(result.state, result.data, now + lifetime_s)
+                fence = result.received if result.redelivered and result.state in READY_STATES else None
+                self._kept[result.task_id] = _Kept(result.state, result.data, now + lifetime_s, fence)
                 for watch in self._watches.get(result.task_id, ()):
                     watch.news.put((result.task_id, result.data))
             self._expire(now, EXPIRED_PER_STORE)
@@ -257,7 +259,7 @@ class MemoryWatch:
 class MemoryBackend:
     """Results between the threads of one process."""
 
-    abilities = frozenset({"push", "expire", "count", "groups"})
+    abilities = frozenset({"push", "expire", "count", "groups", "fence"})
     joint: str | None = None
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
@@ -376,9 +378,11 @@ def lifetime_s(expires: Any) -> float:
         ) from None
 
 
-def _replaces(new: str, old: str) -> bool:
-    """R3: a success is final, and what is ready is not undone by what is not."""
-    return old != SUCCESS and (old not in READY_STATES or new in READY_STATES)
+def _replaces(new: StoredResult, old: _Kept) -> bool:
+    """R3: a success is final, and what is ready is not undone by what is not. R13: nor by a stale receiver."""
+    if old.state == SUCCESS or (old.state in READY_STATES and new.state not in READY_STATES):
+        return False
+    return old.fence is None or new.received is None or new.received >= old.fence
 
 
 _shelves: dict[str, Shelf] = {}

@@ -42,7 +42,7 @@ from celeriac_support_redis.wire import (
 OPTIONS: Final = "result_backend_transport_options"
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+cluster", "rediss+cluster")
 ABILITIES: Final = frozenset(
-    {"push", "expire", "persistent", "joint", "shared", "state", "count", "groups", "diagnose"}
+    {"push", "expire", "persistent", "joint", "shared", "state", "count", "groups", "fence", "diagnose"}
 )
 #: The version of what `commands` returns: Lua and its words, which the redis broker runs in its own script.
 JOINT: Final = "redis-lua-1"
@@ -128,16 +128,16 @@ class RedisBackend:
     def store(self, batch: Sequence[StoredResult]) -> None:
         """See `ResultBackend.store`."""
         for at in range(0, len(batch), STORE_CHUNK):
-            words = self._words(batch[at : at + STORE_CHUNK])
-            self._run_script(STORE_ALONE, words)
+            words = self._words(batch[at : at + STORE_CHUNK], fenced=True)
+            self._run_script(STORE_ALONE, [len(self._key_prefix), *words])
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
         """See `ResultBackend.commands`: Lua, and the words that it reads from ARGV."""
         return STORE, self._words(batch)
 
-    def _words(self, batch: Sequence[StoredResult]) -> list[Any]:
+    def _words(self, batch: Sequence[StoredResult], *, fenced: bool = False) -> list[Any]:
         words: list[Any] = []
-        state, count_at, prefix = "", 0, self._prefix
+        state, rank, count_at, prefix = "", 0, 0, self._prefix
         for result in batch:
             if result.state != state:
                 state, count_at = result.state, len(words) + 2
@@ -145,10 +145,17 @@ class RedisBackend:
                 words += (rank, self._failure_expires if state == FAILURE else self._expires, 0)
             words[count_at] += 1
             words += (prefix + result.task_id.encode(), result.data)
+            if fenced:
+                received = "" if result.received is None else repr(result.received)
+                words += (received, received if result.redelivered and rank == 1 else "")
         return words
 
     def _key(self, task_id: str) -> bytes:
         return self._prefix + task_id.encode()
+
+    def _fence_key(self, task_id: str) -> bytes:
+        """As the script makes it of the task's key."""
+        return f"{self._key_prefix}celeriac-fence-{TASK_KEY}{task_id}".encode()
 
     def expect(self, task_ids: Sequence[str]) -> None:
         """Results are kept whether somebody expects them or not."""
@@ -173,7 +180,8 @@ class RedisBackend:
     def forget(self, task_ids: Sequence[str]) -> None:
         """See `ResultBackend.forget`."""
         for at in range(0, len(task_ids), FETCH_CHUNK):
-            self._ask([("DEL", *map(self._key, task_ids[at : at + FETCH_CHUNK]))])
+            keys = [self._key(task_id) for task_id in task_ids[at : at + FETCH_CHUNK]]
+            self._ask([("DEL", *keys, *map(self._fence_key, task_ids[at : at + FETCH_CHUNK]))])
 
     def cleanup(self) -> int:
         """Nothing to do: the server removes what has expired."""

@@ -23,31 +23,55 @@ class Script:
 #: Most keys are new, so that is tried first. A stored success is never replaced, and a final state only by a final one;
 #: whoever listens on the channel of the key's own name gets the bytes. What is compressed counts as a success: only
 #: successes are compressed here. Runs as a script of its own, and inside the redis broker's settlement.
-STORE: Final = """
+_STORE: Final = """
 local call = redis.call
 local function standing(old)
   if string.sub(old, 1, 19) == '\\0celery-compressed\\0' then return 2 end
   local at = string.find(string.sub(old, 1, 96), 'status', 1, true)
-  local near = at and string.sub(old, at + 6, at + 24) or string.match(old, '\\nstatus: (%u+)') or ''
+  local near = at and string.sub(old, at + 6, at + 24) or string.match(old, '\\nstatus: (%%u+)') or ''
   if string.find(near, 'SUCCESS', 1, true) then return 2 end
   return (string.find(near, 'FAILURE', 1, true) or string.find(near, 'REVOKED', 1, true)) and 1 or 0
 end
 local at, last = first, #ARGV
 while at < last do
-  local rank, ttl, stop = ARGV[at], ARGV[at + 1], at + 1 + 2 * ARGV[at + 2]
-  for i = at + 3, stop, 2 do
+  local rank, ttl, stop = ARGV[at], ARGV[at + 1], at + 2 + %(step)d * ARGV[at + 2]
+  for i = at + 3, stop, %(step)d do
     local key, data, written = ARGV[i], ARGV[i + 1], false
     if ttl == '0' then written = call('SET', key, data, 'NX')
     else written = call('SET', key, data, 'EX', ttl, 'NX') end
     if not written then
       local old = standing(call('GET', key))
-      if old == 0 or (old == 1 and rank ~= '0') then
+      if old == 0 or (old == 1 and rank ~= '0'%(unless)s) then
         if ttl == '0' then written = call('SET', key, data) else written = call('SETEX', key, ttl, data) end
       end
     end
-    if written then call('PUBLISH', key, data) end
+    if written then
+      call('PUBLISH', key, data)%(then)s
+    end
   end
-  at = stop + 2
+  at = stop + 1
 end
 """
-STORE_ALONE: Final = Script("local first = 1\n" + STORE)
+#: Inside the redis broker's settlement: who stores has the message.
+STORE: Final = _STORE % {"step": 2, "unless": "", "then": ""}
+#: As a script of its own. First comes the length of the keys' prefix; two words more for each state are when the
+#: message of its run was received, '' if unknown, and what to remember of that, '' for nothing: a final state then
+#: keeps those out who received the message earlier (R13).
+STORE_ALONE: Final = Script(
+    """local first = 2
+local function fence(key) return string.sub(key, 1, ARGV[1]) .. 'celeriac-fence-' .. string.sub(key, ARGV[1] + 1) end
+local function stale(key, received)
+  local at = received ~= '' and redis.call('GET', fence(key))
+  return at and tonumber(received) < tonumber(at)
+end
+"""
+    + _STORE
+    % {
+        "step": 4,
+        "unless": " and not stale(key, ARGV[i + 2])",
+        "then": """
+      if ARGV[i + 3] ~= '' then
+        if ttl == '0' then call('SET', fence(key), ARGV[i + 3]) else call('SETEX', fence(key), ttl, ARGV[i + 3]) end
+      end""",
+    }
+)

@@ -26,18 +26,22 @@ from celeriac_support_sqlite.file import Database, Location, StoreTrouble, canno
 from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell, Ear, folder_of, topic
 
-VERSION: Final = 1
+VERSION: Final = 2
 SCHEMA: Final = (
     """CREATE TABLE celeriac_results (
         id INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, ready INTEGER NOT NULL,
-        data BLOB NOT NULL, expires REAL)""",
+        data BLOB NOT NULL, expires REAL, fence REAL)""",
     "CREATE INDEX celeriac_results_expires ON celeriac_results (expires) WHERE expires IS NOT NULL",
 )
-#: R3 in one statement: a success is final, and what is ready is not undone by what is not. Parameter 6 is now.
-STORE: Final = """INSERT INTO celeriac_results (task_id, state, ready, data, expires) VALUES (?1, ?2, ?3, ?4, ?5)
-    ON CONFLICT (task_id) DO UPDATE
-    SET state = excluded.state, ready = excluded.ready, data = excluded.data, expires = excluded.expires
-    WHERE (celeriac_results.state <> 'SUCCESS' AND celeriac_results.ready <= excluded.ready)
+UPGRADES: Final = {1: ("ALTER TABLE celeriac_results ADD COLUMN fence REAL",)}
+#: R3 in one statement: a success is final, and what is ready is not undone by what is not. Parameter 6 is now. R13:
+#: parameter 7 is when the message of this run was received, and 8 the same if that is to keep earlier ones out.
+STORE: Final = """INSERT INTO celeriac_results (task_id, state, ready, data, expires, fence)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?8) ON CONFLICT (task_id) DO UPDATE
+    SET state = excluded.state, ready = excluded.ready, data = excluded.data, expires = excluded.expires,
+        fence = excluded.fence
+    WHERE (celeriac_results.state <> 'SUCCESS' AND celeriac_results.ready <= excluded.ready
+           AND (celeriac_results.fence IS NULL OR ?7 IS NULL OR celeriac_results.fence <= ?7))
        OR celeriac_results.expires <= ?6"""
 FETCH: Final = """SELECT task_id, data FROM celeriac_results
     WHERE task_id IN (SELECT value FROM json_each(?1)) AND (expires IS NULL OR expires > ?2)"""
@@ -58,14 +62,16 @@ SPARE_EARS: Final = 4
 class SqliteBackend:
     """Results in one SQLite file."""
 
-    abilities = frozenset({"push", "expire", "persistent", "joint", "shared", "state", "count", "groups", "diagnose"})
+    abilities = frozenset(
+        {"push", "expire", "persistent", "joint", "shared", "state", "count", "groups", "fence", "diagnose"}
+    )
 
     def __init__(self, url: str, settings: Mapping[str, Any], host: Host) -> None:
         options = settings.get("result_backend_transport_options") or {}
         location = Location(url, options.get("durability"))
         self.joint: str | None = location.joint
         self._url = location.url
-        self._database = Database(location, "backend", VERSION, SCHEMA)
+        self._database = Database(location, "backend", VERSION, SCHEMA, UPGRADES)
         self._state = SqliteState(location, self._errors)
         self._bell = Bell(location.path)
         self._lifetime_s = _lifetime_s(settings.get("result_expires"))
@@ -221,9 +227,11 @@ class SqliteBackend:
         """What storing this batch means in SQL: statements and their rows."""
         now = time.time()
         expires = None if self._lifetime_s is None else now + self._lifetime_s
-        rows: list[tuple[Any, ...]] = [
-            (result.task_id, result.state, result.state in READY_STATES, result.data, expires, now) for result in batch
-        ]
+        rows: list[tuple[Any, ...]] = []
+        for result in batch:
+            ready, received = result.state in READY_STATES, result.received
+            fence = received if ready and result.redelivered else None
+            rows.append((result.task_id, result.state, ready, result.data, expires, now, received, fence))
         return [(STORE, rows), (EXPIRE, [(now, max(EXPIRED_PER_STORE, 2 * len(rows)))])]
 
     @contextmanager
