@@ -36,8 +36,8 @@ def quiet() -> Any:
     logging.disable(logging.NOTSET)
 
 
-def live(seed: int, *, faults: bool = True) -> World:
-    world = World(seed, faults=faults)
+def live(seed: int, *, faults: bool = True, remembers: bool = False) -> World:
+    world = World(seed, faults=faults, remembers=remembers)
     try:
         world.live()
     except (Exception, Broken) as exc:
@@ -59,6 +59,12 @@ def test_whatever_happens_what_must_hold_holds(block: int) -> None:
 def test_where_nothing_goes_wrong_everything_runs_once() -> None:
     for seed in range(10_000, 10_040):
         live(seed, faults=False)
+
+
+def test_a_worker_that_remembers_successes_keeps_all_that_must_hold() -> None:
+    """`worker_deduplicate_successful_tasks`, with nothing to ask but its own memory."""
+    for seed in range(200):
+        live(seed, remembers=True)
 
 
 def test_a_seed_decides_everything() -> None:

@@ -47,6 +47,12 @@ app = Celery("simulated", broker="memory://simulated", backend="memory://simulat
 app.task(name="work")(lambda: None)
 app.task(name="early", acks_late=False)(lambda: None)
 app.finalize()
+#: Of workers that run nothing again that has succeeded, as far as they remember it.
+remembering = Celery("remembering", broker="memory://simulated", set_as_current=False)
+remembering.conf.update(result_backend=None, worker_deduplicate_successful_tasks=True)
+remembering.task(name="work")(lambda: None)
+remembering.task(name="early", acks_late=False)(lambda: None)
+remembering.finalize()
 
 
 class Broken(BaseException):
@@ -81,7 +87,8 @@ class Message:
 class World:
     """Everything that is not a worker, and the order in which things happen."""
 
-    def __init__(self, seed: int, *, faults: bool = True) -> None:
+    def __init__(self, seed: int, *, faults: bool = True, remembers: bool = False) -> None:
+        self.app = remembering if remembers else app
         self.rng = rng = random.Random(seed)
         self.now = 0.0
         self.joint = rng.random() < 0.3
@@ -322,7 +329,7 @@ class Node:
             clock=clock,
         )
         self.loop = Loop(
-            app,
+            world.app,
             self.link,
             transport,
             self.pool,  # type: ignore[arg-type]

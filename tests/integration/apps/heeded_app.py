@@ -10,6 +10,7 @@ from suite_app import note
 
 from celeriac import Celery, bootsteps
 from celeriac.worker.consumer import Consumer
+from celeriac.worker.request import Request
 
 app = Celery("heeded_app", broker=os.environ["SUITE_BROKER"], backend=os.environ.get("SUITE_BACKEND"))
 app.conf.update(
@@ -80,8 +81,18 @@ def die(self: Any, times: int) -> int:
     return int(self.request.retries)
 
 
+class Told(Request):
+    """Notes what it hears."""
+
+    def on_retry(self, exc_info: Any) -> None:
+        note(f"{self.name} retry {type(exc_info.exception).__name__}")
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        note(f"{self.name} failure {type(exc_info.exception).__name__}")
+
+
 options: dict[str, Any] = {"bind": True, "default_retry_delay": 0.1}
-app.task(name="late", max_retries=1, **options)(die)
+app.task(name="late", max_retries=1, Request=Told, **options)(die)
 app.task(name="early", max_retries=1, acks_late=False, **options)(die)
 app.task(name="unbound", max_retries=None, **options)(die)
 app.task(name="plain", max_retries=1, retry_on_worker_lost=False, **options)(die)

@@ -34,14 +34,14 @@ class Again:
         self.duplicates = Duplicates(self.app, endings)
         self.tag = 0
 
-    def delivery(self, task_id: str, **options: Any) -> Delivery:
+    def delivery(self, task_id: str, attempt: int = 2, **options: Any) -> Delivery:
         self.tag += 1
         payload = self.app.make_payload("t", (1,), {}, task_id, options)
         raw = envelope.pack(payload, str(self.tag))
-        return Delivery(self.tag, raw, self.transport.read_head(raw), "celery", 2, True)
+        return Delivery(self.tag, raw, self.transport.read_head(raw), "celery", attempt, True)
 
     def succeed(self, task_id: str, *, acked: bool = False, **report: Any) -> None:
-        delivery = self.delivery(task_id)
+        delivery = self.delivery(task_id, 1)
         flight = Flight(delivery, delivery.head, TaskPlan(self.task, None, None, False), 1, True)  # type: ignore[arg-type]
         flight.acked = acked
         self.flights.add(self.tag, flight)
@@ -80,6 +80,7 @@ def test_a_success_without_a_stored_result_is_remembered_with_what_follows(backe
     assert kept.publish == [follow]
     assert kept.chords == chords
     assert early is None
+    assert again.look(again.delivery("kept", 3)) == [None], "somebody else has begun it since"
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

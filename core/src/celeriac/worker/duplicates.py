@@ -41,7 +41,8 @@ class Duplicates:
         self._endings = endings
         plugin = app.backend.plugin
         self._asks = plugin is not None and "replies" not in plugin.abilities
-        self._kept: OrderedDict[str, tuple[JobReport, int]] = OrderedDict()
+        #: Report, attempt and size by task id.
+        self._kept: OrderedDict[str, tuple[JobReport, int, int]] = OrderedDict()
         self._kept_bytes = 0
 
     def learn(self, reports: Sequence[JobReport], flights: Flights) -> None:
@@ -49,7 +50,7 @@ class Duplicates:
         for report in reports:
             flight = flights.get(report.token) if report.outcome == "succeeded" else None
             if flight is not None and not flight.acked:
-                self._keep(flight.head.id, report)
+                self._keep(flight.head.id, report, flight.delivery.attempt)
 
     def look(self, deliveries: Sequence[Delivery]) -> dict[Any, Following]:
         """What is still to be done for those of these whose task has succeeded, by their tags.
@@ -63,7 +64,8 @@ class Duplicates:
         for delivery in deliveries:
             assert isinstance(delivery.head, Head)
             kept = self._kept.get(delivery.head.id)
-            if kept is None:
+            # Lost more than once since: somebody else has begun it, so our run's effects outside are stale.
+            if kept is None or delivery.attempt > kept[1] + 1:
                 asked.append((delivery, delivery.head.id))
             else:
                 found[delivery.tag] = _repeated(kept[0])
@@ -84,18 +86,17 @@ class Duplicates:
             self._leave_out_known(found.values())
         return found
 
-    def _keep(self, task_id: str, report: JobReport) -> None:
+    def _keep(self, task_id: str, report: JobReport, attempt: int) -> None:
         if task_id in self._kept:
-            self._kept_bytes -= self._kept.pop(task_id)[1]
+            self._kept_bytes -= self._kept.pop(task_id)[2]
         size = sum(len(one.data) for one in report.stored) + sum(len(one.body) for one in report.publish)
         if report.chords is not None:
             size += sum(len(one.data) + len(one.body) for one in report.chords.parts)
             size += sum(len(one.body) for one in report.chords.opened)
-        self._kept[task_id] = report, size
+        self._kept[task_id] = report, attempt, size
         self._kept_bytes += size
         while len(self._kept) > KEPT or self._kept_bytes > KEPT_BYTES:
-            _, (_, dropped) = self._kept.popitem(last=False)
-            self._kept_bytes -= dropped
+            self._kept_bytes -= self._kept.popitem(last=False)[1][2]
 
     def _follow(self, delivery: Delivery, task_id: str, stored: Mapping[str, bytes]) -> Following | None:
         """What follows from a success in the store; None if there is none, or it cannot be read here: then the task

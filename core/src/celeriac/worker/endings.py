@@ -220,16 +220,11 @@ class Endings:
     def _lost(self, flight: Flight, cause: str) -> None:
         """The slot died while it ran this: once more, elsewhere, unless it has killed too many (B14)."""
         task_id = flight.head.id
-        crashes = max(flight.delivery.attempt - self.spared(flight.head), self._crashes.get(task_id, 0) + 1)
-        again = flight.plan.requeue_lost and crashes < self._max_crashes
-        if flight.plan.retry_lost:
-            story, limit = Story(self._transport, flight.delivery), flight.plan.task.max_retries
-            # A task without a bound on its retries has the one on crashes, as far as this worker has seen them.
-            left = crashes < self._max_crashes if limit is None else story.retries < limit
-            if story.counts_tries and left:
-                self._retry_lost(flight, story, cause, crashes)
-                return
-            again = again and not story.counts_tries
+        crashes = self._count_crashes(flight)
+        if self.retries_death(flight):
+            self._retry_lost(flight, cause, crashes)
+            return
+        again = flight.plan.requeue_lost and crashes < self._max_crashes and self._retries(flight) is None
         then = f"It is run again (attempt {crashes + 1} of {self._max_crashes})." if again else "It is not run again."
         _log.error("The process that ran %s[%s] died: %s. %s", flight.plan.name, task_id, cause, then)
         if again:
@@ -246,9 +241,32 @@ class Endings:
         verb: Verb = "dead" if flight.plan.requeue_lost else "ack"
         self._finish(flight, verb, following, reason=f"crash: its slot died {crashes} times", error=cause)
 
-    def _retry_lost(self, flight: Flight, story: Story, cause: str, crashes: int) -> None:
+    def retries_death(self, flight: Flight) -> bool:
+        """Whether the death of its process counts as one of its task's retries, and one is left.
+
+        A task without a bound on its retries has the one on crashes, as far as this worker has seen them.
+        """
+        retries, limit = self._retries(flight), flight.plan.task.max_retries
+        if retries is None:
+            return False
+        return self._count_crashes(flight) < self._max_crashes if limit is None else retries < limit
+
+    def _count_crashes(self, flight: Flight) -> int:
+        """How often its process has died, with this time."""
+        known = self._crashes.get(flight.head.id, 0) + 1
+        return max(flight.delivery.attempt - self.spared(flight.head), known)
+
+    def _retries(self, flight: Flight) -> int | None:
+        """How often it was retried, if a death is to be counted so and can be (not in a message of protocol 1)."""
+        if not flight.plan.retry_lost:
+            return None
+        story = Story(self._transport, flight.delivery)
+        return story.retries if story.counts_tries else None
+
+    def _retry_lost(self, flight: Flight, cause: str, crashes: int) -> None:
         """Send the call anew, as a retry of its task's, because its process died."""
         task, head = flight.plan.task, flight.head
+        story = Story(self._transport, flight.delivery)
         again = story.retried(after(task.default_retry_delay))
         assert again is not None
         if self._app.codec.seal is not None:

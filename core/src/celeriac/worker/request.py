@@ -128,7 +128,7 @@ class Request:
         """It is to be run again, because of this."""
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """It has failed with this, or its process has died (`WorkerLostError`)."""
+        """It has failed with this, or its process has died (`WorkerLostError`; `on_retry`, if that is a retry)."""
 
     # -- what is not a request's to do --------------------------------------------------------------------------
 
@@ -175,8 +175,9 @@ class CustomRequests:
             self._open[report.token] = request
             if report.outcome in FINAL_OUTCOMES:
                 del self._open[report.token]
+            retried = report.outcome == "lost" and self._endings.retries_death(flight)
             try:
-                _tell(request, flight, report, self._error(request, report))
+                _tell(request, flight, report, self._error(request, report), retried)
             except Exception:
                 _log.exception("%r raised when it heard that its task was %s", request, report.outcome)
 
@@ -203,7 +204,9 @@ def make_request(kind: type[Request], flight: Flight, endings: Endings) -> Reque
     return kind(context, task, flight)
 
 
-def _tell(request: Request, flight: Flight, report: JobReport, error: ExceptionInfo | None) -> None:
+def _tell(
+    request: Request, flight: Flight, report: JobReport, error: ExceptionInfo | None, retried: bool = False
+) -> None:
     if report.outcome == "accepted":
         flight.pid, flight.started = report.pid, time.time()
         request.on_accepted(report.pid, time.monotonic())
@@ -211,7 +214,7 @@ def _tell(request: Request, flight: Flight, report: JobReport, error: ExceptionI
         request.on_success((False, report.detail, report.runtime_s))
     elif report.outcome == "timed_out":
         request.on_timeout(False, _limit(request, 0))
-    elif error is not None and report.outcome == "retried":
+    elif error is not None and (report.outcome == "retried" or retried):
         request.on_retry(error)
     elif error is not None:
         if report.timed_out:
