@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,30 @@ def test_spawned_children_keep_limits_and_are_replaced_and_take_jobs_of_any_size
         first = {driver.final(one).pid for one in (late, big, last)}
         assert len(first) == 1
         assert driver.final(fresh).pid not in first
+
+
+SLOWLY = """
+import os, pickle, time
+
+def make(words):
+    try:
+        os.close(os.open({first!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        time.sleep(60)
+    return pickle.loads(words)
+"""
+
+
+def test_a_stop_does_not_wait_for_a_child_that_imports_the_app_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slowly.py").write_text(SLOWLY.format(first=str(tmp_path / "first")))
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = Recipe("slowly:make", ScriptedProgram().recipe().words)
+    with SUITE.started(recipe=lambda: recipe) as driver:
+        began = time.monotonic()
+        driver.stop(grace_s=50.0)
+        assert time.monotonic() - began < 25.0
 
 
 def test_a_recipe_that_cannot_be_written_is_an_error_of_the_start() -> None:

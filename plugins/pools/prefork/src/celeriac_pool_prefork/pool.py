@@ -102,6 +102,8 @@ class PreforkPool:
         reports, self._done = self._done, []
         for slot in self._slots.values():
             self._give_back(self._send_away(slot))
+            if self._recipe is not None and not slot.ready:
+                slot.signal(signals.SIGTERM)  # it imports the app yet, and would hear of the end only after that
         now = time.monotonic()
         for patience, number in ((now + grace_s, signals.SIGTERM), (now + grace_s + TERM_S, signals.SIGKILL)):
             while self._slots and (left := patience - time.monotonic()) > 0:
