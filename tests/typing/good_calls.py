@@ -14,6 +14,7 @@ from celeriac.result import AsyncResult, EagerResult, GroupResult
 from celeriac.utils.log import get_task_logger
 
 app = Celery("typed", broker="memory://", backend="memory://", task_serializer="json")
+several = Celery("typed", broker=["redis://a", "redis://b"], set_as_current=False)
 app.conf.update(task_default_queue="q")
 app.conf.task_serializer = "yaml"
 logger = get_task_logger(__name__)

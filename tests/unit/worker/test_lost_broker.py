@@ -3,6 +3,7 @@ waits for a new one. Processes and real servers: `tests/integration/test_outages
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from celeriac import Celery
 from celeriac.exceptions import TransportLost
-from celeriac.spec import Delivery, StoredResult
+from celeriac.spec import StoredResult
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, eventually
 from celeriac.worker import consumer
@@ -58,8 +59,7 @@ def busy(app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         worker.loop.rebuild("a test says so")
         other = app.make_transport()
         thief = other.consumer(worker.link.queues, owner="other", poller=Bench(), window=1)
-        stolen: list[Delivery] = []
-        eventually(lambda: stolen.extend(thief.receive(1)) or stolen, within_s=10)
+        eventually(lambda: thief.receive(1), within_s=10)
     eventually(lambda: worker.link.consumer, within_s=10)
     yield worker
     gate.set()
@@ -87,6 +87,31 @@ def test_a_pool_that_cannot_cancel_says_so(busy: Any, caplog: pytest.LogCaptureF
     busy.loop.rebuild("another test")
     eventually(lambda: "Cannot cancel wait[" in caplog.text, within_s=10)
     assert busy.loop.running(), "it goes on"
+
+
+def test_a_coroutine_is_cancelled_and_runs_again_but_none_that_is_acknowledged(app: Celery) -> None:
+    app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
+    begun: list[str] = []
+
+    async def wait(name: str) -> str:
+        begun.append(name)
+        await asyncio.sleep(0 if begun.count(name) > 1 else 20 if name == "late" else 1)
+        return name
+
+    app.task(name="late")(wait)
+    app.task(name="early", acks_late=False)(wait)
+    ready = threading.Event()
+    worker = Worker(app, pool="asyncio", concurrency=2, on_ready=lambda worker: ready.set())
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    late, early = app.send_task("late", ["late"]), app.send_task("early", ["early"])
+    eventually(lambda: any(flight.acked for flight in worker.loop.flights) and len(begun) == 2, within_s=10)
+    worker.loop.rebuild("a test says so")
+    assert (late.get(timeout=10), early.get(timeout=10)) == ("late", "early")
+    assert sorted(begun) == ["early", "late", "late"]
+    worker.stop()
+    thread.join(10)
 
 
 # -- its patience -------------------------------------------------------------------------------------------

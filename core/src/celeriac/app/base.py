@@ -66,7 +66,8 @@ class Celery:
 
     Args:
         main: Names tasks of the module that is run as a script.
-        broker, backend, include: The settings `broker_url`, `result_backend` (also a class or an object), `include`.
+        broker, backend, include: The settings `broker_url` (also several), `result_backend` (also a class or an
+            object), `include`.
         changes: Settings, as a dict; keywords that are not listed here are settings too.
         config_source: As `config_from_object`.
         fixups: More functions of the app (or their paths) that fit it into its surroundings, besides `builtin_fixups`.
@@ -105,7 +106,7 @@ class Celery:
         control: Any = None,
         set_as_current: bool = True,
         tasks: TaskRegistry | None = None,
-        broker: str | None = None,
+        broker: str | Sequence[str] | None = None,
         include: Sequence[str] | None = None,
         changes: Mapping[str, Any] | None = None,
         config_source: Any = None,
