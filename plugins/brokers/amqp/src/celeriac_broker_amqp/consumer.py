@@ -29,6 +29,7 @@ from celeriac_broker_amqp.deadletters import bury, make_follower
 from celeriac_broker_amqp.followers import Followers
 from celeriac_broker_amqp.holding import Holding, Nook, Terms, make_nook_spec
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
+from celeriac_broker_amqp.message import UNMARKED, Marks
 from celeriac_broker_amqp.methods import METHOD, frame
 from celeriac_broker_amqp.publisher import Item, Publisher
 
@@ -360,21 +361,24 @@ class AmqpConsumer:
                 record = message.with_route(record, name)
             head, marks = message.scan(record)
             delivery = Delivery(tag, record, head, name)
-            if redelivered or marks is not None:
-                lost, returns = (0, 0) if marks is None else (marks.lost, marks.returns)
-                # That it came again is not counted besides: it may have been given back.
-                delivery.attempt = 1 + max(lost, 1 if returns or redelivered else 0)
-                delivery.redelivered = delivery.attempt > 1
-                if marks is not None and marks.due is not None and self._must_wait(delivery, marks.due):
-                    continue
-                if (
-                    delivery.redelivered
-                    and self._holding.wants(lost)
-                    and self._holding.hold(delivery, lost + 1, started=False)
-                ):
-                    continue
+            if (redelivered or marks is not None) and self._keeps_back(delivery, redelivered, marks or UNMARKED):
+                continue
             owned[tag] = delivery
             out.append(delivery)
+
+    def _keeps_back(self, delivery: Delivery, redelivered: int, marks: Marks) -> bool:
+        """Note on a delivery what its way so far says, and whether nobody is to have it yet: it is not due, or it is a
+        suspect, of which a copy must come first."""
+        # That it came again is not counted besides: it may have been given back.
+        delivery.attempt = 1 + max(marks.lost, 1 if marks.returns or redelivered else 0)
+        delivery.redelivered = delivery.attempt > 1
+        if marks.due is not None and self._must_wait(delivery, marks.due):
+            return True
+        return (
+            delivery.redelivered
+            and self._holding.wants(marks.lost)
+            and self._holding.hold(delivery, marks.lost + 1, started=False)
+        )
 
     def _must_wait(self, delivery: Delivery, due: float) -> bool:
         """Hold a message that is due in a moment: the delay queues count whole seconds."""

@@ -115,6 +115,10 @@ class Marks(msgspec.Struct):
     due: float | None
 
 
+#: Of a message without any.
+UNMARKED: Final = Marks(0, 0, None)
+
+
 def scan(raw: bytes) -> tuple[Head | Malformed, Marks | None]:
     """The head of a message, and the marks on it if there are any. Never raises."""
     try:
