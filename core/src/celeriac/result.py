@@ -5,11 +5,12 @@ They read through the app's `ResultStore`; nothing is asked of the store until a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from celeriac import _state, states
 from celeriac.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
@@ -19,6 +20,9 @@ from celeriac.spec.backend import Document
 from celeriac.utils.graph import DependencyGraph
 
 T = TypeVar("T")
+
+#: How long to wait for results of one store before it is another's turn.
+TURN_S: Final = 0.2
 
 _join_allowed: ContextVar[bool] = ContextVar("celeriac_join_allowed", default=False)
 
@@ -124,7 +128,7 @@ class AsyncResult(ResultBase, Generic[T]):
     def backend(self) -> ResultStore:
         """Where it is read."""
         if self._backend is None:
-            self._backend = self.app.backend
+            self._backend = self.app.store_of(self.task_name)
         return self._backend  # type: ignore[no-any-return]
 
     # -- waiting --------------------------------------------------------------------------------------------
@@ -638,10 +642,10 @@ class ResultSet(ResultBase):
         leaves = self.leaves()
         unknown = {result.id: result for result in leaves if result._final is None and not result.ignored}
         if unknown:
-            store = next(iter(unknown.values())).backend
-            for task_id, document in store.find_many(list(unknown)).items():
-                if document["status"] in states.READY_STATES:
-                    unknown[task_id]._final = document
+            for store, ids in _by_store(unknown.values()):
+                for task_id, document in store.find_many(ids).items():
+                    if document["status"] in states.READY_STATES:
+                        unknown[task_id]._final = document
         return [result for result in leaves if not result.ignored]
 
     def revoke(
@@ -685,8 +689,7 @@ class ResultSet(ResultBase):
             assert_will_not_block()
         open_ones = {result.id: result for result in self.leaves() if result._final is None and not result.ignored}
         if open_ones:
-            store = next(iter(open_ones.values())).backend
-            for task_id, document in store.wait_for_any(list(open_ones), timeout, interval, on_interval, on_message):
+            for task_id, document in _wait_for(open_ones.values(), timeout, interval, on_interval, on_message):
                 result = open_ones[task_id]
                 result._final = document
                 if propagate:
@@ -788,8 +791,7 @@ class ResultSet(ResultBase):
             yield from (result for result in leaves if result._final is not None)
         left = {result.id: result for result in leaves if result._final is None}
         if left:
-            store = next(iter(left.values())).backend
-            for task_id, document in store.wait_for_any(list(left), timeout, interval, on_interval, on_message):
+            for task_id, document in _wait_for(left.values(), timeout, interval, on_interval, on_message):
                 left[task_id]._final = document
                 yield left[task_id]
 
@@ -810,6 +812,37 @@ class ResultSet(ResultBase):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: [{', '.join(r.id for r in self.results)}]>"
+
+
+def _by_store(results: Iterable[Any]) -> list[tuple[ResultStore, list[str]]]:
+    """The stores in which they are, each with their ids."""
+    found: dict[int, tuple[ResultStore, list[str]]] = {}
+    for result in results:
+        found.setdefault(id(result.backend), (result.backend, []))[1].append(result.id)
+    return list(found.values())
+
+
+def _wait_for(
+    results: Iterable[Any], timeout: float | None, interval: float, on_interval: Any, on_message: Any
+) -> Iterator[tuple[str, Document]]:
+    """As `ResultStore.wait_for_any`; of several stores by turns, as results of tasks with a store of their own are."""
+    stores = _by_store(results)
+    if len(stores) == 1:
+        store, ids = stores[0]
+        yield from store.wait_for_any(ids, timeout, interval, on_interval, on_message)
+        return
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while stores:
+        for store, ids in stores:
+            try:
+                for task_id, document in store.wait_for_any(list(ids), TURN_S, interval, on_interval, on_message):
+                    ids.remove(task_id)
+                    yield task_id, document
+            except TimeoutError:
+                continue  # the others' turn
+        stores = [(store, ids) for store, ids in stores if ids]
+        if stores and deadline is not None and time.monotonic() >= deadline:
+            raise stores[0][0].timeout_error([task_id for _, ids in stores for task_id in ids], timeout)
 
 
 class Progress(NamedTuple):

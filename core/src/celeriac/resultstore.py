@@ -69,6 +69,7 @@ class ResultStore:
         accepted: With which serializers results may have been written; None: with any.
         pauses: Makes the pauses between attempts while the store is away, in seconds; None ends them.
         remembered: How many successes are kept in this process: -1 none, 0 all.
+        keeper: A task whose own store it is; "" for the app's.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class ResultStore:
         pauses: Callable[[], Iterable[float | None]] = lambda: (None,),
         remembered: int = -1,
         url: str = "",
+        keeper: str = "",
     ) -> None:
         self.plugin = backend
+        self.keeper = keeper
         self.serializer = serializer
         self._extended = extended
         self._missing_hint = missing_hint
@@ -139,8 +142,12 @@ class ResultStore:
         assert self.plugin is not None
         data = self.plugin.encode(self.document(task_id, state, result, traceback, request), self.serializer)
         if request is None:
-            return StoredResult(task_id, state, data)
-        return StoredResult(task_id, state, data, request.reply_to, request.group)
+            made = StoredResult(task_id, state, data)
+        else:
+            made = StoredResult(task_id, state, data, request.reply_to, request.group)
+        if self.keeper:
+            made.keeper = self.keeper
+        return made
 
     def _extend(self, document: Document, request: Any) -> None:
         info = request.delivery_info or {}
@@ -476,3 +483,20 @@ def date_done(document: Document) -> Any:
     """When the task ended: a datetime, or None."""
     value = document.get("date_done")
     return parse_iso(value) if isinstance(value, str) else value
+
+
+class Stores:
+    """All result stores of an app as one that can store: each state goes to the one that it was made for."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def store(self, batch: Sequence[StoredResult]) -> None:
+        """See `ResultBackend.store`."""
+        parted: dict[str, list[StoredResult]] = {}
+        for state in batch:
+            parted.setdefault(state.keeper, []).append(state)
+        for keeper, states_ in parted.items():
+            plugin = self._app.store_of(keeper or None).plugin
+            if plugin is not None:
+                plugin.store(states_)

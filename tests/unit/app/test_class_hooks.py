@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from celeriac import Celery, Task
+from celeriac import Celery
 from celeriac.app.base import AppPickler
-from celeriac.exceptions import ImproperlyConfigured
 
 
 def test_an_app_s_own_checker_judges_the_arguments_of_calls() -> None:
@@ -79,14 +78,3 @@ def test_an_app_s_own_pickler_makes_it_anew() -> None:
     assert type(again) is Pickled
     assert (again.main, again.conf.task_default_queue) == ("proj again", "anew")
     assert again.conf.broker_url == "memory://"
-
-
-def test_a_task_with_a_result_backend_of_its_own_is_refused() -> None:
-    app = Celery("proj", broker="memory://", set_as_current=False)
-
-    class Kept(Task[Any, Any]):
-        backend = object()  # type: ignore[assignment]
-
-    with pytest.raises(ImproperlyConfigured, match=r"task proj\.kept has a result backend of its own"):
-        app.task(base=Kept, name="proj.kept")(lambda: None)
-        app.finalize()

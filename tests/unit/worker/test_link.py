@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from celeriac import Celery, states
-from celeriac.exceptions import TransportLost
-from celeriac.spec import Payload, Route, Settlement
+from celeriac.exceptions import BackendLost, TransportLost
+from celeriac.resultstore import Stores
+from celeriac.spec import Payload, Route, Settlement, StoredResult
 from celeriac.testing.broker_suite import make_payload
-from celeriac.testing.kit import Bench
+from celeriac.testing.kit import Bench, eventually
 from celeriac.worker.clock import Clock
 from celeriac.worker.flights import Flight
 from celeriac.worker.link import Link
 from celeriac.worker.plans import TaskPlan
+from celeriac_backend_memory.backend import MemoryBackend
 
 
 @pytest.fixture
@@ -97,5 +99,47 @@ def test_a_worker_that_slept_through_its_lease_does_not_replace_what_the_next_re
     link.settle_flight(sleeper, None, [store.make(task_id, states.SUCCESS, "stale")])
     link.perform()
     assert store.get_state(task_id) == kept
+    link.close(0.1)
+    app.close()
+
+
+def test_while_a_task_s_own_store_is_away_its_message_is_held_and_others_are_settled(
+    request: pytest.FixtureRequest,
+) -> None:
+    class Away(MemoryBackend):
+        gone = True
+
+        def store(self, batch: Sequence[StoredResult]) -> None:
+            if self.gone:
+                raise BackendLost("it is away")
+            super().store(batch)
+
+    url = f"memory://{request.node.name}"
+    app = Celery(broker=url, backend=url, set_as_current=False)
+    task = app.task(name="kit.task", backend=Away)(lambda: None)
+    app.finalize()
+    transport, store, own = app.make_transport(), app.backend, task.backend
+    transport.send([make_payload("celery"), make_payload("celery")])
+    queues = app.router.select(["celery"])
+    stores = Stores(app)
+    link = Link(transport, app.router, store.plugin, owner="me", queues=queues, poller=Bench(), stores=stores)
+    link.open(2)
+    deliveries = link.receive(2)
+    plan = TaskPlan(task, None, None, announce=False)
+    flights = [Flight(one, one.head, plan, link.epoch, True) for one in deliveries]  # type: ignore[arg-type]
+    for flight, one in zip(flights, (own, store), strict=True):
+        made = one.make(flight.head.id, states.SUCCESS, 5)
+        link.settle_flight(flight, Settlement(flight.delivery.tag), [made])
+    link.perform()
+    assert link.held() == 1, "and not acknowledged"
+    assert [store.get_state(flight.head.id) for flight in flights] == [states.PENDING, states.SUCCESS]
+    own.plugin.gone = False  # type: ignore[union-attr]
+
+    def nothing_is_held() -> bool:
+        link.perform()
+        return link.held() == 0
+
+    eventually(nothing_is_held)
+    assert own.get_result(flights[0].head.id) == 5
     link.close(0.1)
     app.close()

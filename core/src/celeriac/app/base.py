@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from celeriac.messaging.producer import Producer
     from celeriac.messaging.routes import Router
     from celeriac.resultstore import ResultStore
+    from celeriac.spec.backend import ResultBackend
     from celeriac.spec.data import Payload
     from celeriac.spec.state import SharedState
     from celeriac.spec.transport import Transport
@@ -146,6 +147,8 @@ class Celery:
             prepare=self.prepare_config if type(self).prepare_config is not Celery.prepare_config else None,
         )
         self._annotations: list[Any] | None = None
+        #: Some task has a result backend of its own.
+        self.has_own_stores = False
         self._shared: list[tuple[str, Callable[..., Any], dict[str, Any]]] = []
         self.user_options: dict[str, set[Any]] = defaultdict(set)
         self.steps: dict[str, set[Any]] = defaultdict(set)
@@ -358,8 +361,13 @@ class Celery:
     def _add(self, task: Task[Any, Any]) -> None:
         self._registry[task.name] = task
         task._app = self
+        self._take_backend(task)
         if self.finalized:
             self.bind_task(task)
+
+    def _take_backend(self, task: Any) -> None:
+        if type(task).take_backend():
+            self.has_own_stores = True
 
     def _take_shared(self, shared: tuple[str, Callable[..., Any], dict[str, Any]]) -> None:
         """Make another app's task one of this app's, unless it has one of that name."""
@@ -491,6 +499,7 @@ class Celery:
         type(task).bind(self)
         if self.annotations:
             annotate(task, self.annotations)
+        self._take_backend(task)
 
     # -- sending --------------------------------------------------------------------------------------------
 
@@ -532,7 +541,7 @@ class Celery:
         """
         results: list[AsyncResult[Any]] = []
         for (name, _, _, task_id, _), payload in zip(calls, self.publish_calls(calls), strict=True):
-            result: AsyncResult[Any] = AsyncResult(task_id, self.backend, name, self)
+            result: AsyncResult[Any] = AsyncResult(task_id, self.store_of(name), name, self)
             result.ignored = bool(payload.headers["ignore_result"])
             results.append(result)
         running = _state.running()
@@ -551,7 +560,11 @@ class Celery:
         }
         payloads = [self.make_payload(*call) for call in calls]
         wanted = [payload.headers["id"] for payload in payloads if not payload.headers["ignore_result"]]
-        if wanted:
+        if wanted and self.has_own_stores:
+            for payload in payloads:
+                if not payload.headers["ignore_result"]:
+                    self.store_of(payload.headers["task"]).expect([payload.headers["id"]])
+        elif wanted:
             self.backend.expect(wanted)
         publish(self, payloads, steering)
         return payloads
@@ -630,7 +643,7 @@ class Celery:
         self, id: str, backend: Any = None, task_name: str | None = None, parent: Any = None, **_: Any
     ) -> AsyncResult[Any]:
         """The result of a call, by its id."""
-        return AsyncResult(id, backend or self.backend, task_name, self, parent)
+        return AsyncResult(id, backend or self.store_of(task_name), task_name, self, parent)
 
     def ResultSet(self, results: list[Any], **_: Any) -> ResultSet:
         """Several results together."""
@@ -646,6 +659,26 @@ class Celery:
     def backend(self) -> ResultStore:
         """Its results; one that refuses to be read when `result_backend` is not set."""
         return self._parts.store
+
+    def store_of(self, task_name: str | None) -> ResultStore:
+        """Where the results of a task are: its own store, if it is known here to have one, else the app's."""
+        if self.has_own_stores and task_name:
+            task = self._registry.get(task_name)
+            if task is not None:
+                return task.backend
+        return self._parts.store
+
+    def result_plugins(self) -> list[ResultBackend]:
+        """The result backends in use: the app's, and those that tasks have for themselves."""
+        stores = [self.backend]
+        if self.has_own_stores:
+            stores += [task.backend for task in self.tasks.values()]
+        found = {id(store.plugin): store.plugin for store in stores if store.plugin is not None}
+        return list(found.values())
+
+    def own_store(self, wanted: Any, task_name: str) -> ResultStore:
+        """The store that a task wants for itself; the same for all who want this one."""
+        return self._parts.own_store(wanted, task_name)
 
     @property
     def results_fingerprint(self) -> str:

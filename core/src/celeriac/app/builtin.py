@@ -20,6 +20,7 @@ from celeriac.execution.followup import ERRBACK_TASK, begin_body, body_failed, l
 from celeriac.execution.request import Context
 from celeriac.messaging.failures import rebuild
 from celeriac.result import AsyncResult, GroupResult, allow_join_result, result_from_tuple
+from celeriac.resultstore import Stores
 from celeriac.utils.ids import uuid
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ def add_builtin_tasks(app: Celery) -> None:
 
     def clean_up() -> int:
         """Remove all expired results; how many there were."""
-        backend, removed = app.backend.plugin, 0
-        while backend is not None and (some := backend.cleanup()):
-            removed += some
+        removed = 0
+        for backend in app.result_plugins():
+            while some := backend.cleanup():
+                removed += some
         return removed
 
     task("celery.accumulate", _accumulate)
@@ -142,7 +144,7 @@ def _value(part: Any, timeout_s: float) -> Any:
 def _fail(app: Any, body: Any, error: ChordError) -> None:
     """The body will not be called: say so wherever its results are looked for."""
     following = body_failed(app, app.backend, maybe_signature(body, app=app), error)
-    app.backend.plugin.store(following.stored)
+    Stores(app).store(following.stored)
     if following.publish:
         running = _state.running()
         if running is not None and running.request._effects is not None:

@@ -74,6 +74,7 @@ class Parts:
         self._lock = threading.RLock()
         self._connected_by: dict[str, Any] = {}
         self._queue_choice = QueueChoice()
+        self._own_stores: dict[Any, ResultStore] = {}
 
     @part
     def kernel(self) -> Kernel:
@@ -114,19 +115,44 @@ class Parts:
     @part
     def store(self) -> ResultStore:
         """Results; one that refuses to be read when there is no result backend."""
+        conf = self._conf
+        return self._make_store(self._make_backend(), first_url(conf["result_backend"]))
+
+    def own_store(self, wanted: Any, task_name: str) -> ResultStore:
+        """The results of tasks that have a backend of their own.
+
+        Args:
+            wanted: As the setting `result_backend`, or another app's `ResultStore`.
+            task_name: Of such a task.
+        """
+        key = wanted if isinstance(wanted, str) else id(wanted)
+        with self._lock:
+            stores = self._own_stores
+            if key not in stores:
+                backend, url = None, ""
+                if isinstance(wanted, ResultStore):
+                    backend, url = wanted.plugin, wanted.as_uri()
+                elif wanted not in NO_RESULTS:
+                    url = first_url(wanted)
+                    backend = self.kernel.make_backend(wanted, "", Host(self, self._reply_queue))
+                stores[key] = self._make_store(backend, url, task_name)
+            return stores[key]
+
+    def _make_store(self, backend: ResultBackend | None, url: str, keeper: str = "") -> ResultStore:
         self._connected_by = self._connection_settings()
         conf = self._conf
         serializer = self.codec.serializer(conf["result_serializer"])
         extended = bool(conf["result_extended"])
         return ResultStore(
-            self._make_backend(),
+            backend,
             serializer,
             extended=extended,
-            missing_hint=self._why_no_result,
+            missing_hint=None if keeper else self._why_no_result,
             accepted=AcceptedResults(conf.as_mapping()),
             pauses=self._pauses_for_the_store,
             remembered=int(conf["result_cache_max"]),
-            url=first_url(conf["result_backend"]),
+            url=url,
+            keeper=keeper,
         )
 
     @property
@@ -158,9 +184,11 @@ class Parts:
         """Let go of all connections, and of what was made from settings; the kernel stays, since it holds neither."""
         # Without the lock: who changes a setting holds the settings' lock, which makers of parts want too.
         store, transport = self.__dict__.pop("store", None), self.__dict__.pop("transport", None)
+        own, self._own_stores = self._own_stores, {}
         self._drop(*LIGHT_PARTS)
-        if store is not None and store.plugin is not None:
-            store.plugin.close()
+        for one in (store, *own.values()):
+            if one is not None and one.plugin is not None:
+                one.plugin.close()
         if transport is not None:
             transport.close()
 
@@ -170,8 +198,10 @@ class Parts:
         store, transport = self.__dict__.get("store"), self.__dict__.get("transport")
         if transport is not None:
             transport.after_fork()
-        if store is not None and store.plugin is not None:
-            store.plugin.after_fork()
+        own, self._own_stores = self._own_stores, {}
+        for one in (store, *own.values()):
+            if one is not None and one.plugin is not None:
+                one.plugin.after_fork()
         self._drop("transport", "producer", "store")
 
     def settings_changed(self) -> None:

@@ -133,6 +133,8 @@ class Task(Generic[P, R]):
     Request: Any = "celeriac.worker.request:Request"
     _check: Callable[..., Any] | None = None
     _bound = False
+    #: What was given as `backend`: a result backend of its own.
+    own_backend: Any = None
 
     # -- being a function -----------------------------------------------------------------------------------
 
@@ -435,7 +437,7 @@ class Task(Generic[P, R]):
         task_id = task_id or request.id
         if task_id is None:
             raise ValueError(f"update_state of {self.name} outside a run needs a task_id")
-        store = self.app.backend
+        store = self.backend
         if store.plugin is None:
             return
         state = states.PENDING if state is None else state
@@ -515,7 +517,7 @@ class Task(Generic[P, R]):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
         """The result of a call of this task, by its id."""
-        return self.app.AsyncResult(task_id, task_name=self.name, **kwargs)
+        return self.app.AsyncResult(task_id, **{"backend": self.backend, "task_name": self.name, **kwargs})
 
     # -- hooks for subclasses -------------------------------------------------------------------------------
 
@@ -546,20 +548,7 @@ class Task(Generic[P, R]):
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:
-        """Belong to `app`; attributes that are None take its settings.
-
-        Raises:
-            ImproperlyConfigured: It has a result backend of its own.
-        """
-        own: Any = cls.backend
-        if own is None:
-            cls.backend = Task.backend  # type: ignore[method-assign] # as in Celery, None stands for the app's
-        elif own is not Task.backend:
-            raise ImproperlyConfigured(
-                f"task {cls.name} has a result backend of its own. A worker stores results, follow-ups and "
-                "acknowledgements of all tasks in one step, in the app's result backend: set result_backend, or give "
-                "such tasks an app of their own (and a worker of it)."
-            )
+        """Belong to `app`; attributes that are None take its settings."""
         cls._app = app
         for attribute, setting in cls.from_config:
             if getattr(cls, attribute, None) is None:
@@ -570,8 +559,19 @@ class Task(Generic[P, R]):
 
     @property
     def backend(self) -> ResultStore:
-        """Where its results are."""
-        return self.app.backend
+        """Where its results are: in its own store, if it was given one, else in the app's."""
+        own = self.own_backend
+        return self.app.backend if own is None else self.app.own_store(own, self.name)
+
+    @classmethod
+    def take_backend(cls) -> bool:
+        """What the program or `task_annotations` set as `backend` becomes `own_backend`, of which `backend` then is the
+        store. Done when it is bound; returns whether it has one."""
+        given: Any = cls.backend
+        if given is not Task.backend:
+            cls.own_backend = given  # as in Celery, None stands for the app's
+            cls.backend = Task.backend  # type: ignore[method-assign]
+        return cls.own_backend is not None
 
     def annotate(self) -> None:
         """Take what the app's `task_annotations` say of this task; done when it is bound."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celeriac.canvas.composite import Composite, as_one, follow, give
 from celeriac.canvas.group import flat, group
 from celeriac.canvas.launch import Launch, patience_of
 from celeriac.canvas.signature import Place, Signature, maybe_signature
+from celeriac.exceptions import Unsupported
 from celeriac.result import GroupResult
 from celeriac.utils.ids import next_id
 
@@ -145,6 +146,7 @@ class chord(Composite):
             return follow(result, GroupResult(group_id, [], app=self.app))
         for_header, errbacks = self._for_header(every, link_error)
         results: list[Any] = []
+        self._refuse_apart()
         copies = [] if self._counts() else [as_one(member.clone(args, kwargs, **for_header)) for member in self.tasks]
         for index, copy in enumerate(copies):  # a backend that cannot count needs all ids beforehand
             results.append(copy.freeze(group_id=group_id, chord=body, group_index=index, root_id=place.get("root_id")))
@@ -299,12 +301,40 @@ class chord(Composite):
         errbacks = link_error if self.app.conf["task_allow_error_cb_on_chord_header"] else []
         return {key: value for key, value in options.items() if key != "chain"}, errbacks
 
+    def _refuse_apart(self) -> None:
+        """A message that polls looks for all parts in the app's results, so none may lie elsewhere.
+
+        Raises:
+            Unsupported: One does.
+        """
+        if not self.app.has_own_stores or self._counts():
+            return
+        for member in self.tasks:
+            for name in _names_in(member):
+                if self.app.store_of(name) is not self.app.backend:
+                    raise Unsupported(
+                        f"a chord has a part {name}, whose results are in a store of its own, and the app's result "
+                        "backend does not join chords itself (the ability count): it would look for it in vain. Give "
+                        "the app a backend that does, such as redis, database or sqlite, or the task the app's."
+                    )
+
     def _counts(self) -> bool:
         plugin = self.app.backend.plugin
         return plugin is not None and "count" in plugin.abilities
 
     def __repr__(self) -> str:
         return f"chord({self.tasks!r}, {self.body!r})"
+
+
+def _names_in(signature: Any) -> Iterator[str]:
+    """Of the tasks in a canvas."""
+    for member in getattr(signature, "tasks", ()):
+        yield from _names_in(member)
+    body = getattr(signature, "body", None)
+    if body is not None:
+        yield from _names_in(body)
+    if not hasattr(signature, "tasks"):
+        yield signature["task"]
 
 
 _chord = chord

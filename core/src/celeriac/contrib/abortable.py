@@ -35,7 +35,7 @@ class AbortableTask(Task[Any, Any]):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AbortableAsyncResult:
         """The result of a call of this task, by its id."""
-        return AbortableAsyncResult(task_id, self.app.backend, self.name, self.app)
+        return AbortableAsyncResult(task_id, self.backend, self.name, self.app)
 
     def is_aborted(self, task_id: str | None = None, **kwargs: Any) -> bool:
         """Whether the running call (or `task_id`) was asked to stop. One look at the result backend."""

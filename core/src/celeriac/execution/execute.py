@@ -68,7 +68,7 @@ class ReadyTask:
 
     __slots__ = (
         "after_return", "before_start", "call", "ignore_result", "name", "on_failure", "on_retry",
-        "on_success", "repr_chars", "store_errors", "task", "throws", "track_started",
+        "on_success", "own_store", "repr_chars", "store_errors", "task", "throws", "track_started",
     )  # fmt: skip
 
     def __init__(self, task: Any, plain: type) -> None:
@@ -79,6 +79,7 @@ class ReadyTask:
 
         self.task = task
         self.name = task.name
+        self.own_store = task.own_backend is not None
         self.call = task if kind.__call__ is not plain.__call__ else task.run
         self.ignore_result = bool(task.ignore_result)
         self.store_errors = bool(task.store_errors_even_if_ignored)
@@ -255,9 +256,11 @@ class TaskProgram:
 
     def _before(self, ready: ReadyTask, request: Context, ignored: bool) -> None:
         """What comes before the task itself, and fails with it."""
-        if ready.track_started and not ignored and self._store.plugin is not None:
-            meta = {"pid": self._pid, "hostname": self._node}
-            request._emit(self._store.make(request.id, states.STARTED, meta, None, request))
+        if ready.track_started and not ignored:
+            store = ready.task.backend if ready.own_store else self._store
+            if store.plugin is not None:
+                meta = {"pid": self._pid, "hostname": self._node}
+                request._emit(store.make(request.id, states.STARTED, meta, None, request))
         if signals.task_prerun.receivers:
             signals.task_prerun.send(
                 sender=ready.task, task_id=request.id, task=ready.task, args=request.args, kwargs=request.kwargs
@@ -348,8 +351,9 @@ class TaskProgram:
             if request.callbacks or request.chain or request.chord:
                 following = followup.after_success(self._app, self._store, request, value, ready.task.trail)
                 publish, chords = [*publish, *following.publish], following.chords
-            if not ignored and self._store.plugin is not None:
-                result = self._store.make(request.id, states.SUCCESS, value, None, request)
+            store = ready.task.backend if ready.own_store else self._store
+            if not ignored and store.plugin is not None:
+                result = store.make(request.id, states.SUCCESS, value, None, request)
                 if len(result.data) > self._max_result_bytes:
                     size = len(result.data)
                     raise ValueError(f"it has {size} bytes, of {self._max_result_bytes} allowed (result_max_bytes)")
@@ -373,6 +377,7 @@ class TaskProgram:
         self, job: Job, ready: ReadyTask, request: Context, exc: BaseException, ignored: bool, started: float
     ) -> JobReport:
         runtime_s = _clock() - started
+        store = ready.task.backend if ready.own_store else self._store
         report = JobReport(job.token, "failed", runtime_s, publish=list(request._effects or ()))
         if isinstance(exc, Ignore):
             report.outcome = "ignored"
@@ -383,8 +388,8 @@ class TaskProgram:
             if not exc.requeue:
                 report.dead = f"rejected by the task: {exc.reason}"
                 report.publish = []
-                if self._store.plugin is not None and not ignored:
-                    report.stored.append(self._failure(request, exc, ""))
+                if store.plugin is not None and not ignored:
+                    report.stored.append(self._failure(store, request, exc, ""))
                 self._add_following(request, report, exc, "")
             self._finish(ready, request, states.REJECTED, None, None)
             return report
@@ -393,8 +398,8 @@ class TaskProgram:
         if isinstance(exc, Retry):
             report.outcome, report.detail = "retried", str(exc)
             reason = exc.exc or exc
-            if self._store.plugin is not None and not ignored:
-                report.stored.append(self._failure(request, reason, traceback, states.RETRY))
+            if store.plugin is not None and not ignored:
+                report.stored.append(self._failure(store, request, reason, traceback, states.RETRY))
             if ready.on_retry is not None:
                 _guarded(ready.on_retry, reason, request.id, request.args, request.kwargs, info)
             if signals.task_retry.receivers:
@@ -405,8 +410,8 @@ class TaskProgram:
         report.timed_out = isinstance(exc, SoftTimeLimitExceeded)
         if not isinstance(exc, ready.throws):
             report.traceback = traceback
-        if self._store.plugin is not None and (not ignored or ready.store_errors):
-            report.stored.append(self._failure(request, exc, traceback))
+        if store.plugin is not None and (not ignored or ready.store_errors):
+            report.stored.append(self._failure(store, request, exc, traceback))
         self._add_following(request, report, exc, traceback)
         if ready.on_failure is not None:
             _guarded(ready.on_failure, exc, request.id, request.args, request.kwargs, info)
@@ -434,8 +439,9 @@ class TaskProgram:
         request = begun[1] if isinstance(begun, tuple) else None
         report = JobReport(job.token, "failed", detail=bounded_repr(exc, 2048), traceback=_traceback(exc))
         report.timed_out = isinstance(exc, SoftTimeLimitExceeded)
-        if request is not None and self._store.plugin is not None and not request.ignore_result:
-            report.stored = [self._failure(request, exc, report.traceback or "")]
+        store = self._app.store_of(request.task) if request is not None else self._store
+        if request is not None and store.plugin is not None and not request.ignore_result:
+            report.stored = [self._failure(store, request, exc, report.traceback or "")]
         if request is not None:
             self._add_following(request, report, exc, report.traceback or "")
         if signals.task_internal_error.receivers and request is not None:
@@ -452,10 +458,10 @@ class TaskProgram:
         return report
 
     def _failure(
-        self, request: Context, exc: BaseException, traceback: str, state: str = states.FAILURE
+        self, store: ResultStore, request: Context, exc: BaseException, traceback: str, state: str = states.FAILURE
     ) -> StoredResult:
         try:
-            made = self._store.make(request.id, state, self._store.failure(exc), traceback, request)
+            made = store.make(request.id, state, store.failure(exc), traceback, request)
             if len(made.data) <= self._max_result_bytes:
                 return made
             trouble = f"it has {len(made.data)} bytes, of {self._max_result_bytes} allowed"
@@ -463,7 +469,7 @@ class TaskProgram:
         except Exception as problem:  # an exception that the serializer cannot take: its text always works
             trouble = str(problem)
         plain = Exception(f"{type(exc).__qualname__}: {bounded_repr(exc)} (not storable: {trouble:.1000})")
-        return self._store.make(request.id, state, self._store.failure(plain), traceback, request)
+        return store.make(request.id, state, store.failure(plain), traceback, request)
 
     @staticmethod
     def _finish(ready: ReadyTask, request: Context, state: str, value: Any, info: ExceptionInfo | None) -> None:
@@ -522,8 +528,8 @@ def run_eagerly(
             app.signature(callback).apply((value,))
     elif state == states.FAILURE and request.errbacks and not raises:
         followup.call_errbacks_here(app, request, value, traceback or "")
-    if task.store_eager_result and app.backend.plugin is not None and not request.ignore_result:
-        app.backend.store_result(request.id, value, state, traceback, request)
+    if task.store_eager_result and task.backend.plugin is not None and not request.ignore_result:
+        task.backend.store_result(request.id, value, state, traceback, request)
     return EagerResult(request.id, value, state, traceback, name=task.name)
 
 

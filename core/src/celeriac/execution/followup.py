@@ -106,14 +106,14 @@ def after_failure(
     following = Following()
     if state == states.FAILURE:
         _call_errbacks(app, following, request, exc, traceback, in_slot)
-    stored = store.failure(exc) if store.plugin is not None else None
+    stored = store.failure(exc) if store.plugin is not None or app.has_own_stores else None
     for step in (maybe_signature(one, app=app) for one in request.chain or ()):
-        if store.plugin is not None:
-            for leaf in calls_of(step):
-                if leaf.id:
-                    failed = store.make(leaf.id, states.FAILURE, stored, traceback)
-                    failed.reply_to = leaf.options.get("reply_to") or request.reply_to
-                    following.stored.append(failed)
+        for leaf in calls_of(step):
+            keeper = app.store_of(leaf.task)
+            if keeper.plugin is not None and leaf.id:
+                failed = keeper.make(leaf.id, states.FAILURE, stored, traceback)
+                failed.reply_to = leaf.options.get("reply_to") or request.reply_to
+                following.stored.append(failed)
         for end in ends_of(step):
             following.parts += _part_of_call(app, store, end, stored)
     if request.chord:
@@ -341,8 +341,9 @@ def body_failed(app: Any, store: ResultStore, body: Signature, error: ChordError
     first: Signature | None = None
     for call in calls_of(body):
         first = call if first is None else first
-        if call.id:
-            following.stored.append(store.make(call.id, states.FAILURE, failure))
+        keeper = app.store_of(call.task)
+        if call.id and keeper.plugin is not None:
+            following.stored.append(keeper.make(call.id, states.FAILURE, failure))
         errbacks += [errback for errback in as_list(call["options"].get("link_error")) if errback not in errbacks]
     for end in ends_of(body):
         following.parts += _part_of_call(app, store, end, failure)

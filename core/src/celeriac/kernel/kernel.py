@@ -99,9 +99,10 @@ class Kernel:
 
         Args:
             url: Also a class, an object, or the path of one: see `own`.
+            plugin: Its name; None takes the setting `backend_plugin`, and "" goes by the URL.
         """
         wanted = url if url is not None else self._settings.get("result_backend")
-        plugin = plugin or self._settings.get("backend_plugin")
+        plugin = self._settings.get("backend_plugin") if plugin is None else plugin
         if not plugin:
             overrides = self._settings.get("override_backends") or {}
             named = find_named(wanted, overrides, lambda name: bool(catalog().named("backend", name)))

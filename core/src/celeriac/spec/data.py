@@ -208,6 +208,7 @@ class StoredResult(Struct, array_like=True):
         received: When the worker received the message of this run, in unix time. Only for a backend that looks at it
             (ability `fence`, R13), and None with a state that no run of a message has made.
         redelivered: The message had been received before: a final state then keeps earlier receivers out.
+        keeper: Core's word for the store it goes to, if its task has one of its own. A backend need not look.
     """
 
     task_id: str
@@ -217,6 +218,7 @@ class StoredResult(Struct, array_like=True):
     group: str | None = None
     received: float | None = None
     redelivered: bool = False
+    keeper: str = ""
 
 
 class Chord(Struct, array_like=True):

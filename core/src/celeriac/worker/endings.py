@@ -421,8 +421,9 @@ class Endings:
         with contextlib.suppress(Exception):  # a body that cannot be read has nothing that could follow
             request.update(read_call(self._transport.unpack(delivery.raw), self._app.codec)[2])
             following = after_failure(self._app, store, request, exc, "", state=state, in_slot=False)
-        if store.plugin is not None and not request.ignore_result:
-            following.stored.insert(0, store.make(request.id, state, store.failure(exc), None, request))
+        own = self._app.store_of(request.task)
+        if own.plugin is not None and not request.ignore_result:
+            following.stored.insert(0, own.make(request.id, state, own.failure(exc), None, request))
         return following
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from celeriac.canvas.launch import read_body
 from celeriac.exceptions import BackendError
 from celeriac.execution.followup import Following, after_join
+from celeriac.resultstore import Stores
 from celeriac.spec.backend import CLAIM_S
 from celeriac.spec.data import Chord, ChordClaim, ChordPart, ChordWork, Payload, Settlement, StoredResult
 from celeriac.spec.transport import Consumer
@@ -66,6 +67,7 @@ class Joiner:
         self._app = app
         self._store = app.backend
         self._backend: Any = app.backend.plugin
+        self._results = Stores(app) if app.has_own_stores else self._backend
         self.counts = self._backend is not None and "count" in self._backend.abilities
         self._clock = clock
         self._waiting: list[Join] = []
@@ -171,8 +173,8 @@ class Joiner:
     ) -> dict[str, float]:
         """All the steps; returns the chords that others are ending, and for how many seconds at most."""
         backend = self._backend
-        if stored and backend is not None:
-            backend.store(stored)
+        if stored and self._results is not None:
+            self._results.store(stored)
         if opened:
             backend.open_chords(opened)
         if publish:
@@ -212,7 +214,7 @@ class Joiner:
             parts = [part for following in followings for part in following.parts]
             publish += [payload for following in followings for payload in following.publish]
             if stored:
-                self._backend.store(stored)
+                self._results.store(stored)
             if opened:
                 self._backend.open_chords(opened)
             bodies = {part.group: part.body for part in parts}

@@ -17,6 +17,7 @@ from celeriac.exceptions import BackendError, ImproperlyConfigured, OperationalE
 from celeriac.messaging.notices import NOTICE
 from celeriac.messaging.producer import broadcast
 from celeriac.messaging.routes import Router
+from celeriac.resultstore import Stores
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.data import ChordWork, Delivery, Payload, QueueSpec, Settlement, StoredResult, reply_queue_spec
 from celeriac.worker.clock import SYSTEM, Clock
@@ -103,6 +104,7 @@ class Link:
         owner: This worker incarnation's name; each epoch adds its number.
         backend: Where states go; in the same exchange as the acks, if it is joint with the transport.
         stand_in: Renews leases when this process cannot.
+        stores: Where the states of tasks with a result backend of their own go, if there are any.
         patience: How long a lost broker is waited for.
         give_up: Called when that is over; nothing is opened again.
 
@@ -127,6 +129,7 @@ class Link:
         make_spool: Callable[[], Spool] = Spool,
         make_renewer: Callable[[Consumer, Callable[[Sequence[Any]], None], Clock], Renewer] = Renewer,
         stand_in: StandIn | None = None,
+        stores: Stores | None = None,
         patience: Patience = ENDLESS,
         give_up: Callable[[], None] = lambda: None,
         clock: Clock = SYSTEM,
@@ -146,6 +149,8 @@ class Link:
         self._clock = clock
         self._homeless: list[Ending] = []  # of messages acknowledged before they ran: nobody else will end them
         self._settler: Settler | None = None
+        self._stores = stores
+        self._aside: Settler | None = None  # for endings with such states: stored, then sent and acknowledged
         self._renewer: Renewer | None = None
         self._window = 0
         self._failures = 0
@@ -175,6 +180,9 @@ class Link:
         joint = joint and self._backend.joint == self._transport.joint  # type: ignore[union-attr]
         self._fences = self._backend is not None and not joint and "fence" in self._backend.abilities
         self._settler = Settler(self.consumer, self._backend, joint=joint, spool=self._make_spool(), clock=self._clock)
+        if self._stores is not None:
+            spool = self._make_spool()
+            self._aside = Settler(self.consumer, self._stores, joint=False, spool=spool, clock=self._clock)
         self.lost_tags.clear()
         self._renewer = self._make_renewer(self.consumer, self.lost_tags.extend, self._clock)
         if self._stand_in is not None:
@@ -183,7 +191,7 @@ class Link:
         self._failures = 0
         homeless, self._homeless = self._homeless, []
         for ending in homeless:
-            self._settler.add(*ending)
+            self._settler_of(ending[1]).add(*ending)
 
     def lose(self, exc: Exception, *, by_choice: bool = False) -> None:
         """The broker is gone: let go of this epoch, and try again soon, unless the app wants no second link.
@@ -199,9 +207,9 @@ class Link:
         (_log.error if ends else _log.warning)(
             "Lost the broker: %s. %s; unfinished messages come again.", _sentence(exc), then
         )
-        if self._settler is not None:
-            self._homeless += self._settler.owned()
-        self._settler = None
+        for settler in self._settlers():
+            self._homeless += settler.owned()
+        self._settler = self._aside = None
         if self._joiner is not None:
             self._joiner.forget()
         self._declared.clear()
@@ -257,8 +265,8 @@ class Link:
 
     def forget(self, tags: set[Any]) -> None:
         """The leases of these deliveries are lost: what waits to be done for them is not done."""
-        if self._settler is not None:
-            self._settler.forget(tags)
+        for settler in self._settlers():
+            settler.forget(tags)
         if self._joiner is not None:
             self._joiner.forget(tags)
 
@@ -274,16 +282,16 @@ class Link:
         left = 0
         if consumer is not None and settler is not None:
             with contextlib.suppress(OperationalError):  # then the broker gives everything to others by itself
-                self._perform(settler, consumer)
-                while self._has_more(settler) and self._clock.monotonic() < deadline:
-                    self._clock.sleep(max(0.005, settler.retry_in() or 0.0))
-                    self._perform(settler, consumer)
+                self._perform(consumer)
+                while self._has_more() and self._clock.monotonic() < deadline:
+                    self._clock.sleep(max(0.005, self._retry_in() or 0.0))
+                    self._perform(consumer)
                 consumer.flush(max(0.1, deadline - self._clock.monotonic()))
-            left = settler.left() + (0 if self._joiner is None else self._joiner.left())
+            left = sum(one.left() for one in self._settlers()) + (0 if self._joiner is None else self._joiner.left())
             with contextlib.suppress(OperationalError):  # as above
                 consumer.close()
-        elif self._homeless and self._backend is not None:
-            self._store_homeless(self._backend)
+        elif self._homeless and (self._stores or self._backend) is not None:
+            self._store_homeless(self._stores or self._backend)  # type: ignore[arg-type] # it stores, which is all
         self.consumer = None
         return left
 
@@ -314,7 +322,9 @@ class Link:
     @property
     def is_blocked(self) -> bool:
         """Nothing is taken, since results can be neither stored nor kept."""
-        settler, joiner = self._settler, self._joiner
+        settler, aside, joiner = self._settler, self._aside, self._joiner
+        if aside is not None and aside.blocked:
+            return True
         return (settler is not None and settler.blocked) or (joiner is not None and joiner.blocked)
 
     # -- receiving ------------------------------------------------------------------------------------------
@@ -330,7 +340,7 @@ class Link:
             self.lose(exc)
             return []
         self.received += len(deliveries)
-        if self._fences:
+        if self._fences or self._stores is not None:
             self.received_at = self._clock.unix()
         return deliveries
 
@@ -374,7 +384,7 @@ class Link:
         if following.chords is not None and self._joiner is not None:
             self._joiner.add(settlement, following.stored, following.publish, following.chords, False)
         else:
-            self._settler.add(settlement, following.stored, following.publish)
+            self._settler_of(following.stored).add(settlement, following.stored, following.publish)
 
     def settle_flight(
         self,
@@ -389,7 +399,7 @@ class Link:
         One of a lost epoch, or whose lease is lost, comes again, or another has it already: nothing of this run
         counts any more, neither its result nor what follows from it (B8).
         """
-        if self._fences and stored:
+        if stored and (self._fences or self._stores is not None):
             _fence(flight, settlement, stored)
         ours = flight.acked or (self._settler is not None and flight.epoch == self.epoch)
         if chords is not None and self._joiner is not None and ours:
@@ -409,28 +419,49 @@ class Link:
                     self._homeless.append((None, stored, publish, True))
                 return
             publish = rest
-        self._settler.add(settlement, stored, publish, flight.acked)
+        settler = self._settler if self._stores is None else self._settler_of(stored)
+        settler.add(settlement, stored, publish, flight.acked)
 
     def perform(self) -> None:
         """Do all that was settled, or as much as can be done now."""
         if self._settler is not None and self.consumer is not None:
-            self._try(self._perform, self._settler, self.consumer)
+            self._try(self._perform, self.consumer)
 
-    def _perform(self, settler: Settler, consumer: Consumer) -> None:
-        settler.perform()
+    def _perform(self, consumer: Consumer) -> None:
+        assert self._settler is not None
+        self._settler.perform()
+        if self._aside is not None:
+            self._aside.perform()
         if self._joiner is not None:
             self._joiner.perform(consumer, self._declare_targets)
 
-    def _has_more(self, settler: Settler) -> bool:
-        return settler.trouble is not None or (self._joiner is not None and self._joiner.left() > 0)
+    def _has_more(self) -> bool:
+        troubled = any(settler.trouble is not None for settler in self._settlers())
+        return troubled or (self._joiner is not None and self._joiner.left() > 0)
+
+    def _retry_in(self) -> float | None:
+        """Seconds until a settler wants a turn, while its result store is away."""
+        wanted = [retry_s for settler in self._settlers() if (retry_s := settler.retry_in()) is not None]
+        return min(wanted, default=None)
+
+    def _settlers(self) -> list[Settler]:
+        """Those of the present link; none while the broker is away."""
+        return [settler for settler in (self._settler, self._aside) if settler is not None]
+
+    def _settler_of(self, stored: Sequence[StoredResult]) -> Settler:
+        """Whose an ending is: of a state for a task's own store, the one that stores apart from the broker."""
+        apart = self._aside is not None and any(state.keeper for state in stored)
+        settler = self._aside if apart else self._settler
+        assert settler is not None
+        return settler
 
     def held(self) -> int:
         """How many endings wait for the result store."""
-        return 0 if self._settler is None or self._settler.trouble is None else self._settler.left()
+        return sum(settler.left() for settler in self._settlers() if settler.trouble is not None)
 
     def waiting(self) -> list[StoredResult]:
         """What is to be stored of them."""
-        return [] if self._settler is None else self._settler.waiting()
+        return [state for settler in self._settlers() for state in settler.waiting()]
 
     # -- for the loop's sleep -------------------------------------------------------------------------------
 
@@ -443,11 +474,12 @@ class Link:
         if self.consumer is None:
             return max(0.0, self._reopen_at - now)
         assert self._settler is not None
-        retry_s = self._settler.retry_in()
+        retry_s = self._settler.retry_in() if self._aside is None else self._retry_in()
         if self._joiner is not None:
             join_s = self._joiner.next_in()
             retry_s = join_s if retry_s is None else retry_s if join_s is None else min(retry_s, join_s)
-        poll_s = self.consumer.poll_interval_s if wanting and not self._settler.blocked else None
+        blocked = self._settler.blocked or (self._aside is not None and self._aside.blocked)
+        poll_s = self.consumer.poll_interval_s if wanting and not blocked else None
         if retry_s is None or poll_s is None:
             return poll_s if retry_s is None else retry_s
         return min(retry_s, poll_s)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from celeriac.exceptions import BackendError
+from celeriac.resultstore import Stores
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.data import Payload, Settlement, StoredResult
 from celeriac.spec.transport import Consumer
@@ -38,7 +39,7 @@ class Settler:
     def __init__(
         self,
         consumer: Consumer,
-        backend: ResultBackend | None,
+        backend: ResultBackend | Stores | None,
         *,
         joint: bool,
         spool: Spool | None = None,
@@ -108,7 +109,7 @@ class Settler:
             return
         joined: Any = None
         if self._stored and self._backend is not None:
-            joined = self._backend.commands(self._stored)
+            joined = self._backend.commands(self._stored)  # type: ignore[union-attr] # only what is joint gets here
         self._stored = []
         batch, self._batch = self._batch, []
         publish, self._publish = self._publish, []

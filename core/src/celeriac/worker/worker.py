@@ -39,6 +39,7 @@ from celeriac.execution.execute import TaskProgram
 from celeriac.kernel.discovery import PluginInfo
 from celeriac.log import Formats, TaskLog, open_stream
 from celeriac.messaging.broadcasts import require_fanout
+from celeriac.resultstore import Stores
 from celeriac.spec.data import QueueSpec
 from celeriac.spec.pool import Pool, PoolOptions, Recipe
 from celeriac.spec.transport import Transport
@@ -357,6 +358,7 @@ class Worker:
             joiner=Joiner(app) if app.backend.plugin is not None else None,
             make_spool=lambda: Spool(app.conf["worker_spool_results"], app.conf["worker_spool_bytes"]),
             stand_in=self._stand_in,
+            stores=Stores(app) if app.has_own_stores else None,
             patience=patience_of(app.conf),
             give_up=partial(self._give_up, EXIT_LOST),
         )
