@@ -83,7 +83,6 @@ def test_a_run_goes_on_when_its_connection_is_lost_and_its_message_comes_again(
             house.close()
 
 
-@pytest.mark.xdist_group("redis")
 def test_a_worker_that_may_not_wait_for_its_broker_ends_and_loses_nothing(
     redis_house: tuple[House, RedisService],
 ) -> None:

@@ -68,7 +68,7 @@ def bin_folder(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     chosen = [wheel for wheel in wheels if wheel.name.partition("-")[0] in INSTALLED]
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=True, symlinks=True)
-    pip = [str(folder / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet"]
+    pip = [str(folder / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
     subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), *map(str, chosen)], check=True)
     return folder / "bin"
 
