@@ -41,7 +41,7 @@ def make_sides(rabbitmq_service: RabbitMQService, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def sides(make_sides: MakeSides) -> dict[str, Side]:
-    return make_sides(task_queue_max_priority=10)
+    return make_sides(task_queue_max_priority=10, result_compression="gzip")
 
 
 @pytest.fixture(params=WAYS)

@@ -474,8 +474,8 @@ RESULT: Final[tuple[Row, ...]] = (
         "result_compression",
         "text",
         None,
-        "Compression of stored successes: `gzip`, `bzip2`, `xz`, `zstd` … None: none. Of no effect in Django's stores "
-        "and in replies (`rpc`).",
+        "Compression of stored successes: `gzip`, `bzip2`, `xz`, `zstd` … None: none. Of no effect in Django's stores, "
+        "whose form (text in columns, objects in a cache) django-celery-results could not read if it were compressed.",
     ),
     ("result_persistent", "bool", None, "Replies of the `rpc` backend outlive the broker."),
     ("result_exchange", "text", "celeryresults", "Accepted for Celery's sake; replies go to their queue directly."),

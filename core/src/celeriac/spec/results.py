@@ -59,6 +59,19 @@ class ResultCompression:
         return data if self._compress is None or state != SUCCESS else self._compress(data)
 
     @staticmethod
+    def split(data: bytes) -> tuple[str, bytes]:
+        """The MIME type of its compression, "" for none, and the bytes: for messages, which say the one in a header."""
+        if not data.startswith(PREFIX):
+            return "", data
+        name, _, packed = data[len(PREFIX) :].partition(b"\0")
+        return name.decode("ascii", "replace"), packed
+
+    @staticmethod
+    def join(content_type: str, packed: bytes) -> bytes:
+        """What `split` was given; nothing is opened yet."""
+        return PREFIX + content_type.encode("utf-8", "replace") + b"\0" + packed if content_type else packed
+
+    @staticmethod
     def unpack(data: bytes) -> bytes:
         """The bytes before `pack`, whatever this app's setting.
 
@@ -106,8 +119,7 @@ def _compressor(name: str | None) -> Compressor | None:
 
 
 def _decompress(data: bytes) -> bytes:
-    name, _, packed = data[len(PREFIX) :].partition(b"\0")
-    content_type = name.decode("ascii", "replace")
+    content_type, packed = ResultCompression.split(data)
     unpack = _DECOMPRESS.get(content_type) or _optional(content_type, "decompress")
     if unpack is None:
         raise ValueError(f"a result is compressed as {content_type!r}, for which no library is installed here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
@@ -9,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kombu.compression
 import pytest
 
 from celeriac import states
 from celeriac.exceptions import BackendLost, ContentDisallowed
 from celeriac.spec import Host, Payload, ResultBackend, Route, StoredResult, Transport, reply_queue_spec
 from celeriac.testing.backend_suite import BackendConformance
-from celeriac.testing.kit import KitHost, make_transport
+from celeriac.testing.kit import Bench, KitHost, make_transport
 from celeriac_backend_rpc import celeriac_make_backend
 from celeriac_backend_rpc.backend import ABILITIES, RpcBackend
 
@@ -27,6 +29,7 @@ class RpcConformance(BackendConformance):
 
     plugin = "celeriac_backend_rpc"
     abilities = ABILITIES
+    compresses = True
     broker: str
 
     @pytest.fixture
@@ -241,3 +244,19 @@ def test_the_reply_queue_is_the_same_for_workers_and_clients() -> None:
         "",
         {"x-expires": 86_400_000},
     )
+
+
+def test_a_compressed_reply_is_a_message_that_celery_s_own_library_opens() -> None:
+    transport = make_transport("celeriac_broker_memory", f"memory://{uuid.uuid4()}")
+    transport.declare([reply_queue_spec("me")])
+    backend = RpcBackend("rpc://", {**SETTINGS, "result_compression": "gzip"}, KitHost(transport))
+    document = {"status": states.SUCCESS, "result": "x" * 1000, "task_id": "a"}
+    backend.store([StoredResult("a", states.SUCCESS, backend.encode(document, KitHost().serializer("json")), "me")])
+    consumer = transport.consumer([reply_queue_spec("me")], owner="me", poller=Bench(), window=1)
+    (delivery,) = consumer.receive(1)
+    payload = transport.unpack(delivery.raw)
+    assert (payload.headers["compression"], len(payload.body) < 200) == ("application/x-gzip", True)
+    opened = kombu.compression.decompress(payload.body, payload.headers["compression"])
+    assert json.loads(opened)["result"] == "x" * 1000
+    consumer.close()
+    transport.close()

@@ -23,7 +23,7 @@ from celeriac.exceptions import (
     Unsupported,
 )
 from celeriac.spec import Delivery, Document, Host, Payload, Route, Serializer, StoredResult
-from celeriac.spec.results import SERIALIZERS, AcceptedResults
+from celeriac.spec.results import SERIALIZERS, AcceptedResults, ResultCompression
 from celeriac.states import FAILURE
 from celeriac_backend_rpc import stored
 from celeriac_backend_rpc.mailbox import Mailbox
@@ -33,6 +33,8 @@ ABILITIES: Final = frozenset({"push", "replies", "shared"})
 MAX_QUEUE_BYTES: Final = 255
 #: … and of the id that a reply names.
 MAX_ID_BYTES: Final = 255
+#: The header of a message that names the compression of its body, as in Celery's.
+COMPRESSION: Final = "compression"
 #: The `task` header of core's notice that a worker keeps results elsewhere.
 NOTICE: Final = "celeriac.notice"
 
@@ -43,7 +45,8 @@ class RpcBackend:
     """See `celeriac.spec.ResultBackend`.
 
     Args:
-        settings: Read are result_serializer, result_accept_content, accept_content, result_persistent.
+        settings: Read are result_serializer, result_accept_content, accept_content, result_compression and
+            result_persistent.
     """
 
     abilities = ABILITIES
@@ -54,6 +57,7 @@ class RpcBackend:
         self._host = host
         self._own_serializer: str = settings.get("result_serializer") or "json"
         self._accepted = AcceptedResults(settings)
+        self._compression = ResultCompression(settings)
         self._delivery_mode = 2 if settings.get("result_persistent") else 1
         self._begin()
 
@@ -64,7 +68,8 @@ class RpcBackend:
     # -- documents --------------------------------------------------------------------------------------------
 
     def encode(self, document: Document, serializer: Serializer) -> bytes:
-        return stored.join(serializer.content_type, serializer.content_encoding, serializer.dumps(document))
+        body = self._compression.pack(serializer.dumps(document), document.get("status"))
+        return stored.join(serializer.content_type, serializer.content_encoding, body)
 
     def decode(self, data: bytes) -> Document:
         """Read a document, of any serializer that results may have.
@@ -76,7 +81,7 @@ class RpcBackend:
         content_type, _, body = stored.split(data)
         name = SERIALIZERS.get(content_type) or self._own_serializer
         self._accepted.check(name, content_type)
-        document = self._host.serializer(name).loads(body)
+        document = self._host.serializer(name).loads(self._compression.unpack(body))
         if not isinstance(document, dict):
             raise ValueError(f"a result is a {type(document).__name__}, not a document")
         return document
@@ -111,7 +116,9 @@ class RpcBackend:
 
     def _make_reply(self, result: StoredResult) -> Payload:
         """The message. Its property `mandatory` False tells the transport that nobody to take it is no error."""
-        content_type, content_encoding, body = stored.split(result.data)
+        content_type, content_encoding, data = stored.split(result.data)
+        compression, body = self._compression.split(data)
+        headers = {COMPRESSION: compression} if compression else {}
         queue = result.reply_to or ""
         properties = {
             "correlation_id": result.task_id,
@@ -119,7 +126,7 @@ class RpcBackend:
             "priority": 0,
             "mandatory": False,
         }
-        return Payload(body, content_type, content_encoding, {}, properties, Route(queue, queue=queue))
+        return Payload(body, content_type, content_encoding, headers, properties, Route(queue, queue=queue))
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
         raise Unsupported("rpc backend: answers cannot ride in a broker's transaction")
@@ -158,7 +165,8 @@ class RpcBackend:
         """What a reply says: (task id, state, stored form). Anything else in the queue is dropped with a word."""
         try:
             payload = self._host.transport().unpack(delivery.raw)
-            data = stored.join(payload.content_type, payload.content_encoding, payload.body)
+            body = self._compression.join(str(payload.headers.get(COMPRESSION) or ""), payload.body)
+            data = stored.join(payload.content_type, payload.content_encoding, body)
             if payload.headers.get("task") == NOTICE:
                 data = self._open_notice(payload)
             task_id = payload.properties.get("correlation_id")
