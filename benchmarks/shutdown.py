@@ -58,6 +58,7 @@ class Tally:
     exits_s: list[float] = field(default_factory=list)
     codes: Counter[int] = field(default_factory=Counter)
     sent: set[str] = field(default_factory=set)
+    set_aside: Counter[str] = field(default_factory=Counter)  # reason → messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,8 +100,15 @@ def run(place: Place, folder: Path, rounds: int, *, storm: bool) -> int:
             before, moved_at = ended, time.monotonic()
     worker.terminate()
     worker.wait(30)
+    tally.set_aside = set_aside(client)
     client.close()
     return report(place, tally, notes, rounds, storm)
+
+
+def set_aside(client: Celery) -> Counter[str]:
+    """Why messages were set aside, and how many."""
+    letters = client.transport.browse_dead("celery", limit=1000)
+    return Counter(letter.reason for letter in letters)
 
 
 def play(folder: Path, env: dict[str, str], notes: Path, tally: Tally, storm: bool) -> None:
@@ -159,6 +167,7 @@ def report(place: Place, tally: Tally, notes: Path, rounds: int, storm: bool) ->
         "rounds": rounds,
         "tasks": len(tally.sent),
         "lost": len(lost),
+        "set aside": dict(tally.set_aside),
         "ended twice": again,
         "cut short": cut,
         "exit p50": f"{exits[len(exits) // 2]:.2f} s",

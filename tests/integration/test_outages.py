@@ -95,7 +95,7 @@ def test_a_worker_that_may_not_wait_for_its_broker_ends_and_loses_nothing(
     assert "Ending, for broker_connection_retry is False" in worker.log
     assert "2 finished" not in worker.log, "it began nothing after that"
     late = house.worker("-c", "1", ready=False)
-    late.wait_for("Trying again in 2 s")
+    late.wait_for("trying again in 2 s")
     server.restart()
     assert results.get(timeout=30) == ["n0", "n1"]
 

@@ -315,7 +315,9 @@ class Worker:
                 if not patience.at_start or over or self._asked:
                     raise
                 level = logging.WARNING if attempt <= TOLD_TRIES or attempt % TOLD_TRIES == 0 else logging.DEBUG
-                _log.log(level, "%s Trying again in %g s (try %d).", exc, START_PAUSE_S, attempt)
+                _log.log(
+                    level, "Waiting for the broker, trying again in %g s (try %d): %s", START_PAUSE_S, attempt, exc
+                )
                 self._manager.starting(f"Waiting for the broker (try {attempt}).", 2 * timeout_s + 10)
                 self._manager.live()
                 time.sleep(START_PAUSE_S)
