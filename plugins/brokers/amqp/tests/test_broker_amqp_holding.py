@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from celeriac.spec import Delivery, Settlement
+from celeriac.spec.data import PUBLISH_TRY_HEADER
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp import holding
 from celeriac_broker_amqp.holding import limit_of
@@ -115,6 +116,23 @@ def test_a_clean_return_of_what_came_again_counts_nothing(transport: AmqpTranspo
         assert delivery.attempt <= 2
         listener.consumer.settle([Settlement(delivery.tag, "requeue")])
         listener.consumer.close()
+
+
+def test_what_came_again_and_is_given_back_says_so_to_whoever_gets_it(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    transport.send([tools.payload("q")])
+    first = listen(transport, tools.spec("q"))
+    first.take(1)
+    first.consumer.drop()  # its task had begun
+    second = listen(transport, tools.spec("q"))
+    (suspect,) = second.take(1)
+    assert suspect.redelivered
+    second.consumer.settle([Settlement(suspect.tag, "requeue")])  # held by a copy, and begun by nobody
+    second.consumer.close()
+    third = listen(transport, tools.spec("q"))
+    (delivery,) = third.take(1)
+    assert delivery.redelivered or PUBLISH_TRY_HEADER in transport.unpack(delivery.raw).headers
 
 
 def test_which_servers_limit_how_long_a_message_is_held() -> None:

@@ -26,7 +26,7 @@ from celeriac.exceptions import TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
 from celeriac_broker_amqp import message, methods, topology
 from celeriac_broker_amqp.deadletters import bury, make_follower
-from celeriac_broker_amqp.followers import Followers
+from celeriac_broker_amqp.followers import Followers, mark_again
 from celeriac_broker_amqp.holding import Holding, Nook, Terms, make_nook_spec
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
 from celeriac_broker_amqp.message import UNMARKED, Marks
@@ -489,11 +489,15 @@ class AmqpConsumer:
         return Item(Route(delivery.queue), header, body)
 
     def _put_back(self, delivery: Delivery) -> Item | None:
-        """A delivery that is held by a copy, published anew as it was; None for others, which are simply rejected."""
+        """A delivery that is held by a copy, published anew; None for others, which are simply rejected.
+
+        To RabbitMQ it is new then: that it came again before must stand in the message.
+        """
         if delivery.tag not in self._holding.place:
             return None
         _, _, header, body = message.split_record(delivery.raw)
-        return Item(Route(delivery.queue), message.with_headers(header, {}, message.DEATH_HEADERS), body)
+        item = Item(Route(delivery.queue), message.with_headers(header, {}, message.DEATH_HEADERS), body)
+        return mark_again(item) if delivery.redelivered else item
 
     def _delay(self, delivery: Delivery, settlement: Settlement) -> Item | None:
         """The delivery on its way to the delay queues; None if it waits here instead."""

@@ -169,7 +169,7 @@ class Followers:
             for held in self._held:
                 if held.first <= sequence < held.first + len(held.items):
                     item = held.items[sequence - held.first]
-                    held.retry = [*held.retry, item if publisher.is_refusal(item) else _marked(item)]
+                    held.retry = [*held.retry, item if publisher.is_refusal(item) else mark_again(item)]
                     held.retry_at = time.monotonic() + REFUSED_WAIT_S
                     break
             else:
@@ -184,7 +184,7 @@ class Followers:
             held.last = last
 
 
-def _marked(item: Item) -> Item:
+def mark_again(item: Item) -> Item:
     """An item that says that it may have been sent before; as it is, if its headers cannot be read."""
     try:
         tries = message.unpack(record_of(item)).headers.get(PUBLISH_TRY_HEADER)
