@@ -368,12 +368,13 @@ class Endings:
     def set_aside(self, delivery: Delivery, reason: str, following: Following | None = None) -> None:
         """To the dead letters."""
         reason = mask_url(reason)[:ERROR_CHARS]
-        _log.error("Message of queue %s set aside: %s", delivery.queue, reason)
+        task_id = getattr(delivery.head, "id", "")
+        call = f", {getattr(delivery.head, 'task', '')}[{task_id}]," if task_id else ""
+        _log.error("Message of queue %s%s set aside: %s", delivery.queue, call, reason)
         self.finished += 1
         self._link.settle(Settlement(delivery.tag, "dead", None, reason, reason), following)
         if signals.task_rejected.receivers:
             signals.task_rejected.send(sender=self, message=delivery, exc=reason)
-        task_id = getattr(delivery.head, "id", "")
         if self.feed is not None and task_id:
             self.feed.note("task-failed", task_id, exception=reason, traceback="")
 
