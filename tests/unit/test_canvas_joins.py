@@ -374,9 +374,11 @@ def test_a_body_that_was_published_twice_runs_once(monkeypatch: pytest.MonkeyPat
 def checked_with_late_faults(
     monkeypatch: pytest.MonkeyPatch, tree: Tree, seed: int, prepare: Callable[[Fleet], None]
 ) -> tuple[Fleet, Any]:
-    """As `checked`; the client, which is not a worker, does not die."""
+    """As `checked`; the client, which is not a worker, does not die. Patience is long: each worker that dies with the
+    claim on a chord costs the chords around it a minute."""
     with monkeypatch.context() as patch:
         fleet = Fleet(patch, seed)
+        fleet.app.conf.result_chord_patience = 10_000.0
         canvas = chain(fleet.app.tasks["const"].si(5), build(fleet.app, tree), app=fleet.app)
         result = canvas.apply_async()
         prepare(fleet)
