@@ -91,7 +91,7 @@ def test_models_and_migration_agree(project: Path) -> None:
     names = {
         name for (name,) in peek(project, "SELECT name FROM django_migrations WHERE app = 'django_celery_results'")
     }
-    assert len(names) == 17
+    assert len(names) == 16
     indexes = {name for (name,) in peek(project, "SELECT name FROM sqlite_master WHERE name LIKE 'django_cele_%'")}
     assert {index.name for model in (TaskResult, GroupResult) for index in model._meta.indexes} <= indexes
 

@@ -65,10 +65,6 @@ WITH_COLUMNS: Final = frozenset(
     {"status", "result", "traceback", "children", "date_done", "task_id", "name", "args", "kwargs", "worker", *IN_META}
 )
 
-#: Of a `Row`, what is not a column of that name to read or to write.
-UNREAD: Final = frozenset({"periodic_task_name", "received", "redelivered"})
-UNWRITTEN: Final = frozenset({"task_id", "date_done", "received", "redelivered"})
-
 #: Connections of a process that forked us: kept, because letting go of one would speak on the parent's socket.
 _left_to_parents: list[Any] = []
 
@@ -78,7 +74,6 @@ class Row(Struct, array_like=True):
 
     Attributes:
         date_done: When the row was last written, with its offset; only in rows that were read.
-        received, redelivered: As in `StoredResult`; only in rows that are to be written.
     """
 
     task_id: str
@@ -94,8 +89,6 @@ class Row(Struct, array_like=True):
     task_kwargs: str | None = None
     worker: str | None = None
     periodic_task_name: str | None = None
-    received: float | None = None
-    redelivered: bool = False
 
 
 _pack: Final = msgspec.msgpack.Encoder().encode
@@ -105,7 +98,7 @@ _unpack: Final = msgspec.msgpack.Decoder(Row).decode
 class DjangoDatabaseBackend:
     """See `celeriac.spec.ResultBackend`."""
 
-    abilities = frozenset({"count", "groups", "persistent", "shared", "state", "fence"})
+    abilities = frozenset({"count", "groups", "persistent", "shared", "state"})
     joint: str | None = None
 
     def __init__(self, settings: Mapping[str, Any], host: Host) -> None:
@@ -117,7 +110,7 @@ class DjangoDatabaseBackend:
         chords_kept = lifetime(settings.get("result_chord_expires") or settings.get("result_expires"))
         self._chords = Chords(None if chords_kept is None else chords_kept.total_seconds(), self._model)
         if not self._has_our_tables():
-            self.abilities = self.abilities - {"count", "fence", "state"}
+            self.abilities = self.abilities - {"count", "state"}
         self._state = DjangoState(self._do, self._model)
 
     # documents
@@ -181,7 +174,7 @@ class DjangoDatabaseBackend:
 
     def store(self, batch: Sequence[StoredResult]) -> None:
         """See `ResultBackend.store`."""
-        rows: dict[str, Row] = winners((row.task_id, row.status, row) for row in map(_row, batch))
+        rows: dict[str, Row] = winners((row.task_id, row.status, row) for row in (_unpack(one.data) for one in batch))
         if not rows:
             return
         try:
@@ -206,7 +199,7 @@ class DjangoDatabaseBackend:
 
         def read() -> dict[str, bytes]:
             found = {}
-            names = [name for name in Row.__struct_fields__ if name not in UNREAD]
+            names = [name for name in Row.__struct_fields__ if name != "periodic_task_name"]
             for chunk in _chunks(list(asked)):
                 for values in self._tasks().filter(task_id__in=chunk).values_list(*names):
                     row = Row(*values)
@@ -330,7 +323,7 @@ class DjangoDatabaseBackend:
             known.update(self._tasks().filter(task_id__in=chunk).values_list("task_id", flat=True))
         fresh = [row_id for row_id in by_id if row_id not in known]
         now = django_timezone.now()
-        made = [model(task_id=row_id, **self._columns(by_id[row_id], now)) for row_id in fresh]
+        made = [model(task_id=row_id, **_columns(by_id[row_id], now)) for row_id in fresh]
         self._tasks().bulk_create(made, ignore_conflicts=True, batch_size=IDS_PER_STATEMENT)
         for row_id in known:
             self._replace(row_id, by_id[row_id], now)
@@ -340,20 +333,9 @@ class DjangoDatabaseBackend:
                     self._replace(row_id, by_id[row_id], now)
 
     def _replace(self, row_id: str, row: Row, now: datetime) -> None:
-        """One statement that replaces the row or, by R3 and R13, does not."""
+        """One statement that replaces the row or, by R3, does not."""
         allowed = ~Q(status=SUCCESS) if row.status in READY_STATES else ~Q(status__in=sorted(READY_STATES))
-        if row.received is not None:
-            allowed &= Q(celeriac_received=None) | Q(celeriac_received__lte=row.received)
-        self._tasks().filter(allowed, task_id=row_id).update(**self._columns(row, now))
-
-    def _columns(self, row: Row, now: datetime) -> dict[str, Any]:
-        values = {name: getattr(row, name) for name in Row.__struct_fields__ if name not in UNWRITTEN}
-        values["date_done"] = now  # as the field's own auto_now has it when a row is inserted
-        if row.status == STARTED:
-            values["date_started"] = now
-        if "fence" in self.abilities:
-            values["celeriac_received"] = row.received if row.redelivered and row.status in READY_STATES else None
-        return values
+        self._tasks().filter(allowed, task_id=row_id).update(**_columns(row, now))
 
     def _expire(self, query: Any) -> int:
         old = query.filter(date_done__lt=Now() - self._lifetime)
@@ -426,10 +408,12 @@ def forget_connections() -> None:
         del connections[connection.alias]
 
 
-def _row(result: StoredResult) -> Row:
-    row = _unpack(result.data)
-    row.received, row.redelivered = result.received, result.redelivered
-    return row
+def _columns(row: Row, now: datetime) -> dict[str, Any]:
+    values = {name: getattr(row, name) for name in Row.__struct_fields__ if name not in ("task_id", "date_done")}
+    values["date_done"] = now  # as the field's own auto_now has it when a row is inserted
+    if row.status == STARTED:
+        values["date_started"] = now
+    return values
 
 
 def _meta(document: Document) -> dict[str, Any]:

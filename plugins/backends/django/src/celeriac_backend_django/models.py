@@ -30,9 +30,6 @@ class TaskResult(models.Model):
     date_done = models.DateTimeField(auto_now=True, verbose_name="last changed")
     traceback = models.TextField(blank=True, null=True, verbose_name="traceback")
     meta = models.TextField(null=True, default=None, editable=False, verbose_name="more")
-    celeriac_received = models.FloatField(
-        null=True, default=None, editable=False, verbose_name="when its message was received again"
-    )
 
     class Meta:
         app_label = "django_celery_results"

@@ -91,12 +91,8 @@ def _indexes_of(connection: Any, table: str, column: str) -> list[str]:
 
 
 def _create(model: Any) -> Any:
-    """The state operation that makes this model known, without the columns that later migrations add.
-
-    (Whoever changes a column of a model writes its old form down here.)
-    """
-    own = [field for field in model._meta.local_fields if not field.name.startswith("celeriac_")]
-    fields = [(field.name, field.clone()) for field in own]
+    """The state operation that makes this model known. (Whoever changes a model writes its old form down here.)"""
+    fields = [(field.name, field.clone()) for field in model._meta.local_fields]
     options = {key: value for key, value in model._meta.original_attrs.items() if key not in ("app_label", "indexes")}
     options["indexes"] = [index.clone() for index in model._meta.indexes]
     return migrations.CreateModel(model.__name__, fields, options)
