@@ -234,8 +234,8 @@ def test_term_finishes_what_runs_and_gives_the_rest_back(house: House) -> None:
     assert sorted(starts) == [f"n{n}" for n in range(6)], "a task ran twice"
 
 
-def test_ctrl_c_once_is_warm_and_twice_is_cold(house: House) -> None:
-    worker = house.worker("-c", "1")
+def test_ctrl_c_once_is_warm_and_twice_is_cold_which_is_no_crash_of_the_task(house: House) -> None:
+    worker = house.worker("-c", "1", SUITE_CRASHES="1")
     result = house.send("sleep", 30, "long")
     wait_until(lambda: house.ran(), what="the task's start")
     worker.send(signal.SIGINT)
@@ -243,7 +243,7 @@ def test_ctrl_c_once_is_warm_and_twice_is_cold(house: House) -> None:
     begun = time.monotonic()
     assert worker.stop(signal.SIGINT) == 1
     assert time.monotonic() - begun < 6
-    other = house.worker("-c", "1")
+    other = house.worker("-c", "1", SUITE_CRASHES="1")
     wait_until(lambda: sum(line.startswith("start long") for line in house.ran()) == 2, 25, "the second run")
     other.send(signal.SIGQUIT)
     assert other.stop(signal.SIGQUIT) == 1

@@ -36,6 +36,7 @@ from celeriac.worker.window import Window
 EPOCH = 1_700_000_000.0
 LEASE_S = 15.0
 SLOTS = 2
+MAX_CRASHES = 3  #: the setting's default
 SPOOL = 5
 MARGIN = 6  #: what was on its way already when the spool became full
 MESSAGES = 18
@@ -81,6 +82,7 @@ class Message:
         self.due = 0.0
         self.starts = 0
         self.losses = 0
+        self.spared = 0
         self.revoked_at: float | None = None
 
 
@@ -232,9 +234,10 @@ class World:
         self.note(f"{message.id}: revoked")
         self.revocations[id_key(message.id)] = StateEntry(pack(Revocation()), len(self.revocations) + 1, None)
 
-    def give_back(self, message: Message, *, lost: bool, due: float = 0.0) -> None:
+    def give_back(self, message: Message, *, lost: bool, spared: bool = False, due: float = 0.0) -> None:
         message.state, message.owner, message.due = "ready", None, due
         if lost:
+            message.spared += spared
             message.attempt += 1
             message.losses += 1
             message.redelivered = True
@@ -266,6 +269,12 @@ class World:
             raise Broken(f"I2: {message.id} is acknowledged, its stored state is {self.results.get(message.id)}")
         if message.follows and self.results.get(message.id) == "SUCCESS" and message.follows not in self.messages:
             raise Broken(f"R12: {message.id} is acknowledged, {message.follows} was never sent")
+
+    def set_aside(self, message: Message, reason: str) -> None:
+        message.state, message.owner = "dead", None
+        crashes = message.losses - message.spared + reason.startswith("crash: its slot died")
+        if reason.startswith("crash") and crashes < MAX_CRASHES:
+            raise Broken(f"B14: {message.id} is set aside after {crashes} crashes: {reason}")
 
     def store(self, node: Node, batch: Sequence[StoredResult]) -> None:
         for result in batch:
@@ -510,7 +519,7 @@ class Node:
 class SimTransport:
     """The broker as one worker sees it."""
 
-    abilities = frozenset({"delay", "lease", "attempts", "dead_letter"})
+    abilities = frozenset({"delay", "lease", "attempts", "spares", "dead_letter"})
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -561,7 +570,8 @@ class SimConsumer:
             tag = next(self.world.order)
             self.held[tag] = id, message.attempt
             head = Head(id, message.task, eta=message.eta)
-            found.append(Delivery(tag, id.encode(), head, "q", message.attempt, message.redelivered))
+            again = message.redelivered, message.spared
+            found.append(Delivery(tag, id.encode(), head, "q", message.attempt, *again))
         if found:
             self.world.point(self.node, cut=TransportLost)
         return found
@@ -581,10 +591,10 @@ class SimConsumer:
             if settlement.verb == "ack":
                 world.done(message)
             elif settlement.verb == "dead":
-                message.state, message.owner = "dead", None
+                world.set_aside(message, settlement.reason)
             else:
                 due = settlement.due - EPOCH if settlement.due is not None else 0.0
-                world.give_back(message, lost=settlement.started, due=due)
+                world.give_back(message, lost=settlement.started, spared=settlement.spared, due=due)
         world.point(self.node, cut=TransportLost)
 
     def flush(self, timeout_s: float) -> None:

@@ -143,3 +143,28 @@ def test_while_a_task_s_own_store_is_away_its_message_is_held_and_others_are_set
     assert own.get_result(flights[0].head.id) == 5
     link.close(0.1)
     app.close()
+
+
+def test_what_cannot_be_stored_before_the_end_runs_again_and_that_is_no_crash_of_it(
+    request: pytest.FixtureRequest,
+) -> None:
+    class Away(MemoryBackend):
+        def store(self, batch: Sequence[StoredResult]) -> None:
+            raise BackendLost("it is away")
+
+    app = Celery(broker=f"memory://{request.node.name}", set_as_current=False)
+    transport, store = app.make_transport(), Celery(backend=Away, set_as_current=False).backend
+    transport.send([make_payload("celery")])
+    queues = app.router.select(["celery"])
+    link = Link(transport, app.router, store.plugin, owner="me", queues=queues, poller=Bench())
+    link.open(1)
+    (delivery,) = link.receive(1)
+    flight = Flight(delivery, delivery.head, object(), link.epoch, True)  # type: ignore[arg-type]
+    made = store.make(flight.head.id, states.SUCCESS, 5)
+    link.settle_flight(flight, Settlement(delivery.tag), [made])
+    assert link.close(0.1) == 1
+    consumer = transport.consumer(queues, owner="next", poller=Bench(), window=1)
+    (again,) = consumer.receive(1)
+    assert (again.attempt, again.redelivered, again.spared) == (2, True, 1)
+    consumer.close()
+    app.close()

@@ -24,6 +24,7 @@ ABILITIES: Final[dict[str, frozenset[str]]] = {
             "priority",
             "purge",
             "shared",
+            "spares",
             "once",
             "state",
         }

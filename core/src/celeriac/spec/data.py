@@ -132,6 +132,7 @@ class Delivery(Struct):
         head: Read by the transport; never raises, a bad one is a `Malformed`.
         attempt: 1 for the first; one more after each loss of a worker that had it.
         redelivered: The broker has handed this message out before and it was not a clean return.
+        spared: How many of the attempts before were given up by a worker that was told to stop (`Settlement.spared`).
     """
 
     tag: Any
@@ -140,6 +141,7 @@ class Delivery(Struct):
     queue: str
     attempt: int = 1
     redelivered: bool = False
+    spared: int = 0
 
 
 class Settlement(Struct):
@@ -150,6 +152,8 @@ class Settlement(Struct):
             aside with `reason` and `error` until a person looks.
         started: Its task may have begun to run: a requeue then counts as a lost attempt and flags the
             next delivery as redelivered. False for a clean return, which changes neither.
+        spared: With `started`: its worker gave it up on purpose, so the attempt is no crash (B14). Counted by a
+            transport with the ability `spares`.
     """
 
     tag: Any
@@ -158,6 +162,7 @@ class Settlement(Struct):
     reason: str = ""
     error: str = ""
     started: bool = False
+    spared: bool = False
 
 
 class DeadLetter(Struct, frozen=True):

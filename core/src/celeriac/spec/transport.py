@@ -12,6 +12,7 @@ Abilities a transport may declare, each a promise that the conformance kit check
 `lease`             unsettled deliveries of a dead worker come back by themselves within seconds (B11)
 `attempts`          counts deliveries lost with their workers (B13)
 `crashes`           without `attempts`: counts them at least from the second on, and nothing else but once (B14)
+`spares`            tells attempts that were given up on purpose from crashes: `Settlement.spared` (B14)
 `dead_letter`       keeps `dead` settlements with their reason and raw bytes (B21)
 `browse_dead`       shows them, gives them back and drops them: the verbs of `DeadLetters`
 `durable`           messages survive the end of the process that sent them

@@ -37,6 +37,7 @@ from celeriac.exceptions import PublishRejected, TransportLost
 from celeriac.spec import (
     Consumer,
     DeadLetters,
+    Delivery,
     Diagnoses,
     ExchangeSpec,
     Head,
@@ -501,6 +502,27 @@ class BrokerConformance(AbilityAware):
                 assert (delivery.attempt, delivery.redelivered) == (1, False)
             consumer.settle([Settlement(delivery.tag, "requeue")])
 
+    @needs("spares")
+    def test_B14_an_attempt_given_up_on_purpose_is_flagged_and_is_no_crash(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        transport.send([make_payload(queue)])
+        consumer = open_consumer(queue)
+
+        def came(attempt: int, spared: int) -> Delivery:
+            (delivery,) = bench.take(consumer, 1)
+            assert (delivery.attempt, delivery.redelivered, delivery.spared) == (attempt, attempt > 1, spared)
+            return delivery
+
+        consumer.settle([Settlement(came(1, 0).tag, "requeue", started=True, spared=True)])
+        consumer.settle([Settlement(came(2, 1).tag, "requeue", started=True)])
+        consumer.settle([Settlement(came(3, 1).tag, "requeue")])
+        due = time.time() + 0.2 if "delay" in self.abilities else None
+        consumer.settle([Settlement(came(3, 1).tag, "requeue", due=due, started=True, spared=True)])
+        consumer.settle([Settlement(came(4, 2).tag)])
+        consumer.flush(5)
+        bench.take_none(consumer)
+
     # -- finishing ----------------------------------------------------------------------------------------
 
     def test_B18_an_acknowledged_message_never_comes_back(
@@ -598,9 +620,9 @@ class BrokerConformance(AbilityAware):
     ) -> None:
         transport.send([make_payload(queue, bytes(range(256)))])
         consumer = open_consumer(queue)
-        for _ in range(2):
+        for spared in (False, True):
             (delivery,) = bench.take(consumer, 1)
-            consumer.settle([Settlement(delivery.tag, "requeue", started=True)])
+            consumer.settle([Settlement(delivery.tag, "requeue", started=True, spared=spared)])
         (delivery,) = bench.take(consumer, 1)
         first = delivery.head
         consumer.settle([Settlement(delivery.tag, "dead", reason="kit")])
@@ -613,7 +635,7 @@ class BrokerConformance(AbilityAware):
         assert box.requeue_dead(queue, [letter.id, "gone", "12-3"]) == 1
         (delivery,) = bench.take(consumer, 1)
         assert delivery.head == first
-        assert (delivery.attempt, delivery.redelivered) == (1, False)
+        assert (delivery.attempt, delivery.redelivered, delivery.spared) == (1, False, 0)
         assert transport.unpack(delivery.raw).body == bytes(range(256))
         assert box.requeue_dead(queue, [letter.id]) == 0
         assert box.browse_dead(queue) == []

@@ -515,7 +515,7 @@ class Loop:
         beside it. So who is on the last attempt runs without another such one in the same worker: then nobody else
         pays for it, and whoever is lost once more has earned it.
         """
-        spared = self.endings.spared(delivery.head)
+        spared = self.endings.spared(delivery)
         if not self._counts_losses:
             return not spared and self._is_returned_too_often(delivery)
         lost = delivery.attempt - 1 - spared

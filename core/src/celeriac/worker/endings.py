@@ -128,7 +128,7 @@ class Endings:
             if flight.acked:
                 error = WorkerLostError("The worker was told to stop before the task had ended.")
                 following = self.failure(flight.delivery, error)
-            self._finish(flight, "requeue", following, started=True)
+            self._finish(flight, "requeue", following, started=True, spared=True)
         return len(tokens)
 
     def _accept(self, flight: Flight, report: JobReport) -> None:
@@ -254,7 +254,7 @@ class Endings:
     def _count_crashes(self, flight: Flight) -> int:
         """How often its process has died, with this time."""
         known = self._crashes.get(flight.head.id, 0) + 1
-        return max(flight.delivery.attempt - self.spared(flight.head), known)
+        return max(flight.delivery.attempt - self.spared(flight.delivery), known)
 
     def _retries(self, flight: Flight) -> int | None:
         """How often it was retried, if a death is to be counted so and can be (not in a message of protocol 1)."""
@@ -300,9 +300,9 @@ class Endings:
         while len(self._spared) > CRASHES_REMEMBERED:
             self._spared.popitem(last=False)
 
-    def spared(self, head: Any) -> int:
-        """How many of the losses that a message has counted were such."""
-        return self._spared.get(head.id, 0) if self._spared else 0
+    def spared(self, delivery: Delivery) -> int:
+        """How many of the losses that a message has counted were such, or its worker was told to stop."""
+        return delivery.spared + (self._spared.get(delivery.head.id, 0) if self._spared else 0)  # type: ignore[union-attr]
 
     def _announce_failure(self, flight: Flight, exc: Exception) -> None:
         """`task_failure` for a run that cannot say so itself, because its process is gone."""
@@ -329,11 +329,13 @@ class Endings:
         reason: str = "",
         error: str = "",
         started: bool = False,
+        spared: bool = False,
     ) -> None:
         self.finished += verb != "requeue"
         if verb == "dead":
             reason, error = mask_url(reason)[:ERROR_CHARS], mask_url(error or reason)[:ERROR_CHARS]
-        settlement = None if flight.acked else Settlement(flight.delivery.tag, verb, None, reason, error, started)
+        tag = flight.delivery.tag
+        settlement = None if flight.acked else Settlement(tag, verb, None, reason, error, started, spared)
         if following is None:
             self._link.settle_flight(flight, settlement)
         else:

@@ -106,6 +106,10 @@ class Joiner:
         """How many endings wait."""
         return len(self._waiting)
 
+    def unsettled(self) -> list[Settlement]:
+        """The settlements among them."""
+        return [join.settlement for join in self._waiting if join.settlement is not None]
+
     def next_in(self) -> float | None:
         """Seconds until it wants a turn."""
         now = self._clock.monotonic()

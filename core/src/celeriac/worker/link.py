@@ -287,8 +287,13 @@ class Link:
                     self._clock.sleep(max(0.005, self._retry_in() or 0.0))
                     self._perform(consumer)
                 consumer.flush(max(0.1, deadline - self._clock.monotonic()))
-            left = sum(one.left() for one in self._settlers()) + (0 if self._joiner is None else self._joiner.left())
+            waiting: list[Settler | Joiner] = [*self._settlers(), *([] if self._joiner is None else [self._joiner])]
+            left = sum(one.left() for one in waiting)
+            unsettled = [settlement for one in waiting for settlement in one.unsettled()]
             with contextlib.suppress(OperationalError):  # as above
+                if unsettled:  # they run again, and that is no crash of theirs
+                    again = [Settlement(one.tag, "requeue", started=True, spared=True) for one in unsettled]
+                    consumer.settle(again)
                 consumer.close()
         elif self._homeless and (self._stores or self._backend) is not None:
             self._store_homeless(self._stores or self._backend)  # type: ignore[arg-type] # it stores, which is all

@@ -134,6 +134,10 @@ class Settler:
         """How many endings still wait for the result store."""
         return len(self._tried) + len(self._spool)
 
+    def unsettled(self) -> list[Settlement]:
+        """The settlements among them."""
+        return [ending[0] for ending in (*self._tried, *self._spool) if ending[0] is not None]
+
     # -- a result store of its own --------------------------------------------------------------------------
 
     def _perform_apart(self, endings: Sequence[Ending]) -> None:

@@ -106,6 +106,8 @@ def test_the_brokers_count_of_returns_does_not_travel(tools: Any) -> None:
     _, _, header, body = message.split_record(record(payload))
     moved = b"\0\1q" + message.with_headers(header, {message.LOST_HEADER: 2})[4:] + body
     assert message.scan(moved)[1] == message.Marks(0, 2, None)
+    given_up = b"\0\1q" + message.with_headers(header, {message.LOST_HEADER: 2, message.SPARED_HEADER: 1})[4:] + body
+    assert message.scan(given_up)[1] == message.Marks(0, 2, None, spared=1)
 
 
 def test_a_header_amqp_cannot_carry_is_refused_by_name(tools: Any) -> None:

@@ -12,8 +12,9 @@ from celeriac.spec import Head, Payload, Route
 from celeriac_broker_amqp import message, plain, table
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+OURS = ["x-celeriac-results", "x-celeriac-attempts", "x-celeriac-spared"]
 OWN = st.dictionaries(
-    st.sampled_from(["mine", "task", "eta", "x-celeriac-results", "x-delivery-count", "stamps", "x-celeriac-attempts"]),
+    st.sampled_from(["mine", "task", "eta", "x-delivery-count", "stamps", *OURS]),
     st.one_of(TEXTS, st.integers(0, 5), st.none(), st.lists(st.none(), max_size=2), st.just({"a": 1})),
     max_size=3,
 )

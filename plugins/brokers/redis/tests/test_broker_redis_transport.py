@@ -11,7 +11,7 @@ import pytest
 
 from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured, PublishRejected, TransportUnreachable
 from celeriac.spec import Malformed, QueueSpec, Route, Settlement
-from celeriac_broker_redis.attempts import attempt_of, mark_lost
+from celeriac_broker_redis.attempts import attempt_of, mark_lost, mark_new
 from celeriac_broker_redis.options import configure
 
 # -- sending ------------------------------------------------------------------------------------------------
@@ -374,7 +374,10 @@ def test_the_attempt_travels_in_the_message() -> None:
     raw = b'{"body": "", "headers": %b, "properties": {"delivery_info": {}}}' % headers
     once = mark_lost(raw)
     twice = mark_lost(once)
-    assert [attempt_of(message) for message in (raw, once, twice)] == [(1, False), (2, True), (3, True)]
+    assert [attempt_of(message) for message in (raw, once, twice)] == [(1, False, 0), (2, True, 0), (3, True, 0)]
+    spared = mark_lost(mark_lost(once, spared=True), spared=True)
+    assert [attempt_of(message) for message in (spared, mark_lost(spared))] == [(4, True, 2), (5, True, 2)]
+    assert json.loads(mark_new(spared))["headers"] == json.loads(raw)["headers"]
     kept = json.loads(twice)["headers"]
     assert kept.pop("x-celeriac-attempt") == 3
     assert kept == {"id": "x", "stamps": [], "n": 12345678901234567890, "redelivered": True}

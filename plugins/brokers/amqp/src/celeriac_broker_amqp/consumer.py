@@ -371,12 +371,12 @@ class AmqpConsumer:
         suspect, of which a copy must come first."""
         # That it came again is not counted besides: it may have been given back.
         delivery.attempt = 1 + max(marks.lost, 1 if marks.returns or redelivered else 0)
-        delivery.redelivered = delivery.attempt > 1
+        delivery.redelivered, delivery.spared = delivery.attempt > 1, marks.spared
         if marks.due is not None and self._must_wait(delivery, marks.due):
             return True
         return (
             delivery.redelivered
-            and self._holding.wants(marks.lost)
+            and self._holding.wants(marks.lost - marks.spared)
             and self._holding.hold(delivery, marks.lost + 1, started=False)
         )
 
@@ -424,7 +424,7 @@ class AmqpConsumer:
                 items.append(bury(delivery, settlement, self._owner, self._max_header_bytes))
                 acks.append(settlement.tag)
             elif settlement.due is None:
-                again = self._count(delivery) if settlement.started else self._put_back(delivery)
+                again = self._count(delivery, settlement) if settlement.started else self._put_back(delivery)
                 if again is None:
                     returns.append(settlement.tag)
                 else:
@@ -478,12 +478,12 @@ class AmqpConsumer:
             low += 1
         self._low = low - 1
 
-    def _count(self, delivery: Delivery) -> Item | None:
+    def _count(self, delivery: Delivery, settlement: Settlement) -> Item | None:
         """A delivery whose task was lost, published anew with that counted in it, for RabbitMQ's own flag says but
         once or not. None if it cannot be read, and so never ran."""
         try:
             _, _, header, body = message.split_record(delivery.raw)
-            header = message.with_headers(header, {message.LOST_HEADER: delivery.attempt}, message.DEATH_HEADERS)
+            header = message.with_headers(header, _counts(delivery, settlement), message.DEATH_HEADERS)
         except ValueError:
             return None
         return Item(Route(delivery.queue), header, body)
@@ -506,11 +506,10 @@ class AmqpConsumer:
         if due - time.time() < HOLD_S and len(self._waiting) < HOLD_COUNT:
             self._keep(delivery, settlement)
             return None
-        lost = delivery.attempt - (0 if settlement.started else 1)
         try:
             headers = message.unpack(delivery.raw).headers
             _, _, header, body = message.split_record(delivery.raw)
-            header = message.with_due(header, due, headers, {message.LOST_HEADER: lost} if lost else {})
+            header = message.with_due(header, due, headers, _counts(delivery, settlement))
             methods.short_text(message.delay_key(0, delivery.queue))
         except ValueError as exc:  # unreadable, or its queue has a name too long to be delayed: held here
             _log.debug("A message of %s waits here, for the broker cannot hold it: %s", delivery.queue, exc)
@@ -522,6 +521,7 @@ class AmqpConsumer:
         if settlement.started:
             delivery.attempt += 1
             delivery.redelivered = True
+            delivery.spared += settlement.spared
         heapq.heappush(self._waiting, (settlement.due or 0.0, delivery.tag, delivery))
 
     def flush(self, timeout_s: float) -> None:
@@ -599,6 +599,14 @@ class AmqpConsumer:
         said = f"RabbitMQ at {self._link.where} closed the consumer's channel: {why}"
         self._link.lost = TransportLost(said if isinstance(why, ChannelClosed) else f"{why} ({self._link.where})")
         return self._link.lost
+
+
+def _counts(delivery: Delivery, settlement: Settlement) -> dict[str, int]:
+    """What the message says of deliveries lost when it is published anew to end this one."""
+    lost = delivery.attempt - (0 if settlement.started else 1)
+    spared = delivery.spared + (settlement.started and settlement.spared)
+    said = {message.LOST_HEADER: lost, message.SPARED_HEADER: spared}
+    return {name: count for name, count in said.items() if count}
 
 
 def _lost(delivery: Delivery) -> int:

@@ -33,7 +33,7 @@ from celeriac_broker_amqp.publisher import Item, Publisher, make_item
 MAX_ERROR_CHARS: Final = 8192
 #: What we add to a message that is set aside, and take away when it goes back.
 _NAMES: Final = ("dead-id", "reason", "error", "time", "owner", "queue", "exchange", "key", "record")
-MARKS: Final = frozenset({f"x-celeriac-{name}" for name in _NAMES} | {message.LOST_HEADER})
+MARKS: Final = frozenset({f"x-celeriac-{name}" for name in _NAMES} | {message.LOST_HEADER, message.SPARED_HEADER})
 CHANNEL: Final = 1
 #: With so many on their way back, wait for the broker to have them.
 BATCH: Final = 256

@@ -33,9 +33,10 @@ from celeriac_broker_amqp.table import (
     write_table,
 )
 
-#: Headers of ours: deliveries lost before the message was last published anew; and the unix time before which it
-#: should not run, where its `eta` does not say so already.
+#: Headers of ours: deliveries lost before the message was last published anew, and how many of them were given up by
+#: workers that were told to stop; and the unix time before which it should not run, where its `eta` does not say so.
 LOST_HEADER: Final = "x-celeriac-attempts"
+SPARED_HEADER: Final = "x-celeriac-spared"
 DUE_HEADER: Final = "x-celeriac-due"
 #: Of a copy by which a consumer holds a message: the tag of the delivery whose place it takes.
 HELD_HEADER: Final = "x-celeriac-held"
@@ -83,6 +84,7 @@ _WANTED: Final = frozenset(
         b"x-delivery-count",
         CLAIM_HEADER.encode(),
         LOST_HEADER.encode(),
+        SPARED_HEADER.encode(),
         DUE_HEADER.encode(),
     )
 )
@@ -108,11 +110,13 @@ class Marks(msgspec.Struct):
         returns: How often RabbitMQ counted that it came back (quorum queues only).
         lost: Deliveries lost before it was last published anew.
         due: Unix time before which it should not run.
+        spared: How many of the lost ones were given up on purpose.
     """
 
     returns: int
     lost: int
     due: float | None
+    spared: int = 0
 
 
 #: Of a message without any.
@@ -154,7 +158,9 @@ def scan(raw: bytes) -> tuple[Head | Malformed, Marks | None]:
     due = get(DUE_HEADER.encode())
     if type(due) is not float:
         due = None if eta is None else read_time(eta)
-    return head, Marks(_count(get(b"x-delivery-count")), _count(get(LOST_HEADER.encode())), due)
+    lost = _count(get(LOST_HEADER.encode()))
+    spared = min(_count(get(SPARED_HEADER.encode())), lost)
+    return head, Marks(_count(get(b"x-delivery-count")), lost, due, spared)
 
 
 def unpack(raw: bytes) -> Payload:

@@ -72,6 +72,7 @@ class AmqpTransport:
             "priority",
             "purge",
             "shared",
+            "spares",
         }
     )
     joint: str | None = None

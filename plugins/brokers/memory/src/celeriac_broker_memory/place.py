@@ -39,6 +39,7 @@ class Entry(Struct):
     priority: int
     attempt: int = 1
     redelivered: bool = False
+    spared: int = 0
 
 
 class Wake:
@@ -205,7 +206,7 @@ class Place:
                 if settlement.verb == "dead":
                     self._bury(entry, settlement, holder.owner, now)
                 else:
-                    self._give_back(entry, lost=settlement.started, due=settlement.due, now=now)
+                    self._give_back(entry, now, settlement.due, lost=settlement.started, spared=settlement.spared)
 
     def join(self, holder: Holder) -> None:
         """Let this holder be woken."""
@@ -337,10 +338,11 @@ class Place:
                 holder.idle = False
                 holder.wake.set()
 
-    def _give_back(self, entry: Entry, *, lost: bool, due: float | None, now: float) -> None:
+    def _give_back(self, entry: Entry, now: float, due: float | None, *, lost: bool, spared: bool = False) -> None:
         if lost:
             entry.attempt += 1
             entry.redelivered = True
+            entry.spared += spared
         self._push(entry, due, now)
 
     def _bury(self, entry: Entry, settlement: Settlement, owner: str, now: float) -> None:
@@ -362,7 +364,7 @@ class Place:
     def _release(self, holder: Holder) -> None:
         now = time.time()
         while holder.held:
-            self._give_back(holder.held.popitem()[1], lost=True, due=None, now=now)
+            self._give_back(holder.held.popitem()[1], now, None, lost=True)
 
     def _forget_deaf(self) -> None:
         while self.deaf:

@@ -23,7 +23,7 @@ from celeriac.spec import (
     Settlement,
     envelope,
 )
-from celeriac_broker_memory.place import Ear, Holder, Place, place_of
+from celeriac_broker_memory.place import Ear, Entry, Holder, Place, place_of
 from celeriac_broker_memory.state import MemoryState
 
 IDLE_POLL_S: Final = 1.0
@@ -39,6 +39,7 @@ class MemoryTransport:
             "fanout",
             "lease",
             "attempts",
+            "spares",
             "dead_letter",
             "browse_dead",
             "purge",
@@ -157,10 +158,7 @@ class MemoryConsumer:
         self._require_open()
         if limit <= 0 or self._stopped:
             return []
-        return [
-            Delivery(tag, entry.raw, envelope.read_head(entry.raw), entry.queue, entry.attempt, entry.redelivered)
-            for tag, entry in self._place.acquire(self._holder, limit)
-        ]
+        return [_deliver(tag, entry) for tag, entry in self._place.acquire(self._holder, limit)]
 
     def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
         self._require_open()
@@ -241,3 +239,8 @@ class MemoryListener:
         if self._forgotten.detach() is not None:
             self._poller.unwatch(self._fd)
             self._place.close_ear(self._ear)
+
+
+def _deliver(tag: int, entry: Entry) -> Delivery:
+    head = envelope.read_head(entry.raw)
+    return Delivery(tag, entry.raw, head, entry.queue, entry.attempt, entry.redelivered, entry.spared)

@@ -1,7 +1,8 @@
 """How often a message was lost with its worker: counted in the message itself, so that first deliveries cost nothing.
 
 A message that comes back carries `redelivered` where kombu puts it (headers and `delivery_info`), and the header
-`x-celeriac-attempt`: the number of the delivery that comes next.
+`x-celeriac-attempt`: the number of the delivery that comes next. How many of those before were given up by workers
+that were told to stop stands in `x-celeriac-spared`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 ATTEMPT: Final = "x-celeriac-attempt"
+SPARED: Final = "x-celeriac-spared"
 #: Only messages with this text in them are read by `attempt_of`; the others are on their first delivery.
 MARK: Final = b'"redelivered"'
 
@@ -20,6 +22,7 @@ MARK: Final = b'"redelivered"'
 class _Headers(Struct):
     redelivered: Any = False
     attempt: Any = field(name=ATTEMPT, default=None)
+    spared: Any = field(name=SPARED, default=None)
 
 
 class _Envelope(Struct):
@@ -29,19 +32,20 @@ class _Envelope(Struct):
 _read = msgspec.json.Decoder(_Envelope).decode
 
 
-def attempt_of(raw: bytes) -> tuple[int, bool]:
-    """The number of this delivery, and whether an earlier one was lost. Never raises."""
+def attempt_of(raw: bytes) -> tuple[int, bool, int]:
+    """The number of this delivery, whether an earlier one was lost, and how many were spared. Never raises."""
     try:
         headers = _read(raw).headers
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return 1, False
+        return 1, False, 0
     if headers.redelivered is not True:
-        return 1, False
-    attempt = headers.attempt
-    return (attempt if type(attempt) is int and attempt > 1 else 2), True
+        return 1, False, 0
+    attempt, spared = headers.attempt, headers.spared
+    attempt = attempt if type(attempt) is int and attempt > 1 else 2
+    return attempt, True, spared if type(spared) is int and 0 < spared < attempt else 0
 
 
-def mark_lost(raw: bytes) -> bytes:
+def mark_lost(raw: bytes, *, spared: bool = False) -> bytes:
     """The message as it goes back after a delivery that was lost; unchanged if it is not an envelope."""
     try:
         message = json.loads(raw)
@@ -50,7 +54,10 @@ def mark_lost(raw: bytes) -> bytes:
     headers = message.get("headers") if isinstance(message, dict) else None
     if not isinstance(headers, dict):
         return raw
-    headers[ATTEMPT] = attempt_of(raw)[0] + 1
+    attempt, _, count = attempt_of(raw)
+    headers[ATTEMPT] = attempt + 1
+    if spared:
+        headers[SPARED] = count + 1
     headers["redelivered"] = True
     properties = message.get("properties")
     if isinstance(properties, dict) and isinstance(info := properties.get("delivery_info"), dict):
@@ -65,6 +72,7 @@ def mark_new(raw: bytes) -> bytes:
     message = json.loads(raw)
     del message["headers"]["redelivered"]
     message["headers"].pop(ATTEMPT, None)
+    message["headers"].pop(SPARED, None)
     properties = message.get("properties")
     if isinstance(properties, dict) and isinstance(info := properties.get("delivery_info"), dict):
         info.pop("redelivered", None)

@@ -304,7 +304,7 @@ class RedisConsumer:
             counted = (self._keys.dropped, source.queue)
             return ("dead", self._keys.dead(source.queue), len(fields) + 2, *counted, *fields)
         if settlement.started:
-            raw = mark_lost(raw)
+            raw = mark_lost(raw, spared=settlement.spared)
         if settlement.due is not None and settlement.due > time.time():
             member = self._producer.delayed_head(source.step) + raw
             return ("delay", self._keys.delayed(source.queue), 2, settlement.due, member)
@@ -517,7 +517,7 @@ class RedisConsumer:
             held[number] = (source, raw)
             delivery = Delivery(number, raw, read_head(raw), queue)
             if MARK in raw:
-                delivery.attempt, delivery.redelivered = attempt_of(raw)
+                delivery.attempt, delivery.redelivered, delivery.spared = attempt_of(raw)
             if raw[:1] != b"{" or raw[-1:] != b"}":
                 self._odd.add(number)
             append(delivery)

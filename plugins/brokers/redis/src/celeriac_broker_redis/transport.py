@@ -49,6 +49,7 @@ ABILITIES: Final = frozenset(
         "priority",
         "purge",
         "shared",
+        "spares",
         "state",
     }
 )

@@ -250,7 +250,7 @@ class SqliteConsumer:
             if settlement.verb == "dead":
                 store.bury(conn, owner, id, settlement.reason, settlement.error, now)
             else:
-                queue = store.give_back(conn, owner, id, settlement.due, settlement.started)
+                queue = store.give_back(conn, owner, id, settlement.due, settlement.started, settlement.spared)
                 if queue is not None:
                     changed.add(queue_topic(queue))
 
@@ -269,7 +269,8 @@ class SqliteConsumer:
         self._tags += 1
         self._held[self._tags] = message.id
         head = envelope.read_head(message.raw)
-        return Delivery(self._tags, message.raw, head, message.queue, message.attempt, message.redelivered)
+        again = message.redelivered
+        return Delivery(self._tags, message.raw, head, message.queue, message.attempt, again > 0, max(again - 1, 0))
 
     # -- the lease ----------------------------------------------------------------------------------------
 

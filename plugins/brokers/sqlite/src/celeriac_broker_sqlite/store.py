@@ -21,6 +21,7 @@ from celeriac.spec.bindings import binds
 
 VERSION: Final = 2
 _DROPPED: Final = "CREATE TABLE celeriac_dropped (queue TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID"
+#: `redelivered` is 0 for a message on its first attempt, else 1 and how many of the attempts before were spared.
 SCHEMA: Final = (
     "CREATE TABLE celeriac_messages (id INTEGER PRIMARY KEY, raw BLOB NOT NULL)",
     # rank is the priority with its sign turned, so that the first rows are the most urgent, then the oldest.
@@ -77,7 +78,7 @@ class Claimed(NamedTuple):
     queue: str
     id: int
     attempt: int
-    redelivered: bool
+    redelivered: int
     raw: bytes
 
 
@@ -222,7 +223,7 @@ def claim(conn: sqlite3.Connection, owner: int, queue: str, limit: int) -> list[
         (owner, *upto),
     )
     conn.execute("DELETE FROM celeriac_ready WHERE queue = ? AND (rank, id) <= (?, ?)", upto)
-    return [Claimed(queue, id, attempt, bool(flag), raw) for _, id, attempt, flag, raw in rows]
+    return [Claimed(queue, id, attempt, flag, raw) for _, id, attempt, flag, raw in rows]
 
 
 # -- finishing --------------------------------------------------------------------------------------------
@@ -238,13 +239,17 @@ def ack(conn: sqlite3.Connection, owner: int, ids: Iterable[int]) -> None:
     conn.executemany("DELETE FROM celeriac_messages WHERE id BETWEEN ? AND ?", runs)
 
 
-def give_back(conn: sqlite3.Connection, owner: int, id: int, due: float | None, lost: bool) -> str | None:
+def give_back(
+    conn: sqlite3.Connection, owner: int, id: int, due: float | None, lost: bool, spared: bool = False
+) -> str | None:
     """Return one held message to its old place, or until `due`; return its queue."""
     key = (owner, id)
     row = conn.execute("SELECT queue FROM celeriac_held WHERE owner = ? AND id = ?", key).fetchone()
     if row is None:
         return None
-    attempts, flag = ("attempt + 1", "1") if lost else ("attempt", "redelivered")
+    attempts, flag = "attempt", "redelivered"
+    if lost:
+        attempts, flag = "attempt + 1", f"max(redelivered, 1) + {int(spared)}"
     if due is None:
         conn.execute(
             f"INSERT INTO celeriac_ready SELECT queue, rank, id, {attempts}, {flag} FROM celeriac_held"
@@ -364,7 +369,9 @@ def remove_owner(conn: sqlite3.Connection, owner: int) -> set[str]:
     """Take all messages from an owner, as lost: nobody can say which had been started. Returns their queues."""
     queues = {row[0] for row in conn.execute("SELECT DISTINCT queue FROM celeriac_held WHERE owner = ?", (owner,))}
     conn.execute(
-        "INSERT INTO celeriac_ready SELECT queue, rank, id, attempt + 1, 1 FROM celeriac_held WHERE owner = ?", (owner,)
+        "INSERT INTO celeriac_ready SELECT queue, rank, id, attempt + 1, max(redelivered, 1) FROM celeriac_held"
+        " WHERE owner = ?",
+        (owner,),
     )
     conn.execute("DELETE FROM celeriac_held WHERE owner = ?", (owner,))
     conn.execute("DELETE FROM celeriac_owners WHERE id = ?", (owner,))

@@ -31,6 +31,7 @@ class SqliteTransport:
             "delay",
             "priority",
             "attempts",
+            "spares",
             "browse_dead",
             "dead_letter",
             "fanout",
