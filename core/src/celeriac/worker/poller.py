@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import selectors
+import threading
 
 
 class Sleeper:
-    """The worker's `Poller`. Used by one thread; `wake` may be called from any, and from signal handlers."""
+    """The worker's `Poller`. Used by one thread; `wake` may be called from any, from signal handlers, and also after
+    `close`."""
 
     def __init__(self) -> None:
+        # So that nobody writes to a descriptor which is closed meanwhile and perhaps somebody else's by now. A signal
+        # handler may come in the midst of the same, therefore one that its own thread may take again.
+        self._open = threading.RLock()
+        self._closed = False
         self._selector = selectors.DefaultSelector()
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._read_fd, False)
@@ -45,16 +51,23 @@ class Sleeper:
 
     def wake(self) -> None:
         """End the sleep, or the next one."""
-        try:
-            os.write(self._write_fd, b"\0")
-        except BlockingIOError:
-            return  # full: it will wake anyway
+        with self._open:
+            if self._closed:
+                return
+            try:
+                os.write(self._write_fd, b"\0")
+            except BlockingIOError:
+                return  # full: it will wake anyway
 
     def close(self) -> None:
         """Let go of the descriptors."""
-        self._selector.close()
-        for fd in (self._read_fd, self._write_fd):
-            os.close(fd)
+        with self._open:
+            if self._closed:
+                return
+            self._closed = True
+            self._selector.close()
+            for fd in (self._read_fd, self._write_fd):
+                os.close(fd)
 
     def _drain(self) -> None:
         try:
