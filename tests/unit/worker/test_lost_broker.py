@@ -89,6 +89,26 @@ def test_a_pool_that_cannot_cancel_says_so(busy: Any, caplog: pytest.LogCaptureF
     assert busy.loop.running(), "it goes on"
 
 
+def test_a_loss_that_its_run_has_outlived_is_no_crash(app: Celery) -> None:
+    gate, ready = threading.Event(), threading.Event()
+    app.task(name="wait")(lambda: gate.wait(20))
+    worker: Any = Worker(app, pool="threads", concurrency=1, on_ready=lambda worker: ready.set())
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    app.send_task("wait")
+    eventually(lambda: worker.loop.running(), within_s=10)
+    (flight,) = worker.loop.flights
+    for losses in (1, 2):
+        worker.loop.rebuild("a test says so")
+        eventually(lambda losses=losses: flight.delivery.attempt == 1 + losses, within_s=10)
+        assert worker.loop.endings.spared(flight.delivery) == losses
+    gate.set()
+    worker.stop()
+    thread.join(10)
+    assert app.transport.depth("celery") == 0, "it was acknowledged"
+
+
 def test_a_coroutine_is_cancelled_and_runs_again_but_none_that_is_acknowledged(app: Celery) -> None:
     app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
     begun: list[str] = []

@@ -378,6 +378,8 @@ class Loop:
         if not is_same_call(self._transport, delivery, flight.delivery):
             return False
         del self._orphans[flight.head.id]
+        if delivery.attempt > flight.delivery.attempt:
+            self.endings.spare(flight.head.id)
         flight.delivery, flight.epoch, flight.received = delivery, self._epoch, self._link.received_at
         _log.info("The message of %s[%s] came again; its run goes on.", flight.plan.name, flight.head.id)
         return True

@@ -295,7 +295,7 @@ class Endings:
             self._crashes.popitem(last=False)
 
     def spare(self, task_id: str) -> None:
-        """Its run was cancelled since the link is lost: when its message comes again, that was no crash."""
+        """The link was lost, and its run cancelled or gone on with: that its message comes again is no crash."""
         self._spared[task_id] = self._spared.pop(task_id, 0) + 1
         while len(self._spared) > CRASHES_REMEMBERED:
             self._spared.popitem(last=False)
