@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -253,7 +254,9 @@ class Loop:
         link.perform()
         if link.held():
             link.resize(self._wanted_window())  # what waits for its result's storing is unsettled, but takes no slot
-        deliveries = link.receive(self.room)
+        room = self.room
+        deliveries = link.receive(room)
+        may_be_more = len(deliveries) >= room > 0
         if len(self._waiting) and not self._stopping:
             deliveries = [*deliveries, *self._waiting.due(self._clock.unix())]
         if self.rates is not None and len(self.rates):
@@ -264,7 +267,8 @@ class Loop:
         self._log.flush()
         if self.scaler is not None:
             self.scaler.look()
-        pause_s = self._how_long()
+        # Of what came some may have ended at once; a consumer that gave all it was asked for does not wake us for more.
+        pause_s = 0.0 if may_be_more and self.room else self._how_long()
         if self.errands:
             left_s = self.errands.run()
             pause_s = 0.0 if left_s is None else min(pause_s, left_s)
@@ -389,6 +393,19 @@ class Loop:
     def _take(self, deliveries: Sequence[Delivery]) -> None:
         jobs: list[Job] = []
         claimed: list[Delivery] = []
+        try:
+            self._admit(deliveries, jobs, claimed)
+        finally:  # whatever went wrong with one of them, others are flights, which only the pool's word ends
+            if jobs:
+                if self.endings.feed is not None:
+                    self.endings.feed.submitted(jobs, self.flights)
+                self._pool.submit(jobs)
+        if claimed:
+            self._take_claimed(claimed)
+        self._link.resize(self._wanted_window())
+
+    def _admit(self, deliveries: Sequence[Delivery], jobs: list[Job], claimed: list[Delivery]) -> None:
+        """Decide on these; adds to `jobs` what is to run, and to `claimed` what must be asked for."""
         flights, plans, window = self.flights, self._plans, self._window
         revoked, epoch, info_on = bool(self.revoked), self._epoch, self._log.info_on
         orphans, received = self._orphans, self._link.received_at
@@ -426,7 +443,12 @@ class Loop:
                 continue
             hard_s, soft_s = plan.hard_s, plan.soft_s
             if head.timelimit:
-                hard_s, soft_s = head.timelimit[0] or hard_s, head.timelimit[1] or soft_s
+                try:
+                    hard, soft = read_limits(head.timelimit)
+                except ValueError as exc:
+                    self.endings.set_aside(delivery, f"malformed: {exc}", self.endings.failure(delivery, exc))
+                    continue
+                hard_s, soft_s = hard or hard_s, soft or soft_s
             token = next(self._tokens)
             flights.add(token, Flight(delivery, head, plan, epoch, brief, received))
             jobs.append(
@@ -447,13 +469,6 @@ class Loop:
                 self._log.line(logging.INFO, "task.received", task_name=head.task, task_id=head.id)
             if signals.task_received.receivers:
                 signals.task_received.send(sender=self, request=self.endings.request(delivery))
-        if jobs:
-            if self.endings.feed is not None:
-                self.endings.feed.submitted(jobs, flights)
-            self._pool.submit(jobs)
-        if claimed:
-            self._take_claimed(claimed)
-        self._link.resize(self._wanted_window())
 
     def _take_claimed(self, deliveries: Sequence[Delivery]) -> None:
         """Bodies of chords: each may have been published more than once, under the same id."""
@@ -594,7 +609,8 @@ class Loop:
                 codec.seal.check(payload)
             headers = read_call(payload, codec)[3]
             head.id, head.task = str(headers["id"]), str(headers["task"])
-            head.eta, head.expires, head.timelimit = headers["eta"], headers["expires"], headers["timelimit"]
+            head.eta, head.expires = _time_text(headers["eta"]), _time_text(headers["expires"])
+            head.timelimit = headers["timelimit"]
         except Exception as exc:  # any bytes may stand in a queue (B26)
             self.endings.set_aside(delivery, f"malformed: {exc}")
             return False
@@ -715,6 +731,23 @@ class Loop:
         """The pool gets so many slots."""
         self._pool.resize(slots)
         self._window.resize(slots)
+
+
+def read_limits(limits: Any) -> tuple[float | None, float | None]:
+    """The time limits in a message: (hard, soft) in seconds.
+
+    Raises:
+        ValueError: They are none.
+    """
+    is_pair = isinstance(limits, (list, tuple)) and len(limits) == 2
+    if not is_pair or not all(one is None or (type(one) in (int, float) and math.isfinite(one)) for one in limits):
+        raise ValueError(f"timelimit must be two numbers of seconds, hard and soft, not {limits!r:.80}")
+    return limits[0], limits[1]
+
+
+def _time_text(value: Any) -> str | None:
+    """A time in the body of a message, as a `Head` has it."""
+    return value if value is None or type(value) is str else str(value)
 
 
 # -- names of Celery's own steps of a consumer, for `requires`; see `components` ----------------------------------

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celeriac import signals, states
@@ -81,10 +81,22 @@ class Endings:
     # -- reports --------------------------------------------------------------------------------------------
 
     def digest(self, reports: Sequence[JobReport]) -> None:
-        """End what has ended, and note what has begun."""
-        flights, log, settle = self._flights, self._log, self._link.settle_flight
+        """End what has ended, and note what has begun. Nobody says it twice: what is raised on the way (by a receiver
+        of a signal that ends the worker) is raised when all are ended."""
         if self.feed is not None:
-            self.feed.reported(reports, flights)
+            self.feed.reported(reports, self._flights)
+        left, surprise = iter(reports), None
+        while True:
+            try:
+                self._digest(left)
+                break
+            except BaseException as exc:
+                surprise = surprise or exc
+        if surprise is not None:
+            raise surprise
+
+    def _digest(self, reports: Iterator[JobReport]) -> None:
+        flights, log, settle = self._flights, self._log, self._link.settle_flight
         spent_s, count = 0.0, 0
         for report in reports:
             flight = flights.get(report.token)
@@ -159,10 +171,10 @@ class Endings:
             self._log.line(logging.ERROR, "task.timed_out", **named, limit_s=report.detail)
             error = TimeLimitExceeded(_number(report.detail))
             following = self.failure(flight.delivery, error)
-            if signals.task_failure.receivers:
-                self._announce_failure(flight, error)
             verb: Verb = "ack" if plan.ack_on_timeout else "dead"
             self._finish(flight, verb, following, reason="time limit", error=report.detail)
+            if signals.task_failure.receivers:
+                self._announce_failure(flight, error)
         elif outcome == "cancelled":
             self._cancelled(flight, report)
         else:
@@ -236,10 +248,10 @@ class Endings:
             self.feed.note("task-failed", task_id, exception=f"WorkerLostError({cause!r})", traceback="")
         error = WorkerLostError(f"Worker exited prematurely: {cause}.")
         following = self.failure(flight.delivery, error)
-        if signals.task_failure.receivers:
-            self._announce_failure(flight, error)
         verb: Verb = "dead" if flight.plan.requeue_lost else "ack"
         self._finish(flight, verb, following, reason=f"crash: its slot died {crashes} times", error=cause)
+        if signals.task_failure.receivers:
+            self._announce_failure(flight, error)
 
     def retries_death(self, flight: Flight) -> bool:
         """Whether the death of its process counts as one of its task's retries, and one is left.
@@ -285,9 +297,9 @@ class Endings:
         ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
         if store.plugin is not None and not ignored:
             following.stored.append(store.make(head.id, states.RETRY, store.failure(error), "", request))
+        self._finish(flight, "ack", following)
         if signals.task_retry.receivers:
             signals.task_retry.send(sender=task, request=request, reason=error, einfo=ExceptionInfo(error, ""))
-        self._finish(flight, "ack", following)
 
     def _remember_crashes(self, task_id: str, crashes: int) -> None:
         self._crashes[task_id] = crashes

@@ -1,0 +1,126 @@
+"""What a worker does when something within its turn goes wrong: it goes on, or ends in good order."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from celeriac import Celery, signals, states
+from celeriac.exceptions import WorkerShutdown
+from celeriac.spec import JobReport
+from celeriac.testing.broker_suite import make_payload
+from celeriac.testing.kit import eventually
+from celeriac.worker.worker import Worker
+
+
+class Run:
+    """A worker that runs in a thread; `code` is its exit code, or what it raised."""
+
+    def __init__(self, app: Celery, **options: Any) -> None:
+        ready = threading.Event()
+        self.code: Any = None
+        options = {"pool": "threads", "concurrency": 1, **options}
+        self.worker: Any = Worker(app, on_ready=lambda worker: ready.set(), **options)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        assert ready.wait(10)
+
+    def _run(self) -> None:
+        try:
+            self.code = self.worker.run()
+        except BaseException as exc:
+            self.code = exc
+
+    def end(self, within_s: float = 10) -> Any:
+        self.thread.join(within_s)
+        assert not self.thread.is_alive(), "it does not end"
+        return self.code
+
+
+@pytest.fixture
+def app(request: pytest.FixtureRequest) -> Iterator[Celery]:
+    name = request.node.name
+    app = Celery(broker=f"memory://{name}", backend=f"memory://{name}", set_as_current=False)
+    app.task(name="kit.task")(lambda: "done")
+    yield app
+    app.close()
+
+
+PROTOCOL_1 = {"task": "kit.task", "id": "one", "args": [], "kwargs": {}}
+
+
+def test_B26_odd_times_in_a_message_set_it_aside_and_cost_nobody_else_anything(app: Celery) -> None:
+    odd: list[dict[str, Any]] = [
+        {"timelimit": "ab"},
+        {"timelimit": [None, float("inf")]},
+        {"eta": {"at": 5}},
+        {"expires": ["soon"]},
+    ]
+    payloads = [make_payload("celery", headers={"timelimit": [5.0]})]
+    for fields in odd:  # of protocol 1, which has them in the body
+        payload = make_payload("celery", json.dumps({**PROTOCOL_1, **fields}).encode())
+        payload.headers.clear()
+        payloads.append(payload)
+    run = Run(app)
+    transport = app.make_transport()
+    transport.send(payloads)
+    assert app.send_task("kit.task").get(timeout=10) == "done"
+    letters = eventually(lambda: len(found := transport.browse_dead("celery")) == 5 and found, within_s=10)
+    assert all(letter.reason.startswith("malformed: ") for letter in letters)
+    assert run.worker.link.epoch == 1, "the link is the first one still"
+    run.worker.stop()
+    assert run.end() == 0
+
+
+def test_a_receiver_that_ends_the_worker_when_a_message_comes_does_not_keep_it_from_ending(app: Celery) -> None:
+    """The message is a flight by then, so the pool must have its job."""
+
+    def end(**_: Any) -> None:
+        raise WorkerShutdown(0)
+
+    signals.task_received.connect(end)
+    try:
+        run = Run(app)
+        result = app.send_task("kit.task")
+        assert run.end() == 0
+    finally:
+        signals.task_received.disconnect(end)
+    assert result.get(timeout=10) == "done"
+
+
+def test_a_receiver_that_ends_the_worker_when_one_run_has_ended_loses_no_other_s_end(app: Celery) -> None:
+    def end(**_: Any) -> None:
+        raise WorkerShutdown(0)
+
+    run = Run(app, concurrency=2)
+    loop = run.worker.loop
+    gate = threading.Event()
+    app.task(name="wait")(lambda: gate.wait(20))
+    calls = [app.send_task("wait") for _ in range(2)]
+    eventually(lambda: len(loop.running()) == 2, within_s=10)
+    ends: list[JobReport] = [JobReport(token, "timed_out", detail="1") for token in loop.flights.tokens()]
+    signals.task_failure.connect(end)
+    try:
+        with pytest.raises(WorkerShutdown):
+            loop.endings.digest(ends)
+    finally:
+        signals.task_failure.disconnect(end)
+    assert len(loop.flights) == 0
+    gate.set()
+    run.worker.stop()
+    assert run.end() == 0
+    assert [call.state for call in calls] == [states.FAILURE] * 2
+
+
+def test_messages_that_end_without_a_run_do_not_wait_for_the_loop_s_next_look(app: Celery) -> None:
+    for _ in range(30):
+        app.send_task("kit.task", expires=-1)
+    last = app.send_task("kit.task")
+    run = Run(app)
+    assert last.get(timeout=10) == "done", "at one message a second it would take half a minute"
+    run.worker.stop()
+    assert run.end() == 0
