@@ -388,7 +388,7 @@ class TaskProgram:
             if not exc.requeue:
                 report.dead = f"rejected by the task: {exc.reason}"
                 report.publish = []
-                if store.plugin is not None and not ignored:
+                if store.plugin is not None and (not ignored or ready.store_errors):
                     report.stored.append(self._failure(store, request, exc, ""))
                 self._add_following(request, report, exc, "")
             self._finish(ready, request, states.REJECTED, None, None)
@@ -440,8 +440,8 @@ class TaskProgram:
         report = JobReport(job.token, "failed", detail=bounded_repr(exc, 2048), traceback=_traceback(exc))
         report.timed_out = isinstance(exc, SoftTimeLimitExceeded)
         store = self._app.store_of(request.task) if request is not None else self._store
-        if request is not None and store.plugin is not None and not request.ignore_result:
-            report.stored = [self._failure(store, request, exc, report.traceback or "")]
+        if isinstance(begun, tuple) and store.plugin is not None and (not begun[2] or begun[0].store_errors):
+            report.stored = [self._failure(store, begun[1], exc, report.traceback or "")]
         if request is not None:
             self._add_following(request, report, exc, report.traceback or "")
         if signals.task_internal_error.receivers and request is not None:

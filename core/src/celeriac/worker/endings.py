@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celeriac import signals, states
-from celeriac.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError, mask_url
+from celeriac.exceptions import Reject, SecurityError, TaskRevokedError, TimeLimitExceeded, WorkerLostError, mask_url
 from celeriac.execution.execute import ExceptionInfo
 from celeriac.execution.followup import Following, after_failure
 from celeriac.execution.request import Context
@@ -213,7 +213,8 @@ class Endings:
         if report.requeue:
             self._return(flight)
             return
-        following = report if report.stored else self.failure(flight.delivery, ValueError(report.dead))
+        # If it has run, the slot has said all that follows, and has called errbacks.
+        following = report if report.runtime_s else self.failure(flight.delivery, ValueError(report.dead))
         self._finish(flight, "dead", following, reason=report.dead, error=report.detail)
 
     def _return(self, flight: Flight) -> None:
@@ -271,6 +272,10 @@ class Endings:
     def _retries(self, flight: Flight) -> int | None:
         """How often it was retried, if a death is to be counted so and can be (not in a message of protocol 1)."""
         if not flight.plan.retry_lost:
+            return None
+        try:
+            self._sealed(flight.delivery)
+        except (ValueError, SecurityError):
             return None
         story = Story(self._transport, flight.delivery)
         return story.retries if story.counts_tries else None
@@ -433,13 +438,34 @@ class Endings:
         following = Following()
         if not request.id:
             return following
-        with contextlib.suppress(Exception):  # a body that cannot be read has nothing that could follow
-            request.update(read_call(self._transport.unpack(delivery.raw), self._app.codec)[2])
+        # A body that cannot be read has nothing that could follow; nor one that nobody sealed, for what follows is.
+        with contextlib.suppress(Exception):
+            request.update(read_call(self._sealed(delivery), self._app.codec)[2])
             following = after_failure(self._app, store, request, exc, "", state=state, in_slot=False)
         own = self._app.store_of(request.task)
-        if own.plugin is not None and not request.ignore_result:
+        if own.plugin is not None and self._keeps_errors(request):
             following.stored.insert(0, own.make(request.id, state, own.failure(exc), None, request))
         return following
+
+    def _keeps_errors(self, request: Context) -> bool:
+        """Whether it is stored how this call has failed."""
+        task = self._app.tasks.get(request.task)
+        if task is None:
+            return not request.ignore_result
+        ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
+        return not ignored or bool(task.store_errors_even_if_ignored)
+
+    def _sealed(self, delivery: Delivery) -> Payload:
+        """Its payload, from which calls may be made.
+
+        Raises:
+            ValueError: It cannot be read.
+            BadSeal: The app's messages are sealed, and this one is not.
+        """
+        payload = self._transport.unpack(delivery.raw)
+        if self._app.codec.seal is not None:
+            self._app.codec.seal.check(payload)
+        return payload
 
 
 def _number(text: str) -> float | str:
