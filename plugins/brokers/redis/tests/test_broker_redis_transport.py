@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured, PublishRejected, TransportUnreachable
+from celeriac.exceptions import (
+    CeleriacWarning,
+    ImproperlyConfigured,
+    PublishRejected,
+    TransportLost,
+    TransportUnreachable,
+)
 from celeriac.spec import Malformed, QueueSpec, Route, Settlement
 from celeriac_broker_redis.attempts import attempt_of, mark_lost, mark_new
 from celeriac_broker_redis.options import configure
@@ -348,6 +354,20 @@ def test_what_cannot_be_published_is_not_acknowledged(desk: Any, server: Any) ->
         consumer.flush(5)
     assert server.call("HLEN", "unacked") == 1
     consumer.close()
+
+
+def test_what_was_set_aside_stays_there_if_its_queue_s_key_is_something_else(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    desk.send("a")
+    desk.settle(consumer, desk.receive(consumer, 1), "dead", reason="crash")
+    (letter,) = desk.transport.browse_dead("celery")
+    server.call("SET", "celery", "another program's")
+    with pytest.raises(TransportLost, match="WRONGTYPE"):
+        desk.transport.requeue_dead("celery", [letter.id])
+    assert desk.transport.browse_dead("celery") == [letter]
+    server.call("DEL", "celery")
+    assert desk.transport.requeue_dead("celery", [letter.id]) == 1
+    assert desk.take(consumer, 1) == ["a"]
 
 
 def test_a_settlement_that_a_full_server_refuses_is_offered_again(private_service: Any, desks: Any) -> None:

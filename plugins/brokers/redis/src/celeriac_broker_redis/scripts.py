@@ -2,8 +2,8 @@
 
 A script that fails in the middle keeps what it did before, so each is written to leave a message in one place at
 least, whatever goes wrong at whichever line. A server over its memory limit refuses the first growing write of
-a script, but none after a write that frees: hence the empty `HDEL` with which some begin, so that a full server can
-be drained.
+a script, but none after a write that frees: hence the empty `HDEL` (or `XDEL`) with which some begin, so that a full
+server can be drained.
 """
 
 from __future__ import annotations
@@ -152,10 +152,12 @@ return out
 TAKE_DEAD: Final = Script(
     """
 local taken = 0
+redis.call('XDEL', KEYS[1], '0-0')
 for i = 1, #ARGV, 3 do
-  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then
-    taken = taken + 1
+  if #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) == 1 then
     if ARGV[i + 1] ~= '' then redis.call('LPUSH', ARGV[i + 1], ARGV[i + 2]) end
+    redis.call('XDEL', KEYS[1], ARGV[i])
+    taken = taken + 1
   end
 end
 return taken
@@ -210,8 +212,12 @@ return sent
 #: KEYS: inbox, list. ARGV: the messages as they lie there and as they shall be sent, in pairs.
 EMPTY_INBOX: Final = Script(
     """
+redis.call('LREM', KEYS[1], 1, '')
 for i = 1, #ARGV, 2 do
-  if redis.call('LREM', KEYS[1], 1, ARGV[i]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[i + 1]) end
+  if redis.call('LPOS', KEYS[1], ARGV[i]) then
+    redis.call('RPUSH', KEYS[2], ARGV[i + 1])
+    redis.call('LREM', KEYS[1], 1, ARGV[i])
+  end
 end
 return redis.call('LLEN', KEYS[1])
 """
