@@ -424,6 +424,19 @@ def test_a_killed_worker_s_messages_come_back_flagged_and_in_order(redis_url: st
     assert server.call("HLEN", "unacked") == 0
 
 
+def test_however_many_workers_die_at_once_all_they_held_comes_back_at_once(desk: Any, server: Any) -> None:
+    dead = [desk.consumer(owner=f"w{n}") for n in range(12)]
+    desk.send(*(f"{n}" for n in range(12)))
+    for consumer in dead:
+        assert len(desk.receive(consumer, 1)) == 1
+        consumer.abandon()
+        server.call("ZADD", "celeriac.owners", int(server.call("TIME")[0]) - 1, consumer.token)
+    survivor = desk.consumer("other")
+    server.call("DEL", "celeriac.sweep")
+    survivor.renew()
+    assert server.pipeline([("LLEN", "celery"), ("HLEN", "unacked")]) == [12, 0]
+
+
 def test_a_killed_process_is_noticed_long_before_its_lease_ends(redis_url: str, desks: Any, server: Any) -> None:
     desk = desks(redis_url, lease=60)
     desk.send("a", "b")

@@ -130,7 +130,7 @@ class Leases:
     def succeed(self, token: str) -> None:
         """Return what a consumer held that is known to be gone, whatever its lease says."""
         self._call([("ZADD", self._keys.owners, self._now() - 1, token)])
-        self._rescue(token, 0.0)
+        self._rescue(token, self._tags_of([token])[token], 0.0)
 
     def abandon(self) -> None:
         """Let go of the connection."""
@@ -147,10 +147,11 @@ class Leases:
             return 0
         now = self._now()
         self._disown_dead(now)
-        found = self._call([("ZRANGEBYSCORE", keys.owners, "-inf", now, "WITHSCORES", "LIMIT", 0, 10)])[0]
-        returned = 0
-        for token, ended in zip(found[::2], found[1::2], strict=True):
-            returned += self._rescue(token.decode(), now - float(ended))
+        found = self._call([("ZRANGEBYSCORE", keys.owners, "-inf", now, "WITHSCORES")])[0]
+        # All of them, for each stands there until it has faded: a whole host may die at once.
+        ended = {token.decode(): float(at) for token, at in zip(found[::2], found[1::2], strict=True)}
+        tags = self._tags_of(list(ended))
+        returned = sum(self._rescue(token, tags[token], now - at) for token, at in ended.items())
         return returned + self._restore_abandoned(now)
 
     def _disown_dead(self, now: float) -> None:
@@ -194,25 +195,29 @@ class Leases:
         seconds, micros = self._call([("TIME",)])[0]
         return int(seconds) + int(micros) / 1_000_000
 
-    def _rescue(self, token: str, gone_s: float) -> int:
+    def _rescue(self, token: str, tags: Sequence[bytes], gone_s: float) -> int:
         """Return what one dead consumer held."""
         returned = self._empty_inboxes(token)
-        tags = self._tags_of(token)
         for at in range(0, len(tags), SWEEP_BATCH):
             returned += self._return(tags[at : at + SWEEP_BATCH], token, "")
         if not returned and gone_s > FADING_S:
             self._forget(token)
         return returned
 
-    def _tags_of(self, token: str) -> list[bytes]:
-        """All that is recorded under a token, the oldest first."""
-        tags: set[bytes] = set()
+    def _tags_of(self, tokens: Sequence[str]) -> dict[str, list[bytes]]:
+        """All that is recorded under each of these tokens, the oldest first."""
+        numbers: dict[str, dict[int, bytes]] = {token: {} for token in tokens}
+        pattern = f"{tokens[0]}:*" if len(tokens) == 1 else "*:*"
         cursor: bytes = b"0"
-        while True:
-            cursor, found = self._call([("ZSCAN", self._keys.index, cursor, "MATCH", f"{token}:*", "COUNT", 1000)])[0]
-            tags.update(found[::2])
+        while tokens:
+            cursor, found = self._call([("ZSCAN", self._keys.index, cursor, "MATCH", pattern, "COUNT", 1000)])[0]
+            for tag in found[::2]:
+                token, _, number = tag.decode("utf-8", "replace").rpartition(":")
+                if token in numbers:
+                    numbers[token][int(number)] = tag
             if cursor == b"0":
-                return sorted(tags, key=lambda tag: int(tag.rpartition(b":")[2]))
+                break
+        return {token: [tag for _, tag in sorted(own.items())] for token, own in numbers.items()}
 
     def _empty_inboxes(self, token: str) -> int:
         returned = 0
