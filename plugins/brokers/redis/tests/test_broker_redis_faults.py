@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.spec import Settlement
 from celeriac.testing.services import RedisService
-from celeriac_support_redis.wire import ReplyError, pack
+from celeriac_support_redis.wire import ReplyError, WireUnreachable, pack
 
 #: Takes two messages, starts waiting for more, says so, and hangs until it is killed.
 VICTIM = """
@@ -146,6 +146,37 @@ def test_a_settlement_on_a_cut_connection_is_performed_once(desk: Any, server: A
     assert server.call("HLEN", "unacked") == 0
     assert desk.take(consumer, 2) == ["after-a", "after-b"]
     assert desk.transport.depth("celery") == 0
+
+
+def test_a_cut_after_half_of_the_answers_to_a_settlement_leaves_no_answer_too_many(desk: Any, server: Any) -> None:
+    desk.send("a", "b")
+    consumer = desk.consumer()
+    first, second = desk.receive(consumer, 2)
+    consumer.settle([Settlement(first.tag)])  # two commands
+    answers: list[Any] = []
+    desk.until(lambda: (answers.extend(consumer._wire.replies()), len(answers) == 2)[1])
+    consumer._answered(answers[:1])
+    consumer._wire.shutdown()
+    desk.send("c", "d")
+    assert desk.take(consumer, 2) == ["c", "d"]
+    desk.settle(consumer, [second])
+    assert server.call("HLEN", "unacked") == 0
+
+
+def test_a_settlement_that_cannot_even_be_prepared_is_a_loss_of_the_broker(
+    desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.send("a")
+    consumer = desk.consumer()
+    (delivery,) = desk.receive(consumer, 1)
+
+    def away(*args: Any, **words: Any) -> None:
+        raise WireUnreachable("away", "Is it up?")
+
+    monkeypatch.setattr("celeriac_broker_redis.leases.connect", away)
+    consumer._leases._wire.shutdown()
+    with pytest.raises(TransportLost, match="away"):
+        consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("b")])
 
 
 def test_cut_again_and_again_every_message_is_done_once(desk: Any, server: Any) -> None:
@@ -385,6 +416,54 @@ def test_a_busy_server_is_waited_for_with_all_that_is_held(redis: RedisService, 
     assert (ready.head.id, ready.redelivered) == ("ready", False)
     desk.settle(consumer, [ready])
     assert not any(admin.pipeline([("HLEN", "unacked"), ("LLEN", "celery")]))
+
+
+def test_a_full_server_is_waited_for_by_those_who_have_nothing_to_do(redis: RedisService, desks: Any) -> None:
+    desk = desks(redis.url)
+    admin = desk.transport._wires.take(1.0)
+    desk.send("held")
+    waiting, fresh = desk.consumer(), desk.consumer("other")
+    (held,) = desk.receive(waiting, 1)
+    desk.idle(waiting)
+    admin.call("CONFIG", "SET", "maxmemory", "1mb")
+    for consumer in (waiting, fresh):
+        desk.until(lambda consumer=consumer: consumer.receive(1) == [] and consumer._waits.refused)
+        assert consumer.poll_interval_s == 1.0
+    desk.settle(waiting, [held])
+    admin.call("CONFIG", "SET", "maxmemory", "0")
+    desk.send("a")
+    desk.send("b", queue="other")
+    assert desk.take(waiting, 1) + desk.take(fresh, 1) == ["a", "b"]
+    desk.idle(waiting)
+    assert admin.call("HLEN", "unacked") == 0
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["refused-too", "taken"])
+def test_what_is_settled_under_a_claim_that_is_refused_is_settled_all_the_same(
+    redis: RedisService, desks: Any, at_once: bool
+) -> None:
+    """The message came while the consumer waited; the claim should have recorded it."""
+    desk = desks(redis.url)
+    admin = desk.transport._wires.take(1.0)
+    consumer = desk.consumer()
+    desk.idle(consumer)
+    desk.send("a")
+    (delivery,) = desk.receive(consumer, 1)
+    admin.call("CONFIG", "SET", "min-replicas-to-write", "1")
+    consumer._claim(1)
+    assert consumer._wire.wait(5.0)  # the refusal is here, and not read
+    if at_once:
+        admin.call("CONFIG", "SET", "min-replicas-to-write", "0")
+    consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("b")])
+    consumer.receive(0)
+    admin.call("CONFIG", "SET", "min-replicas-to-write", "0")
+    assert desk.take(consumer, 1) == ["b"]
+    assert not any(admin.pipeline([("HLEN", "unacked"), ("LLEN", "celery"), ("EXISTS", *consumer_inboxes(consumer))]))
+
+
+def consumer_inboxes(consumer: Any) -> list[str]:
+    found: list[str] = consumer._keys.inboxes(consumer.token, "celery")
+    return found
 
 
 def _is_busy(wire: Any) -> bool:

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from msgspec import Struct
@@ -31,9 +31,11 @@ from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Producer
 from celeriac_broker_redis.scripts import CLAIM, RETURN, Script, settle_script
 from celeriac_broker_redis.sources import Order, Source, turns
-from celeriac_broker_redis.waits import Line, News, Waits
+from celeriac_broker_redis.waits import REFUSALS, Line, News, Waits
 from celeriac_support_redis.standin import address_words
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, connect, pack
+
+T = TypeVar("T")
 
 MAX_CLAIM: Final = 1000
 MAX_CLAIM_BYTES: Final = 8 * 1024 * 1024
@@ -46,8 +48,7 @@ CLOSE_S: Final = 5.0
 LOOK_S: Final = 2.0
 #: A second loss within so long is the worker's to deal with: it backs off, we do not.
 MEND_INTERVAL_S: Final = 1.0
-#: Errors with which a server refuses to write for the time being: the settlement is offered again after a pause.
-REFUSALS: Final = frozenset({"OOM", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN", "ASK"})
+#: After how long a settlement is offered again that the server refuses for now: at first, and at the latest.
 REFUSED_S: Final = (0.2, 2.0)
 #: Errors after which a new connection may do: the server was restarted or told to forget our scripts, or it is a
 #: replica now, and the address may lead to another one that is not.
@@ -86,11 +87,13 @@ class Claim(Struct, frozen=True):
 
 
 class Settled(Struct, frozen=True):
-    """A settlement on its way: how many replies it gets, its bytes, and what it removes from inboxes."""
+    """A settlement on its way: how many replies it gets, its bytes, what it removes from inboxes, and whether it is to
+    be offered again whatever the answer: what it settles was not recorded yet."""
 
     replies: int
     data: bytes
     adoptions: list[Adoption] = []
+    again: bool = False
 
 
 class RedisConsumer:
@@ -130,6 +133,8 @@ class RedisConsumer:
         self._adopt_at = 0.0
         self._ready: list[Delivery] = []
         self._pending: deque[Claim | Settled] = deque()
+        #: How many replies to the first of them are here already.
+        self._replied = 0
         self._error: ReplyError | None = None
         self._claiming = 0
         #: The last claim found less than it asked for: wait rather than ask again.
@@ -162,7 +167,8 @@ class RedisConsumer:
     @property
     def poll_interval_s(self) -> float | None:
         """Descriptors wake the worker; it also asks now and then, and so finds out when the server fell silent."""
-        return 5.0 if self._waits.lines and not self._refused and not self._claim_at else IDLE_S[1]
+        is_waiting = self._waits.lines and not self._waits.refused
+        return 5.0 if is_waiting and not self._refused and not self._claim_at else IDLE_S[1]
 
     def receive(self, limit: int) -> list[Delivery]:
         """See `Consumer.receive`."""
@@ -275,12 +281,13 @@ class RedisConsumer:
         script = self._settle_scripts.get(text)
         if script is None:
             script = self._settle_scripts[text] = settle_script(text)
-            self._leases.load(script)
+            self._aside(lambda: self._leases.load(script))
         tags = acks + [self._tag % settlement.tag for settlement in others]
         words: list[Any] = []
         if publish:
             exchanges = self._producer.exchanges(publish)
-            for command in self._producer.commands(publish, self._leases.tables(exchanges) if exchanges else None):
+            tables = self._aside(lambda: self._leases.tables(exchanges)) if exchanges else None
+            for command in self._producer.commands(publish, tables):
                 words += (len(command), *command)
         sizes = (len(tags), len(acks), len(words), int(odd))
         keys = (*self._records, *(adoption.inbox for adoption in adopted))
@@ -333,6 +340,9 @@ class RedisConsumer:
     def _was_settled(self, entry: Settled) -> None:
         """All its replies are here. One that the server refuses for now is kept; see `_check` for other errors."""
         error, self._error = self._error, None
+        if error is None and entry.again:
+            self._refused.append(Settled(entry.replies, entry.data, entry.adoptions))
+            return
         if error is None:
             self._refused_s = REFUSED_S[0]
             for adoption in entry.adoptions:
@@ -346,8 +356,10 @@ class RedisConsumer:
         self._refused_s = min(self._refused_s * 2, REFUSED_S[1])
 
     def _offer_again(self) -> None:
-        """Write the refused settlements again, when it is time."""
+        """Write the refused settlements again, when it is time, and after what they settle is recorded."""
         if self._refused and time.monotonic() >= self._offer_at:
+            if self._to_adopt:
+                self._claim(0)
             refused, self._refused = self._refused, []
             self._pending.extend(refused)
             self._wire.write(b"".join(entry.data for entry in refused))
@@ -473,16 +485,16 @@ class RedisConsumer:
                 at += 1
                 continue
             assert type(entry) is Settled
-            got = replies[at : at + entry.replies]
+            got = replies[at : at + entry.replies - self._replied]
             at += len(got)
+            self._replied += len(got)
             for reply in got:
                 if isinstance(reply, ReplyError):
                     self._error = reply
-            if len(got) == entry.replies:
+            if self._replied == entry.replies:
                 pending.popleft()
+                self._replied = 0
                 self._was_settled(entry)
-            else:
-                pending[0] = Settled(entry.replies - len(got), entry.data, entry.adoptions)
 
     def _claimed(self, claim: Claim, reply: Any) -> None:
         self._claiming -= 1
@@ -490,6 +502,8 @@ class RedisConsumer:
             if reply.code in REFUSALS:  # nothing was done
                 self._to_adopt.update({adoption.number: adoption for adoption in claim.adoptions})
                 self._claim_at = time.monotonic() + REFUSED_S[0]
+                if any(adoption.number not in self._held for adoption in claim.adoptions):
+                    self._settle_after_all()
                 return
             self._pending.appendleft(claim)  # for `_catch_up`
             self._check(reply)
@@ -508,6 +522,13 @@ class RedisConsumer:
             self._dry = got < claim.limit and size < MAX_CLAIM_BYTES
         if got:
             self._idle_s = IDLE_S[0]
+
+    def _settle_after_all(self) -> None:
+        """A message was settled while the claim that should have recorded it was on its way, and then was refused: what
+        we wrote since may have found nothing to settle."""
+        for at, entry in enumerate(self._pending):
+            if type(entry) is Settled:
+                self._pending[at] = Settled(entry.replies, entry.data, entry.adoptions, True)
 
     def _deliver(self, source: Source, raws: list[bytes], number: int) -> int:
         """Make deliveries of messages with consecutive numbers; returns their bytes."""
@@ -604,7 +625,10 @@ class RedisConsumer:
         timeout_s = self._idle_s
         if self._next_due is not None:
             timeout_s = max(0.001, min(timeout_s, self._next_due - time.monotonic()))
-        self._waits.arm(self._turns[self._turn], room, timeout_s)
+        try:
+            self._waits.arm(self._turns[self._turn], room, timeout_s)
+        except ReplyError as exc:
+            self._check(exc)
 
     def _end_waits(self, lines: Sequence[Line]) -> None:
         try:
@@ -630,6 +654,13 @@ class RedisConsumer:
         """The error that ends this consumer. What its connections still say is out of step with what was asked."""
         self._broken = True
         return TransportLost(f"{why}.")
+
+    def _aside(self, ask: Callable[[], T]) -> T:
+        """Ask something on the lease's connection, which is made anew once if it broke."""
+        try:
+            return ask()
+        except (WireLost, ReplyError) as exc:
+            raise self._lost(exc) from exc
 
     def _attempt(self, act: Callable[[], None]) -> None:
         """Do it; if the connection breaks, mend it and do it once more."""
@@ -676,7 +707,7 @@ class RedisConsumer:
     def _catch_up(self, blocked: Sequence[Line]) -> None:
         """Find what claims and waits brought while nobody heard, and settle again what may not have been."""
         pending, self._pending, self._error = self._pending, deque(), None
-        self._claiming, self._dry = 0, False
+        self._claiming, self._replied, self._dry = 0, 0, False
         for entry in pending:
             if type(entry) is Claim:
                 self._look_up(entry)

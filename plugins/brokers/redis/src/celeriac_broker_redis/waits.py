@@ -23,6 +23,10 @@ from celeriac_support_redis.wire import PushNotification, ReplyError, Wire, Wire
 
 #: So much later than it should an answer may come before the connection counts as dead.
 GRACE_S: Final = 5.0
+#: Errors with which a server refuses to write for the time being.
+REFUSALS: Final = frozenset({"OOM", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN", "ASK"})
+#: So long after one of them there is no waiting but looking again: claims are what a full server performs.
+REST_S: Final = 1.0
 
 Dial = Callable[[int], Wire]
 
@@ -116,6 +120,9 @@ class Waits:
         self._free: dict[str, deque[str]] = {}
         self._trouble: WireLost | ReplyError | None = None
         self.lines: list[Line] = []
+        #: The server does not let us wait, as a full one; until when we do not try.
+        self.refused = False
+        self._rest_until = 0.0
 
     @property
     def armed(self) -> int:
@@ -127,10 +134,11 @@ class Waits:
 
         Raises:
             WireLost: A connection broke, or none was to be had.
+            ReplyError: The server forbids it.
         """
         blocked = {line.source.key for line in self.lines if line.overdue_at is not None}
         for source in order.sources[: min(order.first, self._most)]:
-            if room > 0 and source.key not in blocked and self._block(self._line(source), timeout_s):
+            if room > 0 and not self.refused and source.key not in blocked and self._block(source, timeout_s):
                 blocked.add(source.key)
                 room -= 1
         if self._may_hint:
@@ -147,6 +155,9 @@ class Waits:
         if trouble is not None:
             raise trouble
         news: list[News] = []
+        if self.refused and time.monotonic() >= self._rest_until:
+            self.refused = False
+            news.append(News())
         try:
             for line in self.lines:
                 replies = line.wire.replies()
@@ -203,9 +214,15 @@ class Waits:
         if self._hints is not None:
             self._hints.wire.close()
 
-    def _block(self, line: Line, timeout_s: float) -> bool:
-        """False when all inboxes are taken: then it is time to claim."""
-        free = self._free[line.source.key]
+    def _rest(self) -> None:
+        self.refused, self._rest_until = True, time.monotonic() + REST_S
+
+    def _block(self, source: Source, timeout_s: float) -> bool:
+        """False when all inboxes are taken: then it is time to claim; or when the server refuses."""
+        line = self._line(source)
+        if line is None:
+            return False
+        free = self._free[source.key]
         if not free:
             return False
         line.inbox = free.popleft()
@@ -213,12 +230,19 @@ class Waits:
         line.wire.write(pack(("BLMOVE", line.source.key, line.inbox, "RIGHT", "LEFT", f"{timeout_s:.3f}")))
         return True
 
-    def _line(self, source: Source) -> Line:
+    def _line(self, source: Source) -> Line | None:
         for line in self.lines:
             if line.source.key == source.key:
                 return line
         wire = self._dial(2)
-        wire.call("SADD", self._keys.waits(self._token), source.key)
+        try:
+            wire.call("SADD", self._keys.waits(self._token), source.key)
+        except ReplyError as exc:
+            wire.close()
+            if exc.code not in REFUSALS:
+                raise
+            self._rest()
+            return None
         if source.key not in self._free:
             self._free[source.key] = deque(self._keys.inboxes(self._token, source.key))
         line = Line(wire, source)
@@ -233,7 +257,9 @@ class Waits:
         self.release(line.source, line.inbox)
         if reply is None:
             return [News()]
-        if reply.code != "UNBLOCKED":
+        if reply.code in REFUSALS:
+            self._rest()
+        elif reply.code != "UNBLOCKED":
             raise reply
         return []
 
