@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +17,8 @@ import pytest
 
 from celeriac.exceptions import TransportUnreachable
 from celeriac.spec import Settlement
+from celeriac_broker_amqp.link import Link
+from celeriac_broker_amqp.methods import HEARTBEAT_FRAME
 from celeriac_broker_amqp.transport import AmqpTransport
 
 
@@ -89,6 +93,46 @@ def test_everything_goes_over_tls(
     assert transport.depth("next") == 1
     listener.consumer.close()
     assert transport.depth("q") == 0
+
+
+def test_a_heartbeat_from_another_thread_does_not_disturb_what_is_read(certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    trust = ssl.create_default_context(cafile=f"{certificate}.crt")
+    ours, theirs = socket.socketpair()
+    is_over = threading.Event()
+
+    def talk() -> None:
+        with context.wrap_socket(theirs, server_side=True) as broker:
+            broker.setblocking(False)
+            while not is_over.is_set():
+                for do in (lambda: broker.send(HEARTBEAT_FRAME), lambda: broker.recv(65536)):
+                    with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                        do()
+
+    broker = threading.Thread(target=talk)
+    broker.start()
+    sock = trust.wrap_socket(ours, server_hostname="localhost")
+    link = Link(sock, frame_max=131072, heartbeat_s=1e-9, server={}, where="here", timeout_s=1.0)
+    link._check_heartbeat = lambda: None  # type: ignore[method-assign]
+
+    def beat() -> None:
+        while not is_over.is_set() and link.lost is None:
+            link.beat()
+
+    renewer = threading.Thread(target=beat)
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        renewer.start()
+        for _ in range(6_000):
+            link.pump()
+    finally:
+        sys.setswitchinterval(interval_s)
+        is_over.set()
+        renewer.join()
+        link.drop()
+        broker.join()
 
 
 def test_a_certificate_of_somebody_else_is_refused(

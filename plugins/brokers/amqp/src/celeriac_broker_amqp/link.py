@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final, NoReturn
 
@@ -100,8 +101,13 @@ class Link:
         self.frame_max = frame_max
         self.heartbeat_s = heartbeat_s
         self._sock = sock
+        self._recv, self._send = sock.recv, sock.send
         self._timeout_s = timeout_s
         self._is_tls = isinstance(sock, ssl.SSLSocket)
+        if self._is_tls:
+            # A TLS connection has one state for both directions, and `beat` writes from another thread.
+            lock = threading.Lock()
+            self._recv, self._send = _in_turn(lock, sock.recv), _in_turn(lock, sock.send)
         self._write_lock = threading.Lock()
         self._unsent = b""
         self._inbox: list[bytes] = []
@@ -188,7 +194,7 @@ class Link:
 
     def _write(self, view: memoryview) -> int:
         try:
-            count: int = self._sock.send(view)
+            count: int = self._send(view)
         except _NOT_NOW:
             return 0
         except (OSError, ValueError) as exc:  # ValueError: a TLS socket whose peer hung up
@@ -234,7 +240,7 @@ class Link:
     def _receive(self) -> bytes:
         """What the socket has now; b"" if nothing."""
         try:
-            data: bytes = self._sock.recv(RECV_BYTES)
+            data: bytes = self._recv(RECV_BYTES)
             if data and self._is_tls:
                 data = self._receive_rest(data)
         except _NOT_NOW:
@@ -251,7 +257,7 @@ class Link:
         chunks = [data]
         while chunks[-1]:
             try:
-                chunks.append(self._sock.recv(RECV_BYTES))
+                chunks.append(self._recv(RECV_BYTES))
             except _NOT_NOW:
                 break
         return b"".join(chunks)
@@ -415,6 +421,16 @@ class Link:
     def _fail(self, message: str, cause: BaseException | None = None) -> NoReturn:
         self.lost = TransportLost(message)
         raise self.lost from cause
+
+
+def _in_turn(lock: threading.Lock, do: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function that no two threads do at the same time."""
+
+    def call(what: Any) -> Any:
+        with lock:
+            return do(what)
+
+    return call
 
 
 class _Content:
