@@ -135,6 +135,20 @@ def test_what_came_again_and_is_given_back_says_so_to_whoever_gets_it(
     assert delivery.redelivered or PUBLISH_TRY_HEADER in transport.unpack(delivery.raw).headers
 
 
+@pytest.mark.parametrize("size", [70_000, 65_175])
+def test_a_suspect_whose_headers_are_too_large_costs_no_worker(
+    transport: AmqpTransport, listen: Any, tools: Any, size: int
+) -> None:
+    transport.send([tools.payload("q", text="x" * size)])
+    listen(transport, tools.spec("q")).consumer.close()  # it was there already, and comes again
+    listener = listen(transport, tools.spec("q"))
+    (delivery,) = listener.take(1, 20.0)
+    listener.consumer.settle([Settlement(delivery.tag, "dead", reason="malformed")])
+    listener.consumer.close()
+    (letter,) = transport.browse_dead("q")
+    assert letter.reason == "malformed"
+
+
 def test_which_servers_limit_how_long_a_message_is_held() -> None:
     assert limit_of({"product": "RabbitMQ", "version": "3.8.15"}, None) == 1800.0
     assert limit_of({"product": "RabbitMQ", "version": "3.8.14"}, None) == 0.0

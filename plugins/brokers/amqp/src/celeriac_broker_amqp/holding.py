@@ -27,7 +27,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from celeriac.exceptions import ImproperlyConfigured
-from celeriac.spec import Delivery, QueueSpec, Route
+from celeriac.spec import Delivery, Malformed, QueueSpec, Route
 from celeriac_broker_amqp import message, topology
 from celeriac_broker_amqp.publisher import Item
 
@@ -106,7 +106,7 @@ class Holding:
         self._open_nook = open_nook
         self._publish = publish
         self._acknowledge = acknowledge
-        self._max_header_bytes = max_header_bytes
+        self._max_header_bytes = min(max_header_bytes, message.MAX_HEADER_BYTES)  # a larger one nobody reads
         self._id = secrets.token_hex(6)
         self._nooks: dict[str, Nook] = {}
         self._moves: dict[int, _Move] = {}
@@ -142,12 +142,14 @@ class Holding:
         Args:
             lost: What the copy is to say of deliveries lost.
         """
+        if type(delivery.head) is Malformed:
+            return False  # no task ever ran
         try:
             _, _, header, body = message.split_record(delivery.raw)
             extra = {message.LOST_HEADER: lost, message.HELD_HEADER: str(delivery.tag)}
             header = message.with_headers(header, extra, message.DEATH_HEADERS)
         except ValueError:
-            return False  # it cannot be read, so no task ever ran
+            return False  # it cannot be read
         if delivery.tag in self._moves:
             return True
         nook = self._nook(delivery.queue) if len(header) <= self._max_header_bytes else None
@@ -172,7 +174,10 @@ class Holding:
                         yield move.delivery
 
     def _take_up(self, tag: int, record: bytes) -> Iterator[Delivery]:
-        said = message.unpack(record).headers.get(message.HELD_HEADER)
+        try:
+            said = message.unpack(record).headers.get(message.HELD_HEADER)
+        except ValueError:  # no copy of ours
+            said = None
         move = self._moves.pop(int(said), None) if type(said) is str and said.isdigit() else None
         if move is None:  # its delivery has been settled meanwhile
             self._acknowledge([tag])
