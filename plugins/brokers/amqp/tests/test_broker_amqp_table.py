@@ -112,10 +112,12 @@ def test_a_length_that_lies_allocates_nothing() -> None:
         find_values(b"\x00\x00\x00\x08\x04taskS\xff\xff\xff", 0, {b"task"})
 
 
-@pytest.mark.parametrize("value", [object(), 2**64, Decimal("NaN"), {1, 2}, {"a": object()}])
+@pytest.mark.parametrize("value", [object(), 2**64, Decimal("NaN"), {1, 2}, {"a": object()}, {1: "a"}, [{None: 2}]])
 def test_a_value_without_a_word_in_amqp_is_named(value: object) -> None:
     with pytest.raises(ValueError, match="my-header"):
         write_table({"my-header": value})
+    with pytest.raises(ValueError, match="texts"):
+        write_table({1: value})  # type: ignore[dict-item]
 
 
 def naive(value: Any) -> Any:

@@ -28,7 +28,7 @@ from celeriac.exceptions import PublishRejected, TransportLost
 from celeriac.spec import COUNT_HEADERS, DeadLetter, Delivery, Payload, Route, Settlement
 from celeriac_broker_amqp import message, methods, topology
 from celeriac_broker_amqp.link import Channel, Link
-from celeriac_broker_amqp.publisher import Item, Publisher, make_item
+from celeriac_broker_amqp.publisher import Item, Publisher, make_item, record_of
 
 MAX_ERROR_CHARS: Final = 8192
 #: What we add to a message that is set aside, and take away when it goes back.
@@ -49,16 +49,26 @@ def bury(delivery: Delivery, settlement: Settlement, owner: str, max_header_byte
         "x-celeriac-queue": delivery.queue,
         message.LOST_HEADER: delivery.attempt - (0 if settlement.started else 1),
     }
-    route = Route(topology.dead_queue(delivery.queue))
     try:
-        exchange, key, header, body = message.split_record(delivery.raw)
+        exchange, key, _, _ = message.split_record(delivery.raw)
         reason.update({"x-celeriac-exchange": exchange, "x-celeriac-key": key})
-        header = message.with_headers(header, reason)
-        if len(header) <= max_header_bytes:
-            return Item(route, header, body)
     except ValueError as exc:
-        _log.debug("A dead letter of %s is kept whole, for its headers cannot be read: %s", delivery.queue, exc)
-    return Item(route, message.with_headers(message.bare_header(delivery.raw), reason), delivery.raw)
+        _log.debug("A dead letter of %s cannot be read: %s", delivery.queue, exc)
+    return _set_aside(delivery.queue, delivery.raw, reason, max_header_bytes)
+
+
+def _set_aside(queue: str, record: bytes, reason: dict[str, Any], max_header_bytes: int) -> Item:
+    """A message with the reason among its headers; it is the body if nobody could read them all then, or now."""
+    route = Route(topology.dead_queue(queue))
+    try:
+        _, _, header, body = message.split_record(record)
+        item = Item(route, message.with_headers(header, reason), body)
+        message.unpack(record_of(item))
+        if len(item.header) <= max_header_bytes:
+            return item
+    except ValueError as exc:
+        _log.debug("A dead letter of %s is kept whole, for its headers cannot be read: %s", queue, exc)
+    return Item(route, message.with_headers(message.bare_header(record), reason), record)
 
 
 def make_follower(payload: Payload, owner: str, max_header_bytes: int) -> Item:
@@ -76,18 +86,17 @@ def make_follower(payload: Payload, owner: str, max_header_bytes: int) -> Item:
     return make_item(Payload(payload.body, "application/data", "binary", reason, {}, route))
 
 
-def bury_unroutable(text: str, record: bytes, owner: str) -> Item:
+def bury_unroutable(text: str, record: bytes, owner: str, max_header_bytes: int) -> Item:
     """A message that follows from a task, which no queue has taken, as a dead letter.
 
     Args:
         text: What the broker said.
         record: What it gave back.
     """
-    exchange, routing_key, header, body = message.split_record(record)
+    exchange, routing_key, _, _ = message.split_record(record)
     problem = f"{text} for exchange {exchange!r}, routing key {routing_key!r}"
     _log.error("A message that follows from a task found no queue and is set aside: %s", problem)
-    route = Route(topology.dead_queue(routing_key or exchange))
-    return Item(route, message.with_headers(header, _describe("unroutable", problem, owner)), body)
+    return _set_aside(routing_key or exchange, record, _describe("unroutable", problem, owner), max_header_bytes)
 
 
 # -- looking at them ----------------------------------------------------------------------------------------

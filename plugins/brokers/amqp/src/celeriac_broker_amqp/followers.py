@@ -20,6 +20,7 @@ from celeriac.spec import Poller
 from celeriac.spec.data import PUBLISH_TRY_HEADER
 from celeriac_broker_amqp import message
 from celeriac_broker_amqp.deadletters import bury_unroutable
+from celeriac_broker_amqp.methods import FRAME_OVERHEAD_BYTES
 from celeriac_broker_amqp.publisher import Item, Publisher, record_of
 
 PUBLISH_TIMEOUT_S: Final = 10.0
@@ -34,6 +35,7 @@ class _Held(Struct):
 
     Attributes:
         tags: Their delivery tags.
+        items: What was published last; none while all of it waits for a broker that takes nothing.
         first, last: The sequence number of the first of `items`; the one that must be confirmed.
         retry: Items that the broker refused, to be published again at `retry_at` (monotonic).
     """
@@ -116,6 +118,7 @@ class Followers:
             # After the death of a quorum queue's leader a channel may be refused for ever, while a new one is not.
             self.close()
             publisher = self._open()
+            due = [held for held in waiting if held.retry]  # all, for their numbers mean other messages now
         for held in due:
             self._publish(publisher, held, held.retry)
         self._held = waiting
@@ -149,7 +152,7 @@ class Followers:
 
     def _publish(self, publisher: Publisher, held: _Held, items: list[Item]) -> None:
         if publisher.link.blocked:  # it would not read us; acknowledgements go through all the same
-            held.retry, held.retry_at = items, time.monotonic() + REFUSED_WAIT_S
+            held.items, held.retry, held.retry_at = [], items, time.monotonic() + REFUSED_WAIT_S
             return
         held.items, held.retry = items, []
         held.first = publisher.last + 1
@@ -178,7 +181,8 @@ class Followers:
     def _take_unroutable(self, publisher: Publisher) -> None:
         """Messages that no queue takes are set aside, for a person to look at."""
         unroutable, publisher.unroutable = publisher.unroutable, []
-        items = [bury_unroutable(text, record, self._owner) for text, record in unroutable]
+        room = publisher.link.frame_max - FRAME_OVERHEAD_BYTES
+        items = [bury_unroutable(text, record, self._owner, room) for text, record in unroutable]
         last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
         for held in self._held:  # one of them it was; which one, a returned message does not say
             held.last = last

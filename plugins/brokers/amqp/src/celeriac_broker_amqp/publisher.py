@@ -83,7 +83,11 @@ def make_item(payload: Payload) -> Item:
     due = payload.due
     if due is None or route.exchange or due <= time.time() or name_bytes > MAX_DELAYED_BYTES:
         return Item(route, header, payload.body, mandatory)
-    return Item(route, with_due(header, due, payload.headers), payload.body, mandatory, due)
+    try:
+        return Item(route, with_due(header, due, payload.headers), payload.body, mandatory, due)
+    except ValueError as exc:
+        task_id = payload.headers.get("id", "?")
+        raise PublishRejected(f"message {task_id} was not sent: no room for its time in its headers: {exc}") from exc
 
 
 def record_of(item: Item) -> bytes:
@@ -312,6 +316,8 @@ class Publisher:
             _log.info("A message found no queue %s at %s; declaring it.", routing_key, self.link.where)
             self._declare(routing_key)
             self._declared.add(routing_key)
+            if self._delayed is not None:
+                self._delayed.discard(routing_key)  # its binding for delays has gone with the queue
         self._again.add(record)
         out: list[bytes] = []
         self._add_frames(out, Item(Route(routing_key), header, body))

@@ -86,6 +86,8 @@ def _write_entries(values: Mapping[str, Any]) -> bytes:
 
 
 def _write_key(key: str) -> bytes:
+    if not isinstance(key, str):
+        raise TypeError(f"keys are texts in AMQP, not {type(key).__name__}")
     data = key.encode("utf-8", "surrogatepass")
     if len(data) > 255:
         raise ValueError(f"a key of {len(data)} bytes; AMQP allows 255")
