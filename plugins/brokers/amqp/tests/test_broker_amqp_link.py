@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from celeriac.exceptions import TransportLost
 from celeriac_broker_amqp import methods
+from celeriac_broker_amqp.consumer import _choose_prefetch
 from celeriac_broker_amqp.link import Link
 
 
@@ -98,6 +99,10 @@ def test_a_close_says_why_and_is_answered(pair: tuple[socket.socket, Link]) -> N
     assert theirs.recv(100) == frame(1, 0, b"\x00\x0a\x00\x33")
     with pytest.raises(TransportLost, match="320 CLOSED"):
         link.send(b"more")
+
+
+def test_a_window_without_bounds_asks_for_no_more_than_amqp_has_words_for() -> None:
+    assert methods.limit_prefetch(_choose_prefetch(100_000)).endswith(b"\xff\xff\0")
 
 
 def test_a_peer_that_does_not_read_is_given_up_within_the_deadline(pair: tuple[socket.socket, Link]) -> None:

@@ -40,6 +40,8 @@ CLOSE_TIMEOUT_S: Final = 2.0
 FAIR_WINDOW: Final = 32
 AHEAD: Final = 4
 MAX_PREFETCH: Final = 1024
+#: AMQP has two bytes for it.
+LARGEST_PREFETCH: Final = 65535
 #: A window that has been narrower for so long stays so.
 SHRINK_AFTER_S: Final = 1.0
 TAGS_KEPT: Final = 16
@@ -616,4 +618,4 @@ def _lost(delivery: Delivery) -> int:
 
 
 def _choose_prefetch(window: int) -> int:
-    return window if window <= FAIR_WINDOW else min(window * AHEAD, max(MAX_PREFETCH, window))
+    return window if window <= FAIR_WINDOW else min(window * AHEAD, max(MAX_PREFETCH, window), LARGEST_PREFETCH)
