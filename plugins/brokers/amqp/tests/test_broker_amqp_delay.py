@@ -139,3 +139,22 @@ def topology(service: RabbitMQService, vhost: str) -> Any:
         sorted((one["name"], one["durable"], sorted(one["arguments"].items())) for one in queues),
         sorted(one["name"] for one in service.api("GET", f"exchanges/{vhost}")),
     )
+
+
+def test_a_queue_that_was_made_anew_gets_its_delayed_messages(
+    transport: AmqpTransport, open_transport: Any, listen: Any, tools: Any
+) -> None:
+    """Its bindings go with a queue (an `auto_delete` one, with its last worker); senders do not hear of it."""
+    first = listen(transport, tools.spec("q"))
+    sender = open_transport()
+    sender.send([tools.payload("q", due=time.time() + 1.5)])
+    first.take(1)
+    transport.delete("q")
+    first.consumer.close()
+    second = listen(open_transport(), tools.spec("q"))
+    sender.send([tools.payload("q", due=time.time() + 1.5)])
+    second.take(1)
+    transport.delete("q")
+    tools.wait_until(lambda: second.consumer.receive(1) == [] and second.consumer._asked == 2, "consuming anew")
+    sender.send([tools.payload("q", due=time.time() + 1.5)])
+    second.take(1)

@@ -23,6 +23,8 @@ from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
 from celeriac_broker_amqp.message import DELAY_BITS, DELIVERY_EXCHANGE
 
 SCRATCH_CHANNEL: Final = 2
+#: For a binding that is only to be made sure of.
+BIND_TIMEOUT_S: Final = 4.0
 DEAD_PREFIX: Final = "celeriac.dead."
 MAX_NAME_BYTES: Final = 255
 DEAD_KEEP_MS: Final = 7 * 24 * 3600 * 1000
@@ -164,6 +166,24 @@ def bind_delayed(link: Link, queue: str, deadline: float) -> None:
     """Let delayed messages for `queue` out into it. Exactly for it: `#.b` would also take those for `a.b`."""
     key = "*." * DELAY_BITS + queue
     _ask(link, methods.bind_queue(queue, DELIVERY_EXCHANGE, key), methods.QUEUE_BIND_OK, deadline)
+
+
+def bind_again(link: Link, queue: str) -> bool:
+    """As `bind_delayed`, for a queue that may have been made anew, which its senders do not hear of; False if there are
+    no delay queues, of which RabbitMQ's log complains, so it is better not asked for every queue.
+
+    Raises:
+        TransportLost: The connection dropped.
+    """
+    try:
+        bind_delayed(link, queue, time.monotonic() + BIND_TIMEOUT_S)
+    except ValueError:
+        return True  # its name leaves no room for a wait, so nothing is delayed for it
+    except ChannelClosed as exc:
+        if exc.code != methods.NOT_FOUND:
+            _log.warning("Queue %s gets no delayed messages if it was made anew: %s", queue, exc)
+        return exc.code != methods.NOT_FOUND
+    return True
 
 
 def bind_for_celery(link: Link, spec: QueueSpec, queue_type: str, deadline: float) -> None:

@@ -38,6 +38,8 @@ from celeriac_broker_amqp.publisher import Publisher, make_item
 CONSUMER_HEARTBEAT_S: Final = 6.0
 #: Making the delay queues, which is done once in the life of a broker, may take so long.
 DELAYS_TIMEOUT_S: Final = 30.0
+#: Where there are no delay queues, they are not looked for again for so long.
+NO_DELAYS_S: Final = 2.0
 SEND_TIMEOUT_S: Final = 10.0
 #: A publisher that is to be blocked hears of it at once; so long its message is waited for.
 ALARM_S: Final = 2.0
@@ -91,6 +93,7 @@ class AmqpTransport:
         self._terms: Terms | None = None
         self._known: dict[str, QueueSpec] = {}
         self._consumed: set[str] = set()
+        self._no_delays_until = 0.0  # no delay queue has ever been made
         self._reset()
 
     def _reset(self) -> None:
@@ -226,8 +229,15 @@ class AmqpTransport:
             if spec.name not in self._consumed:
                 raise
         topology.bind_for_celery(link, spec, self._delay_queue_type, time.monotonic() + DELAYS_TIMEOUT_S)
+        if spec.exchange or not spec.auto_delete:  # else it is for replies, which nobody delays
+            self._bind_again(link, spec.name)
         self._known[spec.name] = spec
         self._consumed.add(spec.name)
+
+    def _bind_again(self, link: Link, queue: str) -> None:
+        """Let delayed messages out into a queue that may have been made anew."""
+        if time.monotonic() >= self._no_delays_until and not topology.bind_again(link, queue):
+            self._no_delays_until = time.monotonic() + NO_DELAYS_S
 
     # -- broadcasts -------------------------------------------------------------------------------------------
 
