@@ -260,3 +260,31 @@ def test_a_compressed_reply_is_a_message_that_celery_s_own_library_opens() -> No
     assert json.loads(opened)["result"] == "x" * 1000
     consumer.close()
     transport.close()
+
+
+def test_who_looks_for_an_answer_is_not_held_up_by_those_that_others_get(tmp_path: Path) -> None:
+    transport = make_transport("celeriac_broker_sqlite", f"sqlite:///{tmp_path}/replies.db")
+    backend = RpcBackend("rpc://", SETTINGS, KitHost(transport))
+    backend.expect(["mine"])
+    told = json.dumps({"status": states.SUCCESS, "result": 1})
+    data = f"application/json\nutf-8\n{told}".encode()
+    is_over = threading.Event()
+
+    def answer_others() -> None:
+        worker = RpcBackend("rpc://", SETTINGS, KitHost(transport))
+        while not is_over.wait(0.002):
+            worker.store([StoredResult(str(uuid.uuid4()), states.SUCCESS, data, "kit-replies")])
+
+    worker = threading.Thread(target=answer_others, daemon=True)
+    worker.start()
+    asker = threading.Thread(target=backend.fetch, args=(["mine"],), daemon=True)
+    asker.start()
+    try:
+        asker.join(5.0)
+        assert not asker.is_alive()
+    finally:
+        is_over.set()
+        worker.join()
+        asker.join()
+        backend.close()
+        transport.close()

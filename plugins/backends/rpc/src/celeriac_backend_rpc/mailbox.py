@@ -30,6 +30,8 @@ WINDOW: Final = 256
 KEEP_S: Final = 5.0
 #: Who asks for an answer that is not here waits so long for what is on its way; brokers need a moment to hand out.
 GRACE_S: Final = 0.02
+#: … and no longer than this while few at a time come for others: more would be what had come before.
+TRICKLE_S: Final = 0.1
 #: While the broker is away, it is tried again so often.
 RETRY_S: Final = 0.5
 
@@ -150,14 +152,16 @@ class Mailbox:
     # -- who reads --------------------------------------------------------------------------------------------
 
     def _fetch_missing(self, task_ids: Sequence[str]) -> None:
-        """Read until all of these are here or nothing more comes."""
+        """Read until all of these are here or nothing more comes. What trickles in for others is not waited for."""
+        ends = time.monotonic() + TRICKLE_S
         while True:
             with self._changed:
                 count = self._count
                 if all(self._find(task_id) for task_id in task_ids):
                     return
             self._look_in(GRACE_S)
-            if self._count == count:
+            came = self._count - count
+            if not came or (came < WINDOW and time.monotonic() > ends):
                 return
 
     def _look_in(self, timeout_s: float = 0.0) -> None:
