@@ -111,6 +111,26 @@ def test_a_group_is_saved_and_restored_with_its_parents(app: Celery) -> None:
     assert GroupResult.restore("g", app=app) is None
 
 
+def test_an_apps_classes_of_results_are_those_of_its_results(app: Celery) -> None:
+    other = Celery("other", set_as_current=False)
+    result = app.AsyncResult("a", task_name="t")
+    assert (result.app, result.task_name) == (app, "t")
+    assert isinstance(result, app.AsyncResult)
+    assert isinstance(AsyncResult("b", app=app), app.AsyncResult)
+    assert not isinstance(result, (other.AsyncResult, app.GroupResult, app.ResultSet))
+    assert pickle.loads(pickle.dumps(result)) == result
+    group = app.GroupResult("saved", [done(app, "c", 1)])
+    group.save()
+    assert app.GroupResult.restore("saved") == group
+
+    class Own(app.AsyncResult):  # type: ignore[name-defined, misc] # a class that is made while the program runs
+        pass
+
+    assert Own("d").app is app
+    assert isinstance(Own("d"), app.AsyncResult)
+    assert not isinstance(result, Own)
+
+
 def test_tuples_lists_and_pickles_bring_results_back(app: Celery) -> None:
     result = app.AsyncResult("c", parent=app.AsyncResult("b", parent=app.AsyncResult("a")))
     assert result.as_list() == ["c", "b", "a"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from celeriac import _state, states
 from celeriac.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
@@ -20,6 +20,7 @@ from celeriac.spec.backend import Document
 from celeriac.utils.graph import DependencyGraph
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 #: How long to wait for results of one store before it is another's turn.
 TURN_S: Final = 0.2
@@ -887,7 +888,7 @@ class GroupResult(ResultSet):
     @classmethod
     def restore(cls, id: str, backend: Any = None, app: Any = None) -> GroupResult | None:
         """What `save` kept under this id; None if there is nothing."""
-        app = app or _state.get_current_app()
+        app = app or getattr(cls, "of_app", None) or _state.get_current_app()
         found = (backend or app.backend).load_group(id)
         return None if found is None else result_from_tuple(found, app)
 
@@ -918,6 +919,35 @@ class GroupResult(ResultSet):
 
     def __repr__(self) -> str:
         return f"<GroupResult: {self.id} [{', '.join(str(result.id) for result in self.results)}]>"
+
+
+class _OfApp(type):
+    """The classes that `class_for_app` makes, and what programs derive from them."""
+
+    of_app: Any
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        plain = vars(cls).get("plain")
+        made = super().__call__(*args, **kwargs) if plain is None else plain(*args, **kwargs)
+        if made._app is None:
+            made._app = cls.of_app
+        return made
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        plain = vars(cls).get("plain")
+        if plain is None:
+            return super().__instancecheck__(instance)
+        return isinstance(instance, plain) and instance.app is cls.of_app
+
+
+def class_for_app(kind: type[R], app: Any) -> type[R]:
+    """A class of results that are this app's unless another is named.
+
+    Its results are of `kind` itself, as those of calls are, so they can be pickled; and all of `kind` that are this
+    app's are instances of it.
+    """
+    made = _OfApp(kind.__name__, (kind,), {"of_app": app, "plain": kind, "__doc__": kind.__doc__, "__slots__": ()})
+    return cast("type[R]", made)
 
 
 def _revoke(

@@ -38,7 +38,7 @@ from celeriac.exceptions import (
     OperationalError,
 )
 from celeriac.execution.execute import run_eagerly
-from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet
+from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet, class_for_app
 from celeriac.utils.clock import LamportClock
 from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
 from celeriac.utils.names import get_cls_by_name
@@ -639,19 +639,20 @@ class Celery:
 
     # -- results --------------------------------------------------------------------------------------------
 
-    def AsyncResult(
-        self, id: str, backend: Any = None, task_name: str | None = None, parent: Any = None, **_: Any
-    ) -> AsyncResult[Any]:
-        """The result of a call, by its id."""
-        return AsyncResult(id, backend or self.store_of(task_name), task_name, self, parent)
+    @cached_property
+    def AsyncResult(self) -> type[AsyncResult[Any]]:
+        """The result of a call, by its id: `celeriac.result.AsyncResult` for this app."""
+        return class_for_app(AsyncResult, self)
 
-    def ResultSet(self, results: list[Any], **_: Any) -> ResultSet:
+    @cached_property
+    def ResultSet(self) -> type[ResultSet]:
         """Several results together."""
-        return ResultSet(results, app=self)
+        return class_for_app(ResultSet, self)
 
-    def GroupResult(self, id: str | None = None, results: list[Any] | None = None, **_: Any) -> GroupResult:
-        """The results of a group."""
-        return GroupResult(id, results, app=self)
+    @cached_property
+    def GroupResult(self) -> type[GroupResult]:
+        """The results of a group; `restore(id)` gives those that were saved."""
+        return class_for_app(GroupResult, self)
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -752,7 +753,7 @@ class Celery:
 
     @property
     def timezone(self) -> tzinfo:
-        """The time zone of naive datetimes: the setting `timezone`, else UTC (or local time without `enable_utc`)."""
+        """The zone of schedules and of `now`: the setting `timezone`, else UTC (or local time without `enable_utc`)."""
         name = self.conf["timezone"]
         if isinstance(name, tzinfo):
             return name
@@ -786,7 +787,7 @@ class Celery:
         return None
 
     def uses_utc_timezone(self) -> bool:
-        """Whether naive times are UTC."""
+        """Whether the app's time zone is UTC."""
         return self.timezone is timezone.utc or str(self.timezone) == "UTC"
 
     # -- in Celery's and kombu's vocabulary -----------------------------------------------------------------
