@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from celeriac.exceptions import (
     NotRegistered,
     Retry,
 )
+from celeriac.signals import before_task_publish
 from celeriac.utils.time import get_exponential_backoff_interval
 
 
@@ -338,3 +340,33 @@ def test_a_setting_that_is_changed_later_takes_effect(app: Celery) -> None:
     task.delay(1)
     assert app.transport is not first
     assert app.transport.depth("other") == 1
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_time_without_a_zone_is_utc_whatever_the_apps_zone(app: Celery, as_text: bool) -> None:
+    app.conf.timezone = "Asia/Tokyo"
+    task = app.task(name="t")(add_plainly)
+    sent: list[dict[str, Any]] = []
+    remember = before_task_publish.connect(lambda headers, **_: sent.append(dict(headers)), weak=False)
+    try:
+        for moment in (datetime(2030, 1, 1, 12), datetime(2030, 1, 1, 12, tzinfo=timezone(timedelta(hours=2)))):
+            given = moment.isoformat() if as_text else moment
+            task.apply_async((1,), eta=given, expires=given)
+    finally:
+        before_task_publish.disconnect(remember)
+    wanted = [datetime(2030, 1, 1, hour, tzinfo=timezone.utc) for hour in (12, 10)]
+    for key in ("eta", "expires"):
+        assert [datetime.fromisoformat(headers[key]) for headers in sent] == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"eta": "soon"}, "eta must be a datetime or ISO 8601 text, not 'soon'"),
+        ({"expires": "zz"}, "expires must be seconds, a datetime or ISO 8601 text, not 'zz'"),
+        ({"priority": "high"}, "priority must be a whole number from 0 to 9, not 'high'"),
+    ],
+)
+def test_a_wrong_option_of_a_call_is_named(app: Celery, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        app.task(name="t")(add_plainly).apply_async((1,), **options)

@@ -245,3 +245,17 @@ def test_what_is_due_is_a_pure_question() -> None:
     assert len(late.slots) == 1  # the newest one is not even a minute old
     tenth = find_due(schedule(10), NOON, NOON + timedelta(seconds=34))
     assert ([slot.at.second for slot in tenth.slots], tenth.next_s) == ([30], 6)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"task": "t", "schedule": "every minute"}, "not 'every minute'"),
+        ({"tsk": "t", "schedule": 1}, "unexpected keyword argument 'tsk'"),
+        ({"schedule": 1}, "it has no 'task'"),
+        ({"task": "t"}, "it has no 'schedule'"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_named(entry: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=f"The entry 'nightly' .*{reason}.* An entry has task and schedule"):
+        Recorder(make_app(beat_schedule={"nightly": entry}))

@@ -89,7 +89,7 @@ def test_a_module_without_an_app_says_so(write: Write) -> None:
 
 def test_a_wrong_variable_is_answered_with_the_near_one(write: Write) -> None:
     write("app_near.py", APP.format(name="queue"))
-    with pytest.raises(ImproperlyConfigured, match=r"has no 'quuee'. Did you mean 'queue'\?"):
+    with pytest.raises(ImproperlyConfigured, match=r"has no 'quuee'. Its app is 'queue': -A app_near:queue"):
         find_app("app_near:quuee")
 
 

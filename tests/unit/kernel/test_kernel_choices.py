@@ -152,3 +152,10 @@ def test_the_known_abilities_are_those_the_contract_explains(kind: str, module: 
 def test_a_pool_that_celery_has_and_nobody_here_is_answered_with_what_to_take() -> None:
     with pytest.raises(PluginNotFound, match="Greenlets run in the pool gevent: pip install celeriac-pool-gevent"):
         Kernel({}).find("pool", "eventlet")
+
+
+def test_a_url_without_a_scheme_is_not_taken_for_the_name_of_a_package(fake_site: FakeSite) -> None:
+    fake_site.install("broker", "good")
+    with pytest.raises(PluginNotFound, match=r"'localhost'.*A URL begins with its scheme") as refused:
+        Kernel({"broker_url": "localhost"}).make_transport()
+    assert "pip install" not in str(refused.value)

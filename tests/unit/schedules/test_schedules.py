@@ -84,6 +84,8 @@ def test_numbers_and_timedeltas_become_schedules() -> None:
     assert own.app is app
     with pytest.raises(TypeError, match="run_every"):
         schedule(None)
+    with pytest.raises(TypeError, match=r"a schedule is a number of seconds.* not 'hourly'"):
+        maybe_schedule("hourly")
 
 
 class EveryFullMoon(BaseSchedule):

@@ -95,8 +95,8 @@ def build_payload(
         take("headers", None),
         None,
         take("shadow", None),
-        _eta(take("countdown", None), take("eta", None), app),
-        _expires(take("expires", None), app),
+        _eta(take("countdown", None), take("eta", None)),
+        _expires(take("expires", None)),
         take("group_id", None),
         take("group_index", None),
         take("retries", 0),
@@ -111,7 +111,7 @@ def build_payload(
         take("stamped_headers", None),
         None,
         take("reply_to", None) or app.thread_oid,
-        None if priority is None else int(priority),
+        None if priority is None else _priority(priority),
         _delivery_mode(take("delivery_mode", None) or conf["task_default_delivery_mode"]),
         take("serializer", None) or conf["task_serializer"],
         take("compression", None) or conf["task_compression"],
@@ -183,24 +183,38 @@ def _as_list(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _eta(countdown: Any, eta: Any, app: Celery) -> datetime | None:
+def _eta(countdown: Any, eta: Any) -> datetime | None:
     if countdown is not None:
         try:
             return after(as_seconds(countdown))
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"countdown must be a number of seconds, not {countdown!r}") from None
-    return None if eta is None else as_moment(eta, app.timezone)
+    if eta is None:
+        return None
+    if not isinstance(eta, (datetime, str)):
+        raise TypeError(f"eta must be a datetime or ISO 8601 text, not {type(eta).__name__}: {eta!r}")
+    try:
+        return as_moment(eta)
+    except ValueError:
+        raise ValueError(f"eta must be a datetime or ISO 8601 text, not {eta!r}") from None
 
 
-def _expires(expires: Any, app: Celery) -> datetime | None:
+def _expires(expires: Any) -> datetime | None:
     if expires is None:
         return None
-    if isinstance(expires, (datetime, str)):
-        return as_moment(expires, app.timezone)
     try:
+        if isinstance(expires, (datetime, str)):
+            return as_moment(expires)
         return after(as_seconds(expires)).astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"expires must be seconds, a datetime or ISO 8601 text, not {expires!r}") from None
+
+
+def _priority(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"priority must be a whole number from 0 to 9, not {value!r}") from None
 
 
 def _delivery_mode(mode: Any) -> int:

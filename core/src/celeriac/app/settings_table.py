@@ -49,7 +49,7 @@ GENERAL: Final[tuple[Row, ...]] = (
         "timezone",
         "timezone",
         None,
-        "Zone for naive times and for schedules. None: UTC, or local if `enable_utc` is off.",
+        "Zone of schedules and of `app.now()`. None: UTC, or local if `enable_utc` is off.",
     ),
     ("imports", "texts", (), "Modules with tasks that a worker imports when it starts."),
     ("include", "texts", (), "As `imports`; `--include` and `Celery(include=...)` add to it."),

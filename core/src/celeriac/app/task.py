@@ -687,7 +687,8 @@ def make_check(fun: Callable[..., Any], bound: bool) -> Callable[..., Any] | Non
         if not slash and positional_only and parameter is positional_only[-1]:
             parts.append("/")
             slash = True
-    check = eval(f"lambda {', '.join(parts)}: None")  # names come from a signature, so they are identifiers
+    # Names come from a signature, so they are identifiers. Of «builtins», Python's messages name no module.
+    check = eval(f"lambda {', '.join(parts)}: None", {"__name__": "builtins"})
     if not bound:
         return check  # type: ignore[no-any-return]
     return lambda *args, **kwargs: check(None, *args, **kwargs)

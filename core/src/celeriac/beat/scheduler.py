@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, NamedTuple
 
 from celeriac.beat.entry import ScheduleEntry, call_arguments
-from celeriac.exceptions import CeleriacError
+from celeriac.exceptions import CeleriacError, ImproperlyConfigured
 from celeriac.log import get_logger
 from celeriac.schedules import crontab
 
@@ -123,7 +123,14 @@ class Scheduler:
         if isinstance(entry, self.Entry):
             entry.app = self.app
             return entry
-        return self.Entry(**{**entry, "name": name, "app": self.app})
+        try:
+            made = self.Entry(**{**entry, "name": name, "app": self.app})
+        except (TypeError, ValueError) as exc:
+            raise _no_entry(name, str(exc)) from exc
+        for word in ("task", "schedule"):
+            if getattr(made, word, None) is None:
+                raise _no_entry(name, f"it has no {word!r}")
+        return made
 
     def get_schedule(self) -> Any:
         """The entries by name."""
@@ -273,3 +280,10 @@ class Scheduler:
     def info(self) -> str:
         """A few words for the start-up page."""
         return ""
+
+
+def _no_entry(name: str, reason: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(
+        f"The entry {name!r} of the schedule (beat_schedule) cannot be read: {reason}. An entry has task and schedule, "
+        f"and may have args, kwargs, options, relative, catch_up and paused."
+    )

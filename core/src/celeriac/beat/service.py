@@ -149,6 +149,8 @@ class EmbeddedService(threading.Thread):
         self.app.set_current()
         try:
             self.service.start(embedded_process=True)
+        except ImproperlyConfigured as exc:
+            _log.error("beat.failed", error=str(exc))
         except Exception as exc:
             _log.exception("beat.failed", error=str(exc))
 

@@ -94,8 +94,9 @@ def _attribute(module: ModuleType, path: str) -> Any:
     found: Any = module
     for part in path.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [name for name in dir(found) if not name.startswith("_")], n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            apps = [name for name, value in vars(module).items() if isinstance(value, Celery)]
+            near = difflib.get_close_matches(path, apps, n=1) or apps[:1]
+            hint = f" Its app is {near[0]!r}: -A {module.__name__}:{near[0]}." if near else ""
             raise ImproperlyConfigured(f"The module {module.__name__!r} ({module.__file__}) has no {path!r}.{hint}")
         found = getattr(found, part)
     return found

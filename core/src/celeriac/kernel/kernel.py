@@ -62,6 +62,7 @@ class Choice:
     kind: str
     names: tuple[str, ...]
     asked_by: str
+    bare: bool = False  # a URL without a scheme
 
 
 class Kernel:
@@ -228,7 +229,7 @@ class Kernel:
             raise ImproperlyConfigured(f"no {kind} is configured. Set {setting}, as in 'redis://localhost:6379/0'.")
         scheme = scheme_of(url)
         names = (scheme, scheme.partition("+")[0]) if "+" in scheme else (scheme,)
-        return Choice(kind, names, f"the {kind} URL {mask_url(url)!r}")
+        return Choice(kind, names, f"the {kind} URL {mask_url(url)!r}", bare="://" not in url)
 
     def _select(self, choice: Choice) -> PluginInfo:
         for name in choice.names:
@@ -364,6 +365,8 @@ def _not_found(choice: Choice) -> PluginNotFound:
         parts.append(INSTEAD[choice.kind, name])
     elif near:
         parts.append(f"Did you mean {near[0]!r}?")
+    elif choice.bare:
+        parts.append("A URL begins with its scheme, as in redis://localhost/0.")
     elif re.fullmatch(r"[a-z][a-z0-9-]*", name):
         parts.append(f"Try: pip install celeriac-{choice.kind}-{name}")
     parts += catalog().troubles  # it may be in one of those

@@ -219,10 +219,16 @@ class schedule(BaseSchedule):
 
 
 def maybe_schedule(value: Any, relative: bool = False, app: Any = None) -> Any:
-    """A schedule from seconds or a timedelta; a schedule (or None) is returned as it is, for this app."""
+    """A schedule from seconds or a timedelta; a schedule (or None) is returned as it is, for this app.
+
+    Raises:
+        TypeError: It is none of these.
+    """
     if value is None:
         return None
     if isinstance(value, (int, float, timedelta)):
         return schedule(value, relative, app=app)
+    if not hasattr(value, "is_due"):
+        raise TypeError(f"a schedule is a number of seconds, a timedelta, a crontab or the like, not {value!r}")
     value.app = app
     return value

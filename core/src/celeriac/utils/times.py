@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 UTC = timezone.utc
@@ -47,13 +47,14 @@ def to_unix(text: str) -> float:
     return seconds
 
 
-def as_moment(value: Any, zone: tzinfo) -> datetime:
-    """A user's `eta`: a datetime (naive ones are in `zone`) or ISO text."""
-    if isinstance(value, str):
-        value = parse_iso(value)
-    if not isinstance(value, datetime):
-        raise TypeError(f"eta must be a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
-    return value if value.tzinfo is not None else value.replace(tzinfo=zone)
+def as_moment(value: datetime | str) -> datetime:
+    """A datetime, or ISO 8601 text, as an aware datetime; what says no zone is UTC, whatever the app's zone is.
+
+    Raises:
+        ValueError: Not such a text.
+    """
+    moment = parse_iso(value) if isinstance(value, str) else value
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def after(seconds: float | timedelta) -> datetime:
