@@ -572,7 +572,7 @@ class BrokerConformance(AbilityAware):
         transport.send([make_payload(queue), make_payload(queue)])
         consumer = open_consumer(queue, window=1)
         (dead,) = bench.take(consumer, 1)
-        consumer.settle([Settlement(dead.tag, "dead", reason="malformed", error="x" * 20_000)])
+        consumer.settle([Settlement(dead.tag, "dead", reason="malformed: \udcff", error="\udcff" + "x" * 20_000)])
         (alive,) = bench.take(consumer, 1)
         assert _id(alive) != _id(dead)
         consumer.settle([Settlement(alive.tag)])

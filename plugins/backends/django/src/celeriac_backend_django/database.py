@@ -442,8 +442,11 @@ def _as_bytes(text: str, encoding: str) -> bytes:
 
 
 def _clean(value: Any, limit: int | None = None) -> str | None:
-    """Text that every database takes: PostgreSQL refuses NUL."""
-    return None if value is None else str(value).replace("\0", "\\0")[:limit]
+    """Text that every database takes: PostgreSQL refuses NUL, and UTF-8 has no lone surrogates, as Python writes bytes
+    of a file name that is not UTF-8."""
+    if value is None:
+        return None
+    return str(value).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")[:limit]
 
 
 def _translated(exc: Exception) -> BackendError:

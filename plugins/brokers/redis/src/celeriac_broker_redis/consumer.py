@@ -305,8 +305,7 @@ class RedisConsumer:
     def _end(self, settlement: Settlement, source: Source, raw: bytes) -> tuple[Any, ...]:
         """Verb, target, number of words, and words."""
         if settlement.verb == "dead":
-            error = settlement.error.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
-            why = ("reason", settlement.reason, "error", error)
+            why = ("reason", _cut(settlement.reason), "error", _cut(settlement.error))
             fields = ("raw", raw, *why, "attempt", attempt_of(raw)[0], "owner", self._owner)
             counted = (self._keys.dropped, source.queue)
             return ("dead", self._keys.dead(source.queue), len(fields) + 2, *counted, *fields)
@@ -744,3 +743,8 @@ class RedisConsumer:
             elif recorded:
                 key, raw = origin(self._keys, entry, odd)
                 self._deliver(sources.get(key, claim.order.sources[0]), [raw], number)
+
+
+def _cut(text: str) -> bytes:
+    """Text of a task's, which may be long, and may have lone surrogates (of a file name that is no UTF-8)."""
+    return text.encode("utf-8", "backslashreplace")[:MAX_ERROR_BYTES]

@@ -61,6 +61,7 @@ PURGED_PER_STEP: Final = 10_000
 #: Listeners are told of a delayed message that is due sooner than this; of others they learn when they look again.
 SOON_S: Final = 1.0
 _LAST_ID: Final = 2**63 - 1
+_ID_DIGITS: Final = 18
 
 
 class Packed(NamedTuple):
@@ -274,7 +275,7 @@ def bury(conn: sqlite3.Connection, owner: int, id: int, reason: str, error: str,
         " SELECT h.queue, m.raw, h.attempt, ?, ?, o.node, ? FROM celeriac_held AS h"
         " JOIN celeriac_messages AS m ON m.id = h.id JOIN celeriac_owners AS o ON o.id = h.owner"
         " WHERE h.owner = ? AND h.id = ? RETURNING queue",
-        (reason, error[:ERROR_CHARS], now, *key),
+        (_plain(reason), _plain(error), now, *key),
     ).fetchone()
     if row is None:
         return
@@ -288,10 +289,13 @@ def bury(conn: sqlite3.Connection, owner: int, id: int, reason: str, error: str,
 
 def forget_old(conn: sqlite3.Connection, queue: str, now: float) -> None:
     """Drop dead letters of a queue that are too many or too old, and count them."""
+    # They lie in the order of their times: one that is young ends the search. To read the time of each is to walk
+    # through its message, under the write lock.
     dropped = conn.execute(
-        "DELETE FROM celeriac_dead WHERE queue = ?1 AND (at <= ?3 OR id <="
-        " (SELECT id FROM celeriac_dead WHERE queue = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2))",
-        (queue, DEAD_KEPT, now - DEAD_KEPT_S),
+        "DELETE FROM celeriac_dead WHERE queue = ?1 AND id < max("
+        " ifnull((SELECT id FROM celeriac_dead WHERE queue = ?1 AND at > ?3 ORDER BY id LIMIT 1), ?4),"
+        " ifnull((SELECT id FROM celeriac_dead WHERE queue = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2) + 1, 0))",
+        (queue, DEAD_KEPT, now - DEAD_KEPT_S, _LAST_ID),
     ).rowcount
     if dropped:
         conn.execute(
@@ -324,12 +328,21 @@ def browse_dead(conn: sqlite3.Connection, queue: str, after: int, limit: int, no
 
 def take_dead(conn: sqlite3.Connection, queue: str, id: str) -> bytes | None:
     """Remove one dead letter; return its message."""
-    if not id.isdecimal():
-        return None
     row = conn.execute(
-        "DELETE FROM celeriac_dead WHERE queue = ? AND id = ? RETURNING raw", (queue, int(id))
+        "DELETE FROM celeriac_dead WHERE queue = ? AND id = ? RETURNING raw", (queue, dead_number(id))
     ).fetchone()
     return None if row is None else bytes(row[0])
+
+
+def dead_number(id: str) -> int:
+    """The number of a dead letter; 0, which none has, for what is no such number."""
+    return int(id) if id.isdecimal() and len(id) <= _ID_DIGITS else 0
+
+
+def _plain(text: str) -> str:
+    """Text of a task's as SQLite takes it: not too long, and without lone surrogates, which UTF-8 does not have, and as
+    which Python reads a file name's bytes that are no UTF-8."""
+    return text[:ERROR_CHARS].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:

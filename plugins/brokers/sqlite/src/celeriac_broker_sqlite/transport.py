@@ -120,7 +120,7 @@ class SqliteTransport:
             return self.database.read(lambda conn: store.dead_boxes(conn, queues, time.time()))
 
     def browse_dead(self, queue: str, *, after: str = "", limit: int = 100) -> list[DeadLetter]:
-        behind = int(after) if after.isdecimal() else 0
+        behind = store.dead_number(after)
         with self.errors():
             return self.database.read(lambda conn: store.browse_dead(conn, queue, behind, limit, time.time()))
 
