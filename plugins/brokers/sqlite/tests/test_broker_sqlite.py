@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,7 +22,7 @@ from celeriac.exceptions import (
     TransportLost,
     TransportUnreachable,
 )
-from celeriac.spec import DeadBox, Malformed, QueueSpec, Route, Settlement, StoredResult
+from celeriac.spec import DeadBox, ExchangeSpec, Malformed, QueueSpec, Route, Settlement, StoredResult
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, KitHost, eventually
 from celeriac_backend_sqlite.backend import SqliteBackend
@@ -224,6 +225,21 @@ def test_a_dead_letter_keeps_its_bytes_and_its_story(transport: SqliteTransport,
     assert (letter.queue, letter.attempt, letter.reason, letter.owner) == ("q", 1, "malformed", "w0@here")
     assert letter.error == "E" * 8192
     assert abs(letter.at - time.time()) < 10
+
+
+def test_a_reason_that_is_no_utf8_is_kept_and_an_id_that_is_no_number_of_sqlites_is_nobody(
+    transport: SqliteTransport, open_consumer: Open
+) -> None:
+    transport.send([make_payload("q")])
+    consumer = open_consumer()
+    (delivery,) = consumer.receive(1)
+    name = os.fsdecode(b"caf\xe9")
+    consumer.settle([Settlement(delivery.tag, "dead", reason=f"rejected: {name}", error=name)])
+    consumer.flush(1)
+    (letter,) = transport.browse_dead("q", after="9" * 5000)
+    assert (letter.reason, letter.error) == ("rejected: caf\\udce9", "caf\\udce9")
+    ids = ["9" * 19, "9" * 20, "9" * 5000, "-1", "x"]
+    assert (transport.requeue_dead("q", ids), transport.drop_dead("q", ids)) == (0, 0)
 
 
 def test_the_oldest_dead_letters_make_room(
@@ -729,3 +745,19 @@ def test_a_user_s_own_tables_may_stand_in_the_same_file(path: Path, transport: S
     transport.send([make_payload("q")])
     assert peek(path, "SELECT count(*) FROM orders") == [(0,)]
     assert transport.depth("q") == 1
+
+
+def test_a_listener_whose_folder_was_removed_is_lost_rather_than_deaf(
+    transport: SqliteTransport, path: Path, bench: Bench
+) -> None:
+    exchange = ExchangeSpec("kit", "fanout")
+    listener = transport.listen(exchange, QueueSpec("q"), poller=bench)
+    try:
+        transport.broadcast(exchange, [make_payload("q"), make_payload("q")])
+        assert len(listener.receive(10)) == 2
+        shutil.rmtree(folder_of(str(path)))
+        transport.broadcast(exchange, [make_payload("q")])
+        with pytest.raises(TransportLost, match="was removed or replaced"):
+            listener.receive(10)
+    finally:
+        listener.close()

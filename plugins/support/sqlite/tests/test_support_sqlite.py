@@ -81,6 +81,18 @@ def test_a_transaction_that_fails_leaves_nothing(path: Path) -> None:
     database.close()
 
 
+def test_a_connection_to_a_file_that_was_replaced_meanwhile_is_not_lent_again(path: Path) -> None:
+    database = open_file(path)
+    with database.connection() as old:
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+        with database.transaction():
+            pass  # another thread, on the new file
+    with database.connection() as conn:
+        assert conn is not old
+    database.close()
+
+
 def test_parts_have_versions_of_their_own(path: Path) -> None:
     open_file(path).connect().close()
     other = Database(Location(f"sqlite:///{path}"), "others", 7, ["CREATE TABLE others (text)"])

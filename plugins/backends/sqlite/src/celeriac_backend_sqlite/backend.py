@@ -214,8 +214,9 @@ class SqliteBackend:
     def _take_ear(self) -> Ear:
         while self._spare:
             ear = self._spare.pop()
-            if ear.is_open:  # those of a process that forked us are not
+            if ear.is_open and not ear.is_given_up():  # a process that forked us has its own; the folder may be new
                 return ear
+            ear.close()
         with self._database.connection():
             pass  # what is wrong with the file itself is said first
         try:

@@ -45,12 +45,13 @@ class Fanout:
 
     @property
     def database(self) -> Database:
-        if self._database is None:
-            folder = folder_of(self.path)
+        folder = folder_of(self.path)
+        if self._database is None or self._database.is_replaced():  # it may have been removed, and the folder with it
             try:
                 os.makedirs(folder, exist_ok=True)
             except OSError as exc:
                 raise cannot_listen(folder, exc) from exc
+        if self._database is None:
             location = Location(f"sqlite:///{os.path.join(folder, 'fanout.db')}", "process")
             self._database = Database(location, "fanout", VERSION, SCHEMA)
         return self._database
@@ -129,6 +130,8 @@ class SqliteListener:
     def receive(self, limit: int) -> list[bytes]:
         if not self._ear.is_open:
             raise TransportLost(f"sqlite broker: this listener of {self._fanout.path} is closed")
+        if self._ear.is_given_up():  # a table made since would count its rows from one, and we beyond
+            raise TransportLost(f"sqlite broker: {folder_of(self._fanout.path)} was removed or replaced while in use.")
         self._ear.drain()
         self._ear.live()
         self._ear.sleep()  # before looking, so that what comes after the look wakes us

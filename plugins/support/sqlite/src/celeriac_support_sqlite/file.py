@@ -152,6 +152,7 @@ class Database:
     def connection(self) -> Iterator[sqlite3.Connection]:
         """Borrow a connection for a moment; errors of SQLite come out as `StoreTrouble`."""
         conn = self._take()
+        identity = self._identity
         try:
             yield conn
         except sqlite3.Error as exc:
@@ -160,7 +161,10 @@ class Database:
         except BaseException:
             self.disconnect(conn)
             raise
-        self._free.append(conn)
+        if self._identity == identity:
+            self._free.append(conn)
+        else:
+            self.disconnect(conn)  # another thread has found the file replaced meanwhile: this is the old one
 
     @contextmanager
     def transaction(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[sqlite3.Connection]:
