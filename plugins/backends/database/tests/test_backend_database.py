@@ -6,6 +6,7 @@ import gc
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import StoredResult
+from celeriac.spec import DONE_S, Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
 from celeriac.testing.services import MariaDBService, PostgresService
 from celeriac_backend_database.backend import DatabaseBackend
@@ -70,6 +71,22 @@ def admin(url: str) -> sa.Engine:
 
 
 # -- the tables ---------------------------------------------------------------------------------------------
+
+
+def test_a_traceback_that_is_no_utf8_is_kept_with_its_failure(make: Make, file: Path) -> None:
+    backend = make(f"db+sqlite:///{file}")
+    name = os.fsdecode(b"caf\xe9")
+    backend.store([result(backend, "a", "FAILURE", traceback=f"no {name}", name=name, args=[name], kwargs={})])
+    found = fetched(backend, "a")
+    assert (found["traceback"], found["name"], found["args"]) == ("no caf\\udce9", "caf\\udce9", [name])
+
+
+def test_a_chord_that_has_ended_is_forgotten_even_if_results_are_kept_for_ever(make: Make, file: Path) -> None:
+    backend = make(f"db+sqlite:///{file}", result_expires=None)
+    backend.open_chords([Chord("g", 1, b"body", 60.0)])
+    backend.close_chords(backend.join([ChordPart("g", "a", 0, b"a")]))
+    ((kept_until,),) = peek(file, "SELECT expires FROM celeriac_chords")
+    assert time.time() < kept_until <= time.time() + DONE_S
 
 
 def test_a_row_has_celerys_columns_and_encodings(make: Make, file: Path) -> None:

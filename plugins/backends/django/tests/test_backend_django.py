@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +22,7 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, ImproperlyConfigured, SettingError, Unsupported
-from celeriac.spec import Chord, ChordPart, StoredResult
+from celeriac.spec import DONE_S, Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
 from celeriac.testing.services import PostgresService
 from celeriac_backend_django.cache import DjangoCacheBackend
@@ -94,6 +96,22 @@ def test_models_and_migration_agree(project: Path) -> None:
     assert len(names) == 16
     indexes = {name for (name,) in peek(project, "SELECT name FROM sqlite_master WHERE name LIKE 'django_cele_%'")}
     assert {index.name for model in (TaskResult, GroupResult) for index in model._meta.indexes} <= indexes
+
+
+def test_a_chord_that_has_ended_is_forgotten_even_if_results_are_kept_for_ever(project: Path) -> None:
+    backend = make(result_expires=None)
+    backend.open_chords([Chord("g", 1, b"body", 60.0)])
+    backend.close_chords(backend.join([ChordPart("g", "a", 0, b"a")]))
+    kept_until = JoinedChord.objects.get(chord_key="g").expires
+    assert kept_until is not None
+    assert time.time() < kept_until <= time.time() + DONE_S
+
+
+def test_a_traceback_that_is_no_utf8_is_kept_with_its_failure(project: Path) -> None:
+    backend, name = make(), os.fsdecode(b"caf\xe9")
+    backend.store([result(backend, "a", "FAILURE", traceback=f"no {name}", name=name, args=[name], kwargs={})])
+    found = fetched(backend, "a")
+    assert (found["traceback"], found["name"], found["args"]) == ("no caf\\udce9", "caf\\udce9", [name])
 
 
 def test_a_chord_that_django_celery_results_has_begun_is_joined_and_its_row_goes(project: Path) -> None:

@@ -111,6 +111,17 @@ def test_what_a_killed_writer_left_behind_the_end_of_a_log_is_written_over(tmp_p
     assert os.listdir(tmp_path / OWN_FOLDER / "chords") == ["g.state"]
 
 
+def test_a_chord_that_has_ended_is_forgotten_even_if_results_are_kept_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celeriac_backend_filesystem.chords.DONE_S", 0.0)
+    backend = make(tmp_path, result_expires=None)
+    backend.open_chords([Chord("g", 1, b"body", 60.0), Chord("h", 1, b"body", 60.0)])
+    backend.close_chords(backend.join([ChordPart("g", "a", 0, b"a")]))
+    assert backend.cleanup() == 1
+    assert sorted(os.listdir(tmp_path / OWN_FOLDER / "chords")) == ["h.body", "h.state"]
+
+
 def test_R7_chords_without_news_are_removed_with_the_rest(tmp_path: Path) -> None:
     backend, others = make(tmp_path, result_chord_expires=0.01), make(tmp_path, result_expires=3600)
     backend.open_chords([Chord("g", 2, b"body", 60.0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError
-from celeriac.spec import StoredResult
+from celeriac.spec import DONE_S, Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
 from celeriac_backend_sqlite import backend as module
 from celeriac_backend_sqlite import celeriac_make_backend
@@ -44,6 +45,24 @@ def peek(path: Path, sql: str, parameters: Any = ()) -> list[Any]:
         return conn.execute(sql, parameters).fetchall()
     finally:
         conn.close()
+
+
+def test_a_chord_that_has_ended_is_forgotten_even_if_results_are_kept_for_ever(path: Path) -> None:
+    backend = make(path, result_expires=None)
+    backend.open_chords([Chord("g", 1, b"body", 60.0)])
+    backend.close_chords(backend.join([ChordPart("g", "a", 0, b"a")]))
+    ((kept_until,),) = peek(path, "SELECT expires FROM celeriac_chords")
+    assert time.time() < kept_until <= time.time() + DONE_S
+    backend.close()
+
+
+def test_a_waiter_of_a_folder_that_was_removed_is_not_used_again(path: Path, backend: SqliteBackend) -> None:
+    first = backend.watch(["a"])
+    first.close()
+    shutil.rmtree(folder_of(str(path)))
+    second = backend.watch(["b"])
+    assert os.listdir(folder_of(str(path)))
+    second.close()
 
 
 def test_other_schemes_are_left_to_others() -> None:

@@ -135,7 +135,8 @@ class Chords:
         now = unix_now(conn)
         for key, claim in sorted((self._key_of(claim.group), claim.token) for claim in claims):
             held = sa.and_(CHORD.c.chord_key == key, CHORD.c.token == claim, CHORD.c.done == 0)
-            remembered = sa.case((CHORD.c.expires < now + DONE_S, now + DONE_S), else_=CHORD.c.expires)
+            # Not for ever, even if results are.
+            remembered = sa.case((CHORD.c.expires > now + DONE_S, CHORD.c.expires), else_=now + DONE_S)
             ended = sa.update(CHORD).where(held).values(done=1, body=b"", overdue=None, expires=remembered)
             if conn.execute(ended).rowcount:
                 conn.execute(sa.delete(PART).where(PART.c.chord_key == key))

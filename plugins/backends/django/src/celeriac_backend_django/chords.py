@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from django.db import connections, router, transaction
 from django.db.models import Case, Count, F, FloatField, Q, Value, When
-from django.db.models.functions import Greatest
+from django.db.models.functions import Coalesce, Greatest
 
 from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
 from celeriac_backend_django.common import fitting_id
@@ -83,7 +83,8 @@ class Chords:
         with self._transaction():
             now = self._now()
             for key, token in sorted((fitting_id(claim.group), claim.token) for claim in claims):
-                remembered = None if self._lifetime_s is None else Greatest(F("expires"), Value(now + DONE_S))
+                # Not for ever, even if results are.
+                remembered = Greatest(Coalesce(F("expires"), Value(0.0)), Value(now + DONE_S))
                 held = self._heads(chord_key=key, token=token, done=False)
                 if held.update(done=True, body=b"", overdue=None, expires=remembered):
                     self._parts(chord_key=key).delete()

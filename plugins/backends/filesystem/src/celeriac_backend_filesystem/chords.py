@@ -116,7 +116,9 @@ class Chords:
             with self._locked(path):
                 state = self._load(path)
                 if state is not None and state.token == claim.token and not state.done:
-                    self._save(path, State(claim.group, max(state.expires, now + DONE_S), done=True))
+                    # Not for ever, even if results are.
+                    kept = state.expires if state.expires < NEVER else 0.0
+                    self._save(path, State(claim.group, max(kept, now + DONE_S), done=True))
                     self._remove(path, BODY, PARTS)
 
     def overdue(self, folder: Path, limit: int, claim_s: float, now: float) -> list[ChordClaim]:

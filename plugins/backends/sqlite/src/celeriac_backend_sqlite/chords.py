@@ -46,7 +46,9 @@ IS_COMPLETE: Final = """SELECT 1 FROM celeriac_chords WHERE group_id = ?1 AND NO
     (SELECT count(*) FROM celeriac_chord_parts WHERE group_id = ?1)"""
 CLAIM: Final = """UPDATE celeriac_chords SET token = ?2, claimed = ?3, overdue = ?3
     WHERE group_id = ?1 AND claimed <= ?4 AND NOT done RETURNING size, body"""
-CLOSE: Final = """UPDATE celeriac_chords SET done = 1, body = x'', overdue = NULL, expires = max(expires, ?3)
+#: What has ended is not kept for ever, even if results are.
+CLOSE: Final = """UPDATE celeriac_chords
+    SET done = 1, body = x'', overdue = NULL, expires = max(ifnull(expires, 0), ?3)
     WHERE group_id = ?1 AND token = ?2 AND NOT done RETURNING 1"""
 
 
