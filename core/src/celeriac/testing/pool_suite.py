@@ -568,6 +568,19 @@ class PoolConformance:
             assert os.umask(mask) == mask
             os.fstat(1)
 
+    def test_P8_a_process_that_a_job_forks_ends_with_that_job(self, tmp_path: Path) -> None:
+        ran = tmp_path / "ran"
+        with self.started(slots=1) as driver:
+            forks, others = brief("fork 0.2"), [brief(f"note {ran} {number}") for number in range(10)]
+            driver.submit(forks, *others)
+            assert driver.outcomes([forks, *others]) == ["succeeded"] * 11
+            if "hard_limit" in driver.pool.abilities:
+                slow = job("fork 5", hard_limit_s=0.4)
+                driver.submit(slow)
+                assert driver.final(slow).outcome == "timed_out"
+            driver.idle(0.1)
+        assert sorted(lines(ran), key=int) == [str(number) for number in range(10)]
+
     # -- P9: size --------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("size", [50_000, 64 << 10, 200_000, 3 << 20])

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,7 @@ class ScriptedProgram:
     `padded …`                    what follows is ignored: a job of any size
     `exit N` `kill N`             ends its process, or sends it a signal
     `leave`                       raises SystemExit past the program, which the contract forbids
+    `fork S`                      forks a process that comes back out of the job at once, and waits S seconds for it
     `vandal`                      closes files, moves to another folder, takes over the signal handlers
     `grow MIB`                    keeps so much memory
     `inherits TEXT`               answers with what of the worker is here: a descriptor that leads to TEXT, its `SECRET`
@@ -107,6 +109,8 @@ class ScriptedProgram:
             self._kept.append(b"x" * (int(rest[0]) << 20))
         elif verb == "inherits":
             report.detail = f"descriptor: {rest[0] in descriptors().values()}, memory: {bool(SECRET)}"
+        elif verb == "fork":
+            _fork(float(rest[0]))
         elif verb == "vandal":
             _vandalize()
         elif verb not in ("pass", "padded"):
@@ -141,6 +145,15 @@ def descriptors() -> dict[str, str]:
         except OSError:
             continue  # the descriptor of the listing itself, or no link on this system
     return found
+
+
+def _fork(seconds: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the copy does not have
+        pid = os.fork()
+    if pid:
+        time.sleep(seconds)
+        os.waitpid(pid, 0)
 
 
 def _vandalize() -> None:

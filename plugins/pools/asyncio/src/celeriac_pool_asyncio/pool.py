@@ -23,6 +23,7 @@ from typing import Final, cast
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import CoroutineProgram, Job, JobReport, PoolOptions, SlotProgram
 from celeriac_support_pools.outbox import Outbox, take_all
+from celeriac_support_pools.process import COPIES
 
 #: So long a coroutine may take to end once it was cancelled; then its slot is given up.
 PATIENCE_S: Final = 1.0
@@ -66,7 +67,7 @@ class AsyncioPool:
         self._telling: set[Run] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._pid = 0
+        self._pid = self._copies = 0
 
     @property
     def slots(self) -> int:
@@ -83,6 +84,7 @@ class AsyncioPool:
         except Exception as exc:
             raise PoolBroken(f"pool asyncio: the slots could not begin: {exc!r}") from exc
         self._pid = os.getpid()
+        self._copies = COPIES.count
         self._outbox.open()
         self._loop = asyncio.new_event_loop()
         # A daemon: a coroutine that blocks the loop must not keep the worker's process from ending.
@@ -242,6 +244,8 @@ class AsyncioPool:
         return emit
 
     def _finish(self, run: Run, report: JobReport) -> None:
+        if COPIES.count != self._copies:
+            os._exit(0)  # a process that the job forked has come back out of it
         report.pid = self._pid
         self._telling.add(run)  # before it is taken out, so that `stop` sees it in one place or the other
         mine = self._running.pop(run.job.token, None) is not None  # else somebody else has answered for it

@@ -31,6 +31,7 @@ from celeriac.spec import Job, JobReport, SlotProgram
 from celeriac_pool_gevent import frames
 from celeriac_pool_gevent.coroutines import Coroutines
 from celeriac_support_pools import process
+from celeriac_support_pools.process import COPIES
 
 #: One that was told to end has so long; then it is answered for, and its slot is somebody else's. It is told so often.
 PATIENCE_S: Final = 1.0
@@ -100,6 +101,7 @@ class _Child:
         self._fd = ends.fd
         self._words = ends.page.words
         self._pid = os.getpid()
+        self._copies = COPIES.count
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._runs: dict[int, Run] = {}
@@ -216,6 +218,8 @@ class _Child:
 
     def _finish(self, run: Run, report: JobReport) -> None:
         """Answer for a job, once."""
+        if COPIES.count != self._copies:
+            os._exit(0)  # a process that the job forked has come back out of it
         for timer in run.timers:
             timer.stop()
             timer.close()

@@ -31,6 +31,7 @@ from celeriac.spec import Job, JobReport, SlotProgram
 from celeriac_pool_prefork import frames
 from celeriac_pool_prefork.frames import ASKED, CANCELLED, CANCELLED_LIMIT, HANDED_BACK, SINCE, SOFT, TOKEN
 from celeriac_support_pools import process
+from celeriac_support_pools.process import COPIES
 
 #: A job expected to take longer is not «brief»: reports do not wait for it, and nothing waits behind it.
 BRIEF_S: Final = 0.005
@@ -88,6 +89,7 @@ class _Slot:
         self._words = ends.page.words
         self._limits = ends.limits
         self._pid = os.getpid()
+        self._copies = COPIES.count
         self._inbox = frames.Inbox()
         self._file: int | None = None
         self._batch: deque[Job] = deque()
@@ -176,6 +178,8 @@ class _Slot:
                     report = JobReport(token, "timed_out", detail="ended at its soft time limit")
                 except BaseException as exc:
                     report = JobReport(token, "lost", detail=f"the slot's program raised {exc!r}")
+                if COPIES.count != self._copies:
+                    os._exit(0)  # a process that the job forked has come back out of it
             words[SINCE] = 0
             self._started += 1
             report.token, report.pid = token, pid

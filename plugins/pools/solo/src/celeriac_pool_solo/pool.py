@@ -111,6 +111,8 @@ class SoloPool:
                 raise
         finally:
             self._running = None
+            if os.getpid() != self._pid:
+                os._exit(0)  # a process that the job forked has come back out of it
         report.pid = self._pid
         return report
 

@@ -21,6 +21,7 @@ from typing import Final
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import Job, JobReport, PoolOptions, SlotProgram
 from celeriac_support_pools.outbox import Outbox, take_all
+from celeriac_support_pools.process import COPIES
 
 #: Brief jobs wake one thread for about so much work, since more threads would only fight for the interpreter.
 SHARE_S: Final = 0.001
@@ -47,7 +48,7 @@ class ThreadsPool:
         self._limits: dict[int, tuple[float, float]] = {}  # by token: when a running job will be stuck, and its limit
         self._done: list[JobReport] = []
         self._help_at = math.inf
-        self._pid = 0
+        self._pid = self._copies = 0
 
     @property
     def slots(self) -> int:
@@ -64,6 +65,7 @@ class ThreadsPool:
         except Exception as exc:
             raise PoolBroken(f"pool threads: the slots could not begin: {exc!r}") from exc
         self._pid = os.getpid()
+        self._copies = COPIES.count
         self._outbox.open()
         for _ in range(self._target):
             self._add_thread()
@@ -216,6 +218,8 @@ class ThreadsPool:
             report = self._program.run(job, emit)
         except BaseException as exc:
             report = JobReport(token, "lost", detail=f"the slot's program raised {exc!r}")
+        if COPIES.count != self._copies:
+            os._exit(0)  # a process that the job forked has come back out of it
         report.pid = self._pid
         if job.hard_limit_s:
             del self._limits[token]

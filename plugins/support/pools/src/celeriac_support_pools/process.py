@@ -31,6 +31,25 @@ _PR_SET_NAME: Final = 15
 _PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
+class Copies:
+    """Tells a process that a job has forked, and that comes back out of the job: it is a copy of the slot, and must end
+    before it reports, takes another job or writes to the page.
+
+    Attributes:
+        count: From how many forks this process comes. Who remembers it and sees another is in a copy.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        os.register_at_fork(after_in_child=self._add)
+
+    def _add(self) -> None:
+        self.count += 1
+
+
+COPIES: Final = Copies()
+
+
 class Page:
     """A page of memory that worker and child both see, as 64-bit `words`.
 
