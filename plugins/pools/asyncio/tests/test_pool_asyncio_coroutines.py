@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -140,3 +141,21 @@ def test_a_plain_job_does_not_hold_up_the_loop(program: CoroutineProgram) -> Non
         assert driver.final(coroutine).outcome == "succeeded"
         assert plain.token in driver.open
         assert driver.final(plain).outcome == "succeeded"
+
+
+def test_a_function_for_which_there_is_no_thread_waits_until_there_is_one(
+    program: CoroutineProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter([True, True])
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "celeriac-function" and next(refusals, False):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pool(program, slots=1) as driver:
+        first, second = job("pass"), job("pass")
+        driver.submit(first, second)
+        assert driver.outcomes([first, second]) == ["succeeded", "succeeded"]

@@ -27,6 +27,8 @@ from celeriac_support_pools.process import COPIES
 
 #: So long a coroutine may take to end once it was cancelled; then its slot is given up.
 PATIENCE_S: Final = 1.0
+#: If the system gives no thread, it is asked again after so long.
+NO_THREAD_S: Final = 0.5
 
 
 class Run:
@@ -64,6 +66,7 @@ class AsyncioPool:
         self._backlog: deque[Job] = deque()
         self._done: list[JobReport] = []
         self._running: dict[int, Run] = {}
+        self._is_short = False  # of threads, for which it asks again in a moment
         self._telling: set[Run] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -181,19 +184,34 @@ class AsyncioPool:
                 job = self._backlog.popleft()
             except IndexError:
                 return
-            self._begin(job)
+            if not self._begin(job):
+                self._backlog.appendleft(job)
+                if not self._is_short:
+                    self._is_short = True
+                    cast("asyncio.AbstractEventLoop", self._loop).call_later(NO_THREAD_S, self._try_again)
+                return
 
-    def _begin(self, job: Job) -> None:
+    def _try_again(self) -> None:
+        self._is_short = False
+        self._begin_some()
+
+    def _begin(self, job: Job) -> bool:
+        """Begin a job; False if there is no thread to be had for it now."""
         run = self._running[job.token] = Run(job)
         if not job.coroutine:
             context = contextvars.copy_context()
             work = threading.Thread(target=context.run, args=(self._run, run), name="celeriac-function", daemon=True)
-            work.start()
-            return
+            try:
+                work.start()
+            except RuntimeError:
+                del self._running[job.token]
+                return False
+            return True
         loop = cast("asyncio.AbstractEventLoop", self._loop)
         run.task = loop.create_task(self._await(run))
         if job.hard_limit_s:
             run.limit = loop.call_later(job.hard_limit_s, self._end, job.token, "timed_out", f"{job.hard_limit_s:g}")
+        return True
 
     async def _await(self, run: Run) -> None:
         job = run.job
