@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import Pool, PoolOptions, SlotProgram
@@ -35,7 +39,7 @@ def test_limits_and_cancelling_reach_one_that_waits_beside_one_that_computes() -
 
 
 class Deaf(ScriptedProgram):
-    """Its jobs let no signal in."""
+    """Jobs of its own let no signal in."""
 
     def run(self, job: Any, emit: Any) -> Any:
         if job.raw == b"deaf":
@@ -44,6 +48,13 @@ class Deaf(ScriptedProgram):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
             while True:
                 pass
+        if job.raw == b"deaf for long":
+            import signal
+
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+            super().run(structs.replace(job, raw=b"spin 1.5", announce=False), emit)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+            job = structs.replace(job, raw=b"pass", announce=False)
         return super().run(job, emit)
 
 
@@ -56,6 +67,49 @@ def test_what_no_signal_reaches_is_ended_with_its_process(monkeypatch: pytest.Mo
         report = driver.final(neighbour)
         assert (report.outcome, "SIGKILL" in report.detail) == ("lost", True)
         after = job("pass")
+        driver.submit(after)
+        assert driver.final(after).outcome == "succeeded"
+
+
+def test_a_limit_does_not_strike_what_has_yet_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gevent_pool, "KILL_AFTER_S", 0.5)
+    with _Suite().started(Deaf(), slots=2) as driver:
+        deaf, late = job("deaf for long"), job("pass", announce=True, hard_limit_s=0.2)
+        driver.submit(deaf)
+        driver.submit(late)
+        assert driver.outcomes([deaf, late]) == ["succeeded", "succeeded"]
+
+
+class Slow(ScriptedProgram):
+    """Its second process never begins."""
+
+    def begin(self) -> None:
+        assert self._notes is not None
+        super().begin()
+        while self._notes.read_text().count("begin") == 2:
+            time.sleep(0.01)
+
+
+def test_a_process_that_does_not_come_up_is_replaced(tmp_path: Path) -> None:
+    with _Suite().started(Slow(tmp_path / "notes"), start_timeout_s=1.0) as driver:
+        killed, after = job("kill 9"), job("pass")
+        driver.submit(killed)
+        assert driver.final(killed).outcome == "lost"
+        driver.submit(after)
+        assert driver.final(after).outcome == "succeeded"
+
+
+def test_a_lack_of_descriptors_delays_the_next_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _Suite().started() as driver:
+        with monkeypatch.context() as patch:
+
+            def refuse() -> Any:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            patch.setattr(gevent_pool.socket, "socketpair", refuse)
+            killed, after = job("kill 9"), job("pass")
+            driver.submit(killed)
+            assert driver.final(killed).outcome == "lost"
         driver.submit(after)
         assert driver.final(after).outcome == "succeeded"
 

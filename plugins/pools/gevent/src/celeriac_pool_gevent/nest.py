@@ -35,15 +35,22 @@ class Given:
 
     Attributes:
         soft_at, hard_at, cancel_at: When it should be ended (`time.monotonic`); infinite: never.
+        begun: As far as is known: one that says so when it begins has not yet said so.
     """
 
-    __slots__ = ("cancel_at", "hard_at", "hard_limit_s", "soft_at")
+    __slots__ = ("begun", "cancel_at", "hard_at", "hard_limit_s", "soft_at", "soft_limit_s")
 
     def __init__(self, job: Job, now: float) -> None:
-        self.hard_limit_s = job.hard_limit_s
-        self.soft_at = now + (job.soft_limit_s or math.inf)
-        self.hard_at = now + (job.hard_limit_s or math.inf)
+        self.soft_limit_s, self.hard_limit_s = job.soft_limit_s, job.hard_limit_s
         self.cancel_at = math.inf
+        self.begin(now)
+        self.begun = not job.announce
+
+    def begin(self, now: float) -> None:
+        """It begins now."""
+        self.begun = True
+        self.soft_at = now + (self.soft_limit_s or math.inf)
+        self.hard_at = now + (self.hard_limit_s or math.inf)
 
     def due(self) -> float:
         """When the first of these comes."""
@@ -59,16 +66,18 @@ class Nest:
         doomed: What is said of jobs when its end is seen, for which the pool has ended it.
         budget: How many jobs it may still be given.
         retry_at: When to try again to write what it had no room for (`time.monotonic`).
+        ready_by: When it must be ready (`time.monotonic`).
         trouble: Why it could not begin, in its own words.
     """
 
-    def __init__(self, pid: int, fd: int, page: process.Page, max_tasks: int | None) -> None:
+    def __init__(self, pid: int, fd: int, page: process.Page, max_tasks: int | None, ready_by: float) -> None:
         self.pid = pid
         self.ready = False
         self.given: dict[int, Given] = {}
         self.doomed: dict[int, JobReport] = {}
         self.budget = sys.maxsize if max_tasks is None else max_tasks
         self.retry_at = math.inf
+        self.ready_by = ready_by
         self.trouble = ""
         self.fresh_kib = 0
         self._fd = fd

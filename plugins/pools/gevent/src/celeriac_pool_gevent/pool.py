@@ -143,7 +143,11 @@ class GeventPool:
     def _bear(self) -> None:
         """Fork a child; it takes jobs once it has said that it is ready."""
         self._birth_at = math.inf
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as exc:  # no descriptor to be had
+            self._plan_birth(f"it cannot be made: {exc}")
+            return
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         page = process.Page()
@@ -162,12 +166,13 @@ class GeventPool:
         except OSError as exc:
             os.close(our_fd)
             page.close()
-            self._trouble = str(exc)
-            self._plan_birth()
+            self._plan_birth(f"it cannot be made: {exc}")
             return
         finally:
             os.close(their_fd)
-        self._nest = nest = Nest(pid, our_fd, page, self._options.max_tasks_per_child)
+        ready_by = time.monotonic() + self._options.start_timeout_s
+        self._nest = nest = Nest(pid, our_fd, page, self._options.max_tasks_per_child, ready_by)
+        self._look_at = min(self._look_at, ready_by)
         for fd in nest.fds():
             self._options.poller.watch(fd)
 
@@ -191,16 +196,17 @@ class GeventPool:
             self._leaving.remove(nest)
             return
         self._nest = None
-        self._trouble = nest.trouble or f"it ended by {cause}"
+        trouble = self._trouble = nest.trouble or f"it ended by {cause}"
         if self._stopping:
             return
         if is_explained:
             self._pause_s = PAUSE_S[0]
             self._bear()
         else:
-            self._plan_birth()
+            self._plan_birth(trouble)
 
-    def _plan_birth(self) -> None:
+    def _plan_birth(self, trouble: str) -> None:
+        self._trouble = trouble
         log.warning("pool.birth_delayed", pause_s=self._pause_s, reason=self._trouble)
         self._birth_at = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, PAUSE_S[1])
@@ -288,7 +294,9 @@ class GeventPool:
         for report in batch:
             if report.token not in nest.given:
                 continue  # it was answered for already
-            if report.outcome in FINAL_OUTCOMES:
+            if report.outcome == "accepted":
+                nest.given[report.token].begin(time.monotonic())
+            elif report.outcome in FINAL_OUTCOMES:
                 del nest.given[report.token]
                 nest.doomed.pop(report.token, None)
             reports.append(report)
@@ -307,12 +315,18 @@ class GeventPool:
         """See to jobs that should have been reported by now: these do not let the hub turn."""
         self._look_at = math.inf
         for nest in self._nests():
+            if not nest.ready:
+                if now >= nest.ready_by:
+                    nest.trouble = f"it was not ready within {self._options.start_timeout_s:g} s"
+                    nest.kill()
+                else:
+                    self._look_at = min(self._look_at, nest.ready_by)
             for token, given in list(nest.given.items()):
                 due = given.due()
                 if now < due + INSIST_S:
                     self._look_at = min(self._look_at, due + INSIST_S)
                     continue
-                if now >= given.hard_at + KILL_AFTER_S:
+                if now >= given.hard_at + KILL_AFTER_S and given.begun:
                     nest.doomed[token] = JobReport(token, "timed_out", detail=f"{given.hard_limit_s:g}", pid=nest.pid)
                     nest.kill()
                     break
