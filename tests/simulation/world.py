@@ -313,7 +313,7 @@ class Node:
         self.awake_since = self.wake_at = world.now
         self.renew_at = self.look_at = world.now
         self.asked = 0
-        self.lost_before: set[str] = set()
+        self.lost_before: set[str] = set()  # runs, as the process can know; of some the message had come again since
         self.renewer: Renewer | None = None
         clock = Clock(
             monotonic=lambda: world.now + 1000.0,
@@ -466,7 +466,8 @@ class Node:
         return renewer
 
     def aside(self, work: Callable[[], None]) -> None:
-        known = self.lost_before  # a step that was on its way cannot know more
+        # A step that was on its way cannot know more, not even that what came again is lost once more.
+        known = {run for run in self.lost_before if not self.has_again(run)}
 
         def run() -> None:
             if self.frozen:
