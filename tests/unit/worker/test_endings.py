@@ -66,7 +66,7 @@ def test_a_call_that_nobody_sealed_sets_off_nothing_when_it_is_refused(app: Cele
     pay = {"task": "pay", "args": ["them"], "kwargs": {}, "options": {}, "immutable": True, "subtask_type": None}
     body = json.dumps([[], {}, {"errbacks": [pay]}]).encode()
     with start_worker(app, pool="threads", perform_ping_check=False):
-        transport = app.make_transport()
+        transport: Any = app.make_transport()
         transport.send([make_payload("celery", body)])
         eventually(lambda: len(transport.browse_dead("celery")) > 0, within_s=10)
         app.send_task("pay", ["us"]).get(timeout=10)

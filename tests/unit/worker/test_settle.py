@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from celeriac.exceptions import BackendLost
-from celeriac.spec.data import Payload, Route, Settlement, StoredResult
+import pytest
+
+from celeriac.exceptions import BackendLost, TransportLost
+from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload, Route, Settlement, StoredResult
 from celeriac.worker.clock import Clock
 from celeriac.worker.settle import Settler
 from celeriac.worker.spool import MAX_TRIES, Ending, Spool
@@ -17,28 +19,39 @@ class Ledger:
 
     def __init__(self) -> None:
         self.done: list[str] = []
-        self.is_away = False
+        self.is_away = self.is_cut = self.is_silent = self.is_broken = False
         self.refused: set[str] = set()
 
     def store(self, batch: Sequence[StoredResult]) -> None:
         if self.is_away or self.refused & {result.task_id for result in batch}:
             raise BackendLost("away")
+        if self.is_broken:
+            raise ZeroDivisionError("a fault of the plugin's")
         self.done += [f"store {result.task_id}" for result in batch]
 
     def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
+        if self.is_cut:
+            raise TransportLost("cut")
         self.done += [f"publish {payload.headers['id']}" for payload in publish]
         self.done += [f"{settlement.verb} {settlement.tag}" for settlement in batch]
+
+    def flush(self, timeout_s: float) -> None:
+        if self.is_silent:
+            raise TransportLost("no answer")
+
+    def commands(self, batch: Sequence[StoredResult]) -> Any:
+        return batch
 
 
 class Bench:
     """A settler between two ledgers, on a clock that the test moves."""
 
-    def __init__(self, **bounds: int) -> None:
+    def __init__(self, *, joint: bool = False, **bounds: int) -> None:
         self.ledger = Ledger()
         self.now = 100.0
         self.aside: list[Callable[[], None]] = []
         clock = Clock(monotonic=lambda: self.now, uniform=lambda low, high: high, aside=self.aside.append)
-        self.settler = Settler(self.ledger, self.ledger, joint=False, spool=Spool(**bounds), clock=clock)  # type: ignore[arg-type]
+        self.settler = Settler(self.ledger, self.ledger, joint=joint, spool=Spool(**bounds), clock=clock)  # type: ignore[arg-type]
 
     def end(self, tag: str, *, result: bool = True, follows: bool = False, owned: bool = False) -> None:
         stored = [StoredResult(tag, "SUCCESS", b"12345")] if result else []
@@ -83,7 +96,8 @@ def test_while_the_store_is_away_endings_wait_for_it_in_order_and_those_without_
 
 
 def test_it_blocks_when_the_spool_is_full_by_number_or_by_size_and_not_before() -> None:
-    for bounds in ({"max_results": 3}, {"max_bytes": 15}):
+    several: list[dict[str, Any]] = [{"max_results": 3}, {"max_bytes": 15}]
+    for bounds in several:
         bench = Bench(**bounds)
         bench.ledger.is_away = True
         for tag in "ab":
@@ -153,3 +167,38 @@ def test_a_spool_tells_what_must_outlive_the_connection() -> None:
     bench.settler.perform()
     owned: list[Ending] = bench.settler.owned()
     assert [ending[1][0].task_id for ending in owned] == ["does not"]
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["apart", "joint"])
+@pytest.mark.parametrize("trouble", ["is_cut", "is_silent"])
+def test_what_follows_from_a_call_that_was_acknowledged_before_it_ran_outlives_a_cut_in_its_midst(
+    joint: bool, trouble: str
+) -> None:
+    bench = Bench(joint=joint)
+    setattr(bench.ledger, trouble, True)
+    bench.end("early", follows=True, owned=True)
+    bench.end("late", follows=True)
+    with pytest.raises(TransportLost):
+        bench.settler.perform()
+    ((settlement, stored, publish, owned),) = bench.settler.owned()
+    assert (settlement, stored[0].task_id, owned) == (None, "early", True)
+    assert publish[0].headers == {"id": "after-early", PUBLISH_TRY_HEADER: 2}, "it may be out"
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["apart", "joint"])
+def test_what_the_broker_has_is_kept_no_longer(joint: bool) -> None:
+    bench = Bench(joint=joint)
+    bench.end("early", follows=True, owned=True)
+    bench.settler.perform()
+    assert bench.settler.owned() == []
+
+
+def test_a_fault_of_the_store_s_plugin_is_trouble_like_others() -> None:
+    bench = Bench()
+    bench.ledger.is_broken = True
+    bench.end("a")
+    bench.pass_by(5)
+    assert bench.settler.left() == 1
+    bench.ledger.is_broken = False
+    bench.pass_by()
+    assert bench.ledger.done == ["store a", "ack a"]

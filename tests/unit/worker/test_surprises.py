@@ -66,7 +66,7 @@ def test_B26_odd_times_in_a_message_set_it_aside_and_cost_nobody_else_anything(a
         payload.headers.clear()
         payloads.append(payload)
     run = Run(app)
-    transport = app.make_transport()
+    transport: Any = app.make_transport()
     transport.send(payloads)
     assert app.send_task("kit.task").get(timeout=10) == "done"
     letters = eventually(lambda: len(found := transport.browse_dead("celery")) == 5 and found, within_s=10)

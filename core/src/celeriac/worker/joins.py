@@ -16,11 +16,21 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from celeriac.canvas.launch import read_body
+from celeriac.canvas.signature import Signature
 from celeriac.exceptions import BackendError
 from celeriac.execution.followup import Following, after_join
 from celeriac.resultstore import Stores
 from celeriac.spec.backend import CLAIM_S
-from celeriac.spec.data import Chord, ChordClaim, ChordPart, ChordWork, Payload, Settlement, StoredResult
+from celeriac.spec.data import (
+    PUBLISH_TRY_HEADER,
+    Chord,
+    ChordClaim,
+    ChordPart,
+    ChordWork,
+    Payload,
+    Settlement,
+    StoredResult,
+)
 from celeriac.spec.transport import Consumer
 from celeriac.worker.clock import SYSTEM, Clock
 
@@ -91,6 +101,9 @@ class Joiner:
 
     def forget(self, tags: set[Any] | None = None) -> None:
         """The leases of these deliveries are lost, or all are: nothing that waits here for them is done."""
+        for join in self._waiting if tags is None else ():
+            for payload in join.publish if join.owned else ():  # it may be out
+                payload.headers[PUBLISH_TRY_HEADER] = 2
         self._waiting = [
             join
             for join in self._waiting
@@ -147,7 +160,7 @@ class Joiner:
 
     def _bring_home(self, consumer: Consumer, declare: Any) -> None:
         joins = self._waiting
-        self._close([])
+        self._close()
         held = self._join(
             consumer,
             declare,
@@ -159,10 +172,9 @@ class Joiner:
             joins,
         )
         self._waiting = [join for join in joins if any(part.group in held for part in join.chords.parts)]
-        for join in self._waiting:  # all but the part itself is done
-            join.stored, join.publish = (), ()
         if held:
             self._retry_at = self._clock.monotonic() + min(HELD_PAUSE_S, *held.values())
+        self._close()
 
     def _join(
         self,
@@ -184,6 +196,10 @@ class Joiner:
         if publish:
             declare(publish)
             consumer.settle((), publish=publish)
+            if any(join.owned for join in joins):  # their messages come no more
+                consumer.flush(FLUSH_S)
+        for join in joins:  # all but the part itself is done, and is not done again with it
+            join.stored, join.publish = (), ()
         claims = backend.join(parts) if parts and self.counts else []
         claimed_at = self._clock.monotonic()
         held = {claim.group: max(claim.retry_s, 0.05) for claim in claims if not claim.token}
@@ -231,13 +247,22 @@ class Joiner:
         consumer.settle(settlements, publish=publish)
         if publish:
             consumer.flush(FLUSH_S)  # a chord is closed when its body is safe, not before
-        self._close(ended)
+        self._unclosed += ended
+
+    def _can_read(self, claim: ChordClaim) -> bool:
+        """Whether the body of a chord can be made here: it may be of another app, with serializers of its own."""
+        try:
+            Signature.from_dict(read_body(self._app, claim.body), app=self._app)
+        except Exception as exc:  # any bytes may stand in a store
+            _log.error("The body of chord %s cannot be read here, and is left to others: %s", claim.group, exc)
+            return False
+        return True
 
     def _follow(self, claim: ChordClaim, body: bytes) -> Following:
         return after_join(self._app, self._store, claim, read_body(self._app, body))
 
-    def _close(self, claims: Sequence[ChordClaim]) -> None:
-        self._unclosed += claims
+    def _close(self) -> None:
+        """Close the chords that have ended; by itself, so that a store which is away then has nobody end them again."""
         if self._unclosed:
             self._backend.close_chords(self._unclosed)
             self._unclosed = []
@@ -250,5 +275,6 @@ class Joiner:
         claimed_at = self._clock.monotonic()
         for claim in claims:
             _log.error("Chord %s is overdue: %d of %d parts came.", claim.group, len(claim.parts), claim.size)
-        known = [(claim, claim.body) for claim in claims if claim.body]
+        known = [(claim, claim.body) for claim in claims if claim.body and self._can_read(claim)]
         self._fire(consumer, declare, known, (), claimed_at)
+        self._close()

@@ -281,12 +281,15 @@ class Link:
         deadline = self._clock.monotonic() + timeout_s
         left = 0
         if consumer is not None and settler is not None:
-            with contextlib.suppress(OperationalError):  # then the broker gives everything to others by itself
+            try:
                 self._perform(consumer)
                 while self._has_more() and self._clock.monotonic() < deadline:
                     self._clock.sleep(max(0.005, self._retry_in() or 0.0))
                     self._perform(consumer)
                 consumer.flush(max(0.1, deadline - self._clock.monotonic()))
+            except OperationalError:  # then the broker gives everything to others by itself, but what is ours alone
+                for one in self._settlers():
+                    self._homeless += one.owned()
             waiting: list[Settler | Joiner] = [*self._settlers(), *([] if self._joiner is None else [self._joiner])]
             left = sum(one.left() for one in waiting)
             unsettled = [settlement for one in waiting for settlement in one.unsettled()]
@@ -295,7 +298,7 @@ class Link:
                     again = [Settlement(one.tag, "requeue", started=True, spared=True) for one in unsettled]
                     consumer.settle(again)
                 consumer.close()
-        elif self._homeless and (self._stores or self._backend) is not None:
+        if self._homeless and (self._stores or self._backend) is not None:
             self._store_homeless(self._stores or self._backend)  # type: ignore[arg-type] # it stores, which is all
         self.consumer = None
         return left

@@ -14,7 +14,7 @@ from typing import Any, Final
 from celeriac.exceptions import BackendError
 from celeriac.resultstore import Stores
 from celeriac.spec.backend import ResultBackend
-from celeriac.spec.data import Payload, Settlement, StoredResult
+from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload, Settlement, StoredResult
 from celeriac.spec.transport import Consumer
 from celeriac.worker.clock import SYSTEM, Clock
 from celeriac.worker.spool import Ending, Spool, is_of
@@ -25,6 +25,8 @@ FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 4.0
 #: How soon to look whether a try that runs beside the loop has ended.
 LOOK_S: Final = 0.02
+#: How long the broker may take to say that it has what follows from a message that was acknowledged before it ran.
+FLUSH_S: Final = 10.0
 
 
 class Settler:
@@ -54,6 +56,7 @@ class Settler:
         self._publish: list[Payload] = []
         self._batch: list[Settlement] = []
         self._endings: list[Ending] = []
+        self._owned: list[Ending] = []  # those of `owned` whose effects the broker may not have
         self._spool = Spool() if spool is None else spool  # an empty one is falsy
         self._pause_s = 0.0
         self._retry_at = 0.0
@@ -74,6 +77,8 @@ class Settler:
         if self._apart:
             self._endings.append((settlement, stored, publish, owned))
             return
+        if owned:
+            self._owned.append((settlement, stored, publish, owned))
         if stored and self._joint:
             self._stored.extend(stored)
         if publish:
@@ -114,6 +119,8 @@ class Settler:
         batch, self._batch = self._batch, []
         publish, self._publish = self._publish, []
         self._consumer.settle(batch, publish=publish, joined=joined)
+        if self._owned:
+            self._make_sure()
 
     def forget(self, tags: set[Any]) -> None:
         """The leases of these deliveries are lost: nothing that waits here for them is stored, sent or settled."""
@@ -124,7 +131,10 @@ class Settler:
 
     def owned(self) -> list[Ending]:
         """What waits here and must not be lost with the consumer: its messages will not come again."""
-        return [ending for ending in (*self._tried, *self._spool, *self._endings) if ending[3]]
+        for ending in self._owned:
+            for payload in ending[2]:  # it may be out
+                payload.headers[PUBLISH_TRY_HEADER] = 2
+        return [*self._owned, *(ending for ending in (*self._tried, *self._spool, *self._endings) if ending[3])]
 
     def waiting(self) -> list[StoredResult]:
         """The states that wait for the result store."""
@@ -145,8 +155,8 @@ class Settler:
         if stored and self.trouble is None:
             try:
                 self._backend.store(stored)  # type: ignore[union-attr]
-            except BackendError as exc:
-                self._begin_trouble(exc)
+            except Exception as exc:
+                self._begin_trouble(_as_trouble(exc))
         if self.trouble is not None:  # what has nothing to store need not wait
             for ending in endings:
                 if ending[1]:
@@ -158,7 +168,15 @@ class Settler:
         batch = [ending[0] for ending in endings if ending[0] is not None]
         publish = [payload for ending in endings for payload in ending[2]]
         if batch or publish:
+            self._owned += [ending for ending in endings if ending[3] and ending[2]]
             self._consumer.settle(batch, publish=publish)
+            if self._owned:
+                self._make_sure()
+
+    def _make_sure(self) -> None:
+        """What was acknowledged before it ran comes no more, so nothing of it is forgotten before the broker has it."""
+        self._consumer.flush(FLUSH_S)
+        self._owned = []
 
     def _begin_trouble(self, exc: BackendError) -> None:
         _log.warning(
@@ -211,10 +229,8 @@ class Settler:
         def store() -> None:
             try:
                 backend.store(stored)
-            except BackendError as exc:
-                answer[0] = exc
-            except Exception as exc:  # a fault of the plugin: another try may do better, and the loop must learn of it
-                answer[0] = BackendError(f"{type(exc).__name__}: {exc}")
+            except Exception as exc:
+                answer[0] = _as_trouble(exc)
             else:
                 answer[0] = None
 
@@ -223,6 +239,11 @@ class Settler:
 
 
 _PENDING: Final = BackendError("not known yet")
+
+
+def _as_trouble(exc: Exception) -> BackendError:
+    """What a store has raised; a fault of the plugin's own is trouble like others, for another try may do better."""
+    return exc if isinstance(exc, BackendError) else BackendError(f"{type(exc).__name__}: {exc}")
 
 
 def _set_aside(ending: Ending, error: BackendError) -> Ending:

@@ -1,0 +1,94 @@
+"""The worker's half of a join, when the result store or the broker goes away in its midst: no step is done again that
+others would see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from celeriac import Celery
+from celeriac.canvas.launch import write_body
+from celeriac.exceptions import BackendLost
+from celeriac.spec import Chord, ChordPart, ChordWork, Payload, Route, Settlement
+from celeriac.worker.clock import Clock
+from celeriac.worker.joins import SWEEP_S, Joiner
+
+
+class Bench:
+    """A joiner between a memory backend, whose steps can fail, and a broker that writes down what it is asked for."""
+
+    def __init__(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.done: list[str] = []
+        self.failing = ""
+        self.app = app
+        self.plugin: Any = app.backend.plugin
+        self.joiner = Joiner(app, Clock(monotonic=lambda: self.now, uniform=lambda low, high: high))
+        for step in ("join", "close_chords"):
+            monkeypatch.setattr(self.plugin, step, self._failing(step))
+
+    def _failing(self, name: str) -> Any:
+        step = getattr(self.plugin, name)
+
+        def failing(*args: Any) -> Any:
+            if self.failing == name:
+                raise BackendLost("away")
+            return step(*args)
+
+        return failing
+
+    def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
+        self.done += [f"publish {payload.headers['task']}" for payload in publish]
+        self.done += [f"{settlement.verb} {settlement.tag}" for settlement in batch]
+
+    def flush(self, timeout_s: float) -> None: ...
+
+    def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.now += 2 * SWEEP_S
+            self.joiner.perform(self, lambda publish: None)  # type: ignore[arg-type]
+
+    def end_part(self) -> None:
+        """The only part of a chord ends; it has no result, and a callback."""
+        body = write_body(self.app, self.app.signature("body"))
+        self.plugin.open_chords([Chord("g", 1, body, 100.0)])
+        data = self.app.backend.serializer.dumps([1, "part", "SUCCESS", 1])
+        callback = Payload(b"", "", "", {"id": "callback", "task": "callback"}, {}, Route("q"))
+        work = ChordWork([], [ChordPart("g", "part", 0, data, body)])
+        self.joiner.add(Settlement("tag"), (), [callback], work, False)
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    name = request.node.name
+    app = Celery(broker=f"memory://{name}", backend=f"memory://{name}", set_as_current=False)
+    yield Bench(app, monkeypatch)
+    app.close()
+
+
+@pytest.mark.parametrize("step", ["join", "close_chords"])
+def test_R12_what_follows_from_a_part_is_sent_once_however_long_the_store_is_away_after_that(
+    bench: Bench, step: str
+) -> None:
+    bench.end_part()
+    bench.failing = step
+    bench.turn(5)
+    bench.failing = ""
+    bench.turn(2)
+    assert bench.done == ["publish callback", "publish body", "ack tag"]
+    assert bench.joiner.left() == 0
+    assert bench.joiner._unclosed == []
+
+
+def test_an_overdue_chord_whose_body_cannot_be_read_here_is_left_to_others(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be of another app on the same store; and it must not cost this worker anything."""
+    bodies = [b"nosuch\n{}", b"json\n{", b"", write_body(bench.app, bench.app.signature("body"))]
+    bench.plugin.open_chords([Chord(f"g{n}", 2, body, 0.0) for n, body in enumerate(bodies)])
+    bench.turn()
+    assert "The body of chord g0 cannot be read here" in caplog.text
+    assert "The body of chord g1 cannot be read here" in caplog.text
+    assert bench.joiner._unclosed == []
