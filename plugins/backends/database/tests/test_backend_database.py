@@ -73,6 +73,30 @@ def admin(url: str) -> sa.Engine:
 # -- the tables ---------------------------------------------------------------------------------------------
 
 
+def test_what_is_too_long_a_statement_for_mysql_is_kept_as_a_failure_and_keeps_nobody_waiting(
+    make: Make, mariadb_place: str
+) -> None:
+    """The server hangs up on it, which looks as if it was away."""
+    engine = admin(mariadb_place.removeprefix("db+"))
+    with engine.connect() as conn:
+        conn.exec_driver_sql("SET GLOBAL max_allowed_packet = 1048576")  # for connections to come
+    try:
+        backend, quotes = make(mariadb_place), '"' * 300_000
+        backend.store([result(backend, "a", value=quotes), result(backend, "b")])
+        assert fetched(backend, "a")["result"]["exc_type"] == "BackendStoreError"
+        assert "max_allowed_packet is 1048576" in fetched(backend, "a")["result"]["exc_message"][0]
+        assert fetched(backend, "b")["result"] == 5
+        backend.open_chords([Chord("g", 2, b"body", 60.0)])
+        large, small = ChordPart("g", "a", 0, b'"' * 600_000), ChordPart("g", "b", 1, b"[]")
+        (claim,) = backend.join([large, small])
+        assert (b"max_allowed_packet" in claim.parts[0][1], claim.parts[1]) == (True, (1, b"[]"))
+        backend.close_chords([claim])
+    finally:
+        with engine.connect() as conn:
+            conn.exec_driver_sql("SET GLOBAL max_allowed_packet = DEFAULT")
+        engine.dispose()
+
+
 def test_a_traceback_that_is_no_utf8_is_kept_with_its_failure(make: Make, file: Path) -> None:
     backend = make(f"db+sqlite:///{file}")
     name = os.fsdecode(b"caf\xe9")

@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy import exc as sa_exc
 
-from celeriac.exceptions import BackendError, BackendStoreError, SettingError, Unsupported
+from celeriac.exceptions import BackendError, BackendLost, BackendStoreError, SettingError, Unsupported
 from celeriac.spec import (
     CLAIM_S,
     Chord,
@@ -32,7 +33,16 @@ from celeriac.states import FAILURE, READY_STATES
 from celeriac_backend_database.chords import CHORD, Chords
 from celeriac_backend_database.chords import metadata as chord_tables
 from celeriac_backend_database.engine import database_url, is_passing, make_engine, translate, unreachable
-from celeriac_backend_database.rows import TEXT_CHARS, Row, from_document, pack, to_document, unpack
+from celeriac_backend_database.rows import (
+    TEXT_CHARS,
+    Row,
+    escaped_size,
+    from_document,
+    pack,
+    statement_size,
+    to_document,
+    unpack,
+)
 from celeriac_backend_database.state import DatabaseState
 from celeriac_backend_database.state import metadata as state_tables
 from celeriac_backend_database.tables import RECEIVED, Tables, look_at, replaces, unix_now, upsert, write_plainly
@@ -99,11 +109,11 @@ class DatabaseBackend:
         try:
             self._store(rows)
         except BackendStoreError:
-            for row in rows:  # one of them is bad: the others are not to suffer for it
-                try:
-                    self._store([row])
-                except BackendStoreError as exc:
-                    self._store([self._failure(row, exc)])
+            self._store_each(rows)
+        except BackendLost:
+            if self._too_large(map(statement_size, rows)) is None:
+                raise
+            self._store_each(rows)
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
         """Not with this backend: no broker of ours writes to the same database in the same way."""
@@ -201,8 +211,14 @@ class DatabaseBackend:
         self._do(lambda conn: self._chords.open(conn, chords), tables=chord_tables)
 
     def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
-        """See `ChordBackend.join`."""
-        return self._do(lambda conn: self._chords.join(conn, parts, claim_s), tables=chord_tables)
+        """See `ChordBackend.join`. A part that is too large for the server is kept as one that failed."""
+        try:
+            return self._do(lambda conn: self._chords.join(conn, parts, claim_s), tables=chord_tables)
+        except BackendLost:
+            if self._too_large(escaped_size(part.data) for part in parts) is None:
+                raise
+            fitting = [self._fitting_part(part) for part in parts]
+            return self._do(lambda conn: self._chords.join(conn, fitting, claim_s), tables=chord_tables)
 
     def grow_chord(self, group: str, task_id: str) -> None:
         """See `ChordBackend.grow_chord`."""
@@ -263,6 +279,29 @@ class DatabaseBackend:
 
         self._do(write)
 
+    def _store_each(self, rows: Sequence[Row]) -> None:
+        """One of them is bad: the others are not to suffer for it."""
+        for row in rows:
+            problem = self._too_large([statement_size(row)])
+            if problem is None:
+                try:
+                    self._store([row])
+                    continue
+                except BackendStoreError as exc:
+                    problem = exc
+            self._store([self._failure(row, problem)])
+
+    def _too_large(self, sizes: Iterable[int]) -> BackendStoreError | None:
+        """What MySQL would say of a statement that is longer than it takes, where it hangs up without a word. None if
+        statements of these sizes fit."""
+        if self._engine.dialect.name not in ("mysql", "mariadb"):
+            return None
+        limit = self._do(lambda conn: int(conn.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one()))
+        size = max(sizes)
+        if size < limit:
+            return None
+        return BackendStoreError(f"as a statement it has {size} bytes, and max_allowed_packet is {limit}")
+
     def _values(self, row: Row, now: datetime) -> dict[str, Any]:
         """A row's columns, as far as the table has them. An unfinished task is dated too, so that it expires."""
         values = {name: getattr(row, name) for name in self._columns if name != "id"}
@@ -270,12 +309,15 @@ class DatabaseBackend:
         values["date_done"] = row.date_done or now
         return values
 
+    def _fitting_part(self, part: ChordPart) -> ChordPart:
+        problem = self._too_large([escaped_size(part.data)])
+        if problem is None:
+            return part
+        failed = [1, part.task_id, FAILURE, _refused(f"the part of {len(part.data)} bytes", problem)]
+        return replace(part, data=self._host.serializer(self._serializer_name).dumps(failed))
+
     def _failure(self, row: Row, exc: BackendStoreError) -> Row:
-        described = {
-            "exc_type": "BackendStoreError",
-            "exc_message": [f"the result of {len(row.result)} bytes ({row.status}) could not be stored: {exc}"],
-            "exc_module": "celeriac.exceptions",
-        }
+        described = _refused(f"the result of {len(row.result)} bytes ({row.status})", exc)
         return Row(
             row.task_id,
             FAILURE,
@@ -360,6 +402,15 @@ class DatabaseBackend:
         if self._columns:
             return translate(exc, self._url)
         return unreachable(exc, self._url)
+
+
+def _refused(what: str, exc: BackendStoreError) -> dict[str, Any]:
+    """A failure as it is stored: the database refuses this."""
+    return {
+        "exc_type": "BackendStoreError",
+        "exc_message": [f"{what} could not be stored: {exc}"],
+        "exc_module": "celeriac.exceptions",
+    }
 
 
 def _winners(batch: Iterable[StoredResult]) -> list[Row]:

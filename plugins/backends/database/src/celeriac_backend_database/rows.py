@@ -52,6 +52,9 @@ class Row(Struct, array_like=True):
     celeriac_received: float | None = None
 
 
+#: Bytes that MySQL's client escapes, and more than the rest of a statement has.
+_ESCAPED: Final = (b"\0", b"\n", b"\r", b"\x1a", b'"', b"'", b"\\")
+_SQL_BYTES: Final = 16_384
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Row)
 pack = _encoder.encode
@@ -123,6 +126,17 @@ def to_document(row: Row, serializer: Serializer) -> Document:
             document["stamped_headers"] = stamps.get("stamped_headers")
             document.update(stamps.get("stamps") or {})
     return document
+
+
+def statement_size(row: Row) -> int:
+    """How many bytes MySQL's client sends for a row."""
+    texts = (row.result, row.children, row.args, row.kwargs, row.stamps, (row.traceback or "").encode())
+    return escaped_size(*texts)
+
+
+def escaped_size(*texts: bytes | None) -> int:
+    """How many bytes MySQL's client sends for a statement with these: each of some characters becomes two."""
+    return _SQL_BYTES + sum(len(text) + sum(map(text.count, _ESCAPED)) for text in texts if text)
 
 
 def _naive_utc(value: Any) -> datetime | None:
