@@ -21,6 +21,19 @@ def wire(redis_url: str) -> Iterator[Wire]:
 
 
 @pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'. script: 85f9, on @user_script:9.", "OOM"),
+        ("ERR Error running script (call to f_85f9): @user_script:9: @user_script: 9: -OOM command not allowed", "OOM"),
+        ("ERR Error running script (call to f_85f9): @user_script:3: @user_script: 3: -READONLY You can't", "READONLY"),
+        ("ERR syntax error", "ERR"),
+    ],
+)
+def test_what_a_script_met_is_known_from_redis_6_too(said: str, code: str) -> None:
+    assert ReplyError(said).code == code
+
+
+@pytest.mark.parametrize(
     ("url", "store"),
     [
         ("redis://", "127.0.0.1:6379/0/"),

@@ -36,6 +36,7 @@ MOST_MOVES: Final = 5
 #: Errors that say that another server is the one to ask, or will be. A new connection may lead there.
 ELSEWHERE: Final = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "READONLY"})
 _ABSENT: Final = object()
+_IN_SCRIPT: Final = "ERR Error running script"
 _CERT_REQS: Final = {
     "none": ssl.CERT_NONE,
     "cert_none": ssl.CERT_NONE,
@@ -73,7 +74,10 @@ class ReplyError(Exception):
 
     @property
     def code(self) -> str:
-        return str(self).partition(" ")[0]
+        text = str(self)
+        if text.startswith(_IN_SCRIPT):  # Redis 6.2 wraps what a script met: `…: @user_script: 8: -OOM command …`
+            text = text.rpartition(": -")[2]
+        return text.partition(" ")[0]
 
     @property
     def is_elsewhere(self) -> bool:
