@@ -179,6 +179,15 @@ def test_waiting_within_a_task_is_refused_unless_it_is_meant(app: Celery) -> Non
                 return result.get(timeout=5)
         return ResultSet([result], app=app).get(timeout=5)
 
-    assert waits.apply((True,)).get() == 5
+    app.conf.task_always_eager = True
+    assert waits.delay(True).get() == 5
     with pytest.raises(RuntimeError, match="within a task"):
-        waits.apply((False,)).get()
+        waits.delay(False).get()
+    waits.push_request(id="run-by-a-worker", called_directly=False)
+    try:
+        with pytest.raises(RuntimeError, match="within a task"):
+            result.get(timeout=5)
+        with pytest.raises(RuntimeError, match="within a task"):
+            waits.apply((False,)).get()
+    finally:
+        waits.pop_request()

@@ -25,7 +25,7 @@ R = TypeVar("R")
 #: How long to wait for results of one store before it is another's turn.
 TURN_S: Final = 0.2
 
-_join_allowed: ContextVar[bool] = ContextVar("celeriac_join_allowed", default=False)
+_join_allowed: ContextVar[bool | None] = ContextVar("celeriac_join_allowed", default=None)  # None: as it is run
 
 E_WOULDBLOCK = (
     "Never call result.get() within a task: it waits in a slot that other tasks need, and can wait for ever. "
@@ -45,7 +45,7 @@ def allow_join_result() -> Iterator[None]:
 
 @contextmanager
 def denied_join_result() -> Iterator[None]:
-    """Within it, a task may not wait for results (the ordinary case)."""
+    """Within it, a task may not wait for results: the ordinary case in a worker, not where `apply` runs it."""
     token = _join_allowed.set(False)
     try:
         yield
@@ -56,7 +56,10 @@ def denied_join_result() -> Iterator[None]:
 def task_join_will_block() -> bool:
     """Whether waiting here would hold a slot."""
     running = _state.running()
-    return running is not None and not running.request.called_directly and not _join_allowed.get()
+    if running is None or running.request.called_directly:
+        return False
+    allowed = _join_allowed.get()
+    return _state.get_current_worker_task() is not None if allowed is None else not allowed
 
 
 def assert_will_not_block() -> None:

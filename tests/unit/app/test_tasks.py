@@ -370,3 +370,30 @@ def test_a_time_without_a_zone_is_utc_whatever_the_apps_zone(app: Celery, as_tex
 def test_a_wrong_option_of_a_call_is_named(app: Celery, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         app.task(name="t")(add_plainly).apply_async((1,), **options)
+
+
+def test_a_task_that_waits_for_another_may_where_apply_says_so_and_not_where_a_worker_would_run_it(app: Celery) -> None:
+    inner = app.task(name="inner")(add_plainly)
+
+    @app.task(name="outer")
+    def outer() -> Any:
+        return inner.apply((1,)).get()
+
+    assert outer.apply().get() == 2
+    app.conf.task_always_eager = True
+    assert outer.apply().get() == 2
+    with pytest.raises(RuntimeError, match="Never call result.get"):
+        outer.delay().get()
+
+
+def test_a_chain_is_sent_from_within_a_task_that_runs_here(app: Celery) -> None:
+    inner = app.task(name="inner")(add_plainly)
+    results: list[Any] = []
+
+    @app.task(name="outer")
+    def outer() -> None:
+        results.append((inner.s(1) | inner.s(5) | inner.s(7)).delay())
+
+    app.conf.task_always_eager = True
+    outer.delay().get()
+    assert results[0].get() == 14

@@ -198,7 +198,8 @@ class Task(Generic[P, R]):
         app = self.app
         self.check_arguments(args, kwargs)
         if app.conf["task_always_eager"]:
-            return self.apply(args, kwargs, task_id=task_id or uuid(), link=link, link_error=link_error, **options)
+            with denied_join_result():  # as where it will run; who says `apply` is not asked to keep to that
+                return self.apply(args, kwargs, task_id=task_id or uuid(), link=link, link_error=link_error, **options)
         if link is not None:
             options["link"] = link
         if link_error is not None:
@@ -272,8 +273,7 @@ class Task(Generic[P, R]):
             ignore_result=options.get("ignore_result", False),
         )
         raises = bool(throw if throw is not None else app.conf["task_eager_propagates"])
-        with denied_join_result():
-            result: EagerResult[R] = app.run_eagerly(self, request, call_args, call_kwargs, raises=raises)
+        result: EagerResult[R] = app.run_eagerly(self, request, call_args, call_kwargs, raises=raises)
         if raises:
             result.get(propagate=True, disable_sync_subtasks=False)
         return result

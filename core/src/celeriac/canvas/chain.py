@@ -72,7 +72,10 @@ class chain(Composite):
             if is_last and place.get("task_id"):
                 copy.last().set(task_id=place["task_id"])
             before = result
-            result = copy.apply(args, kwargs, **for_first) if index == 0 else copy.apply((before.get(),))
+            if before is None:
+                result = copy.apply(args, kwargs, **for_first)
+            else:  # it has run already, so nobody waits, also within a task
+                result = copy.apply((before.get(disable_sync_subtasks=False),))
             follow(result, before)
         return result
 

@@ -154,4 +154,4 @@ class Context:
         }
 
     def __repr__(self) -> str:
-        return f"<Context: {self.__dict__!r}>"
+        return f"<Context: { {name: value for name, value in self.__dict__.items() if not name.startswith('_')} }>"
