@@ -37,6 +37,7 @@ def test_a_task_is_named_after_its_module_and_still_a_function(app: Celery) -> N
     assert task.name == f"{__name__}.add_plainly"
     assert task(1, 2) == 3
     assert task.__doc__ == "Add."
+    assert task.__name__ == shared_task(add_plainly).__name__ == "add_plainly"
     assert task.__wrapped__ is add_plainly
     assert app.tasks[task.name] is task
     assert task.app is app
@@ -382,7 +383,7 @@ def test_a_task_that_waits_for_another_may_where_apply_says_so_and_not_where_a_w
     assert outer.apply().get() == 2
     app.conf.task_always_eager = True
     assert outer.apply().get() == 2
-    with pytest.raises(RuntimeError, match="Never call result.get"):
+    with pytest.raises(RuntimeError, match=r"Never call result\.get"):
         outer.delay().get()
 
 
@@ -397,3 +398,24 @@ def test_a_chain_is_sent_from_within_a_task_that_runs_here(app: Celery) -> None:
     app.conf.task_always_eager = True
     outer.delay().get()
     assert results[0].get() == 14
+
+
+def test_a_call_of_a_tasks_own_that_leads_to_tasks_call_keeps_the_request(app: Celery) -> None:
+    class InContext(Task[Any, Any]):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    @app.task(base=InContext, bind=True, name="t", autoretry_for=(ValueError,), default_retry_delay=0, max_retries=3)
+    def task(self: Any) -> Any:
+        if self.request.retries < 2:
+            raise ValueError
+        return self.request.id, self.request.called_directly
+
+    assert task.apply(task_id="the-id").get() == ("the-id", False)
+
+    @app.task(base=InContext, bind=True, name="twice")
+    def twice(self: Any, again: bool = True) -> Any:
+        return [self.request.called_directly, *(self(False) if again else [])]
+
+    assert twice.apply().get() == [False, True]
+    assert twice() == [True, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -57,3 +58,34 @@ def test_a_retry_says_when() -> None:
     exc = rebuild(describe(Retry("later", ValueError("x"), 5), json.dumps))
     assert isinstance(exc, Retry)
     assert (exc.message, exc.when) == ("later", 5)
+
+
+def test_pythons_own_errors_come_back_with_what_their_constructors_know() -> None:
+    missing = rebuild(describe(FileNotFoundError(2, "No such file", "x.txt")))
+    assert isinstance(missing, FileNotFoundError)
+    assert (missing.errno, str(missing)) == (2, "[Errno 2] No such file")
+    stopped = rebuild(describe(StopIteration(5)))
+    assert isinstance(stopped, StopIteration)
+    assert stopped.value == 5
+    with pytest.raises(UnicodeDecodeError) as caught:
+        b"\xff".decode()
+    told = rebuild(json.loads(json.dumps(describe(caught.value, json.dumps))))
+    assert type(told).__name__ == "UnicodeDecodeError"  # whose bytes JSON has as text, so it cannot be made
+    assert "invalid start byte" in str(told)
+
+
+class Twins(Exception):
+    def __new__(cls, one: int, other: int) -> Twins:
+        return super().__new__(cls, one, other)
+
+
+def test_a_class_that_cannot_be_made_so_comes_back_under_its_name() -> None:
+    exc = rebuild(describe(Twins(1, 2)))
+    assert (type(exc).__name__, exc and exc.args) == ("Twins", (1, 2))
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit()])
+def test_what_ended_the_task_does_not_end_who_reads_of_it(error: BaseException) -> None:
+    exc = rebuild(describe(error))
+    assert isinstance(exc, Exception)
+    assert (type(exc).__name__, exc.args) == (type(error).__name__, error.args)

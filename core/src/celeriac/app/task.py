@@ -143,7 +143,14 @@ class Task(Generic[P, R]):
         raise TypeError(f"task {self.name} has no run method")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the body here and now, as an ordinary call."""
+        """Run the body here and now, as an ordinary call.
+
+        A `__call__` of a class of the program's own that calls this one leaves the request of the run in place.
+        """
+        entry = _state.running()
+        if entry is not None and entry.task is self and entry.request._through_call:
+            entry.request._through_call = False
+            return self.run(*args, **kwargs)  # type: ignore[no-any-return]
         token = _state.push_running(self, Context(args=args, kwargs=kwargs))
         try:
             return self.run(*args, **kwargs)  # type: ignore[no-any-return]
@@ -637,6 +644,7 @@ def make_task_class(
         "abstract": False,
         "_decorated": True,
         "__doc__": fun.__doc__,
+        "__name__": fun.__name__,
         "__module__": fun.__module__,
         "__annotations__": getattr(fun, "__annotations__", {}),
         "__wrapped__": staticmethod(fun),

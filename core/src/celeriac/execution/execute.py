@@ -80,7 +80,7 @@ class ReadyTask:
         self.task = task
         self.name = task.name
         self.own_store = task.own_backend is not None
-        self.call = task if kind.__call__ is not plain.__call__ else task.run
+        self.call = _through_call(task) if kind.__call__ is not plain.__call__ else task.run
         self.ignore_result = bool(task.ignore_result)
         self.store_errors = bool(task.store_errors_even_if_ignored)
         self.track_started = bool(task.track_started)
@@ -485,6 +485,18 @@ class TaskProgram:
                 retval=value,
                 state=state,
             )
+
+
+def _through_call(task: Any) -> Callable[..., Any]:
+    """Runs a task that has a `__call__` of its own, which may lead to `Task.__call__`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        running = _state.running()
+        if running is not None:
+            running.request._through_call = True
+        return task(*args, **kwargs)
+
+    return call
 
 
 def run_eagerly(

@@ -68,6 +68,8 @@ class Context:
     #: Sends a report ahead of the final one; None outside a worker.
     _emit: Any = None
     _message_headers: Any = None
+    #: The run goes through a `__call__` of the task's own, which may call `Task.__call__`: once.
+    _through_call: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.update(*args, **kwargs)

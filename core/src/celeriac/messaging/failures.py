@@ -1,4 +1,4 @@
-"""Exceptions as data, and back. Nothing is imported and no constructor of the sender's choosing runs.
+"""Exceptions as data, and back. Nothing is imported and no constructor of the sender's choosing runs, but Python's own.
 
 Stored form (Celery's): `{"exc_type": qualified name, "exc_message": arguments, "exc_module": module}`.
 """
@@ -37,8 +37,9 @@ def describe(exc: BaseException, encodable: Any = None) -> dict[str, Any]:
 def rebuild(data: Any) -> BaseException | None:
     """The exception in a stored form.
 
-    Its own class if that is already imported here and is an exception class; else a plain class of the same
-    name. An instance that is an exception already (pickled results) is returned as it is.
+    Its own class if that is already imported here, is a subclass of Exception and can be made; else a plain class of
+    the same name: what ends a program or a coroutine (SystemExit, CancelledError …) ended the task, not whoever reads
+    of it. An instance that is an exception already (pickled results) is returned as it is.
 
     Raises:
         SecurityError: The named class is not an exception class.
@@ -51,11 +52,10 @@ def rebuild(data: Any) -> BaseException | None:
     message = data.get("exc_message")
     args = tuple(message) if isinstance(message, (list, tuple)) else (message,)
     kind = _find_class(name, module)
-    if kind is None:
-        kind = type(name.rpartition(".")[2] or "Error", (Exception,), {"__module__": str(module or __name__)})
-    # Never through __init__: it may want other arguments, or do things.
-    exc = kind.__new__(kind)
-    exc.args = args
+    exc = _make(kind, args) if kind is not None and issubclass(kind, Exception) else None
+    if exc is None:
+        plain = type(name.rpartition(".")[2] or "Error", (Exception,), {"__module__": str(module or __name__)})
+        exc = plain(*args)
     _restore(exc, args)
     return exc
 
@@ -66,6 +66,19 @@ def format_traceback(exc: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("celeriac.execution"):
         frames = frames.tb_next
     return "".join(traceback_module.format_exception(type(exc), exc, frames or exc.__traceback__))
+
+
+def _make(kind: type[Exception], args: tuple[Any, ...]) -> Exception | None:
+    """None if it cannot be made without knowing more of it, as an ExceptionGroup."""
+    try:
+        if kind.__module__ == "builtins":
+            return kind(*args)  # which fills `errno`, `value` and their kin
+        # Never through __init__: it may want other arguments, or do things.
+        exc = kind.__new__(kind)
+        exc.args = args
+    except Exception:  # whatever a class says to being made so
+        return None
+    return exc
 
 
 def _as_data(value: Any, encodable: Any) -> Any:
