@@ -150,6 +150,30 @@ def test_a_rate_spaces_starts_out(admission: Admission) -> None:
     assert Admission(can_delay=True, patience_s=1, rates=False).judge(head(), limited, 0) is RUN
 
 
+def test_no_more_messages_wait_for_their_rate_than_for_their_time_and_the_others_come_again_in_turn() -> None:
+    limited, one = plan(rate_limit="1/s"), Admission(can_delay=True, patience_s=10, rates=True, eta_limit=20)
+    assert one.judge(head(), limited, 0) is RUN
+    for n in range(20):
+        assert one.judge(Head(f"w{n}", "t"), limited, n).what == "wait"
+    laps = [one.judge(Head(f"d{n}", "t"), limited, 20) for n in range(3)]
+    assert {lap.what for lap in laps} == {"defer"}
+    assert [lap.when for lap in laps] == sorted({lap.when for lap in laps})
+    assert 8 < laps[0].when - time.time() < 12, "before those that wait have all had their turn"
+    assert one.promised == 20
+
+
+def test_starts_that_were_promised_to_messages_which_went_elsewhere_are_free_again() -> None:
+    """A worker that lost its link would start nothing for as long as all that it had held had to wait."""
+    limited, one = plan(rate_limit="1/s"), Admission(can_delay=True, patience_s=10, rates=True)
+    assert one.judge(head(), limited, 0) is RUN
+    for n in range(100):
+        assert one.judge(Head(f"w{n}", "t"), limited, n).what == "wait"
+    one.forget_promises()
+    verdict = one.judge(Head("w0", "t"), limited, 0)
+    assert verdict.what == "wait"
+    assert verdict.when - time.time() <= 1.0, "and no sooner than a second after the last one"
+
+
 @pytest.mark.parametrize(("text", "per_second"), [("10/s", 10), ("30/m", 0.5), ("36/h", 0.01), (5, 5), ("2", 2)])
 def test_rates_in_celerys_words(text: Any, per_second: float) -> None:
     assert parse_rate(text) == pytest.approx(per_second)

@@ -168,3 +168,17 @@ def test_what_cannot_be_stored_before_the_end_runs_again_and_that_is_no_crash_of
     assert (again.attempt, again.redelivered, again.spared) == (2, True, 1)
     consumer.close()
     app.close()
+
+
+def test_a_renewal_of_the_last_link_that_comes_late_takes_nothing_from_the_present_one(app: Celery) -> None:
+    """Tags may be the same, and what is taken for lost is held without an end."""
+    transport = app.make_transport()
+    link = Link(transport, app.router, None, owner="me", queues=app.router.select(["celery"]), poller=Bench())
+    link.open(1)
+    assert link._renewer is not None
+    report_late = link._renewer._report_lost
+    link.lose(TransportLost("gone"))
+    link.open(1)
+    report_late(["tag"])
+    assert not link.lost_tags
+    link.close(0.1)

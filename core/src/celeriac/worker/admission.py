@@ -23,6 +23,10 @@ from celeriac.worker.revoked import Revoked
 NEAR_S: Final = 2.0
 #: So many messages wait here for their time, if `worker_eta_task_limit` says nothing.
 MEMORY_LIMIT: Final = 1000
+#: Those beyond that wait for their rate go back, and come again after at most so long, or sooner if those here will have
+#: had their turn by then; at least so many in a second.
+LAP_S: Final = 30.0
+LAP_RATE: Final = 50.0
 UNKNOWN_REMEMBERED: Final = 10_000
 
 
@@ -97,7 +101,7 @@ class Admission:
                 return Verdict("wait", eta)
             return Verdict("defer", eta)
         if self._rates and plan.task.rate_limit:
-            return self._judge_rate(head, plan, now)
+            return self._judge_rate(head, plan, now, waiting)
         return RUN
 
     def judge_unknown(self, head: Head, since: float | None) -> Verdict:
@@ -130,21 +134,32 @@ class Admission:
         self._promised.add(task_id)
 
     def forget_promises(self, ids: Iterable[str] | None = None) -> None:
-        """These (None: all) that waited for their rate wait no more."""
+        """These (None: all) that waited for their rate wait no more. When none does, no start is promised any more."""
         if ids is None:
             self._promised.clear()
         else:
             self._promised.difference_update(ids)
+        if not self._promised:
+            for bucket in self._buckets.values():
+                bucket.rewind()
 
-    def _judge_rate(self, head: Head, plan: TaskPlan, now: float) -> Verdict:
+    def forget_rate(self, name: str) -> None:
+        """This task has another limit now, or none."""
+        self._buckets.pop(name, None)
+
+    def _judge_rate(self, head: Head, plan: TaskPlan, now: float, waiting: int) -> Verdict:
+        bucket = self._buckets.get(plan.name)
         if head.id in self._promised:  # its time has come
             self._promised.discard(head.id)
+            if bucket is not None:
+                bucket.begun = now
             return RUN
         if is_cluster_wide(plan.task):
             return ASK
-        bucket = self._buckets.get(plan.name)
         if bucket is None or bucket.limit != plan.task.rate_limit:
             bucket = self._buckets[plan.name] = Bucket(plan.task.rate_limit)
+        if waiting >= self._eta_limit and self._can_delay and not bucket.is_free(now):
+            return Verdict("defer", bucket.lap(now))
         when = bucket.take(now)
         if when <= now:
             return RUN
@@ -153,18 +168,42 @@ class Admission:
 
 
 class Bucket:
-    """A token bucket with room for one: `'10/m'` lets one start every six seconds."""
+    """A token bucket with room for one: `'10/m'` lets one start every six seconds.
+
+    Attributes:
+        begun: When the last one has started.
+    """
 
     def __init__(self, limit: Any) -> None:
         self.limit = limit
         self._period_s = 1.0 / parse_rate(limit) if limit else 0.0
         self._next = 0.0
+        self._lap = 0.0
+        self.begun = 0.0
+
+    def is_free(self, now: float) -> bool:
+        """One may start at once."""
+        return self._next <= now
 
     def take(self, now: float) -> float:
         """When the next start may be: `now`, or a later time, which is then promised to the caller."""
         when = max(now, self._next)
+        if when == now:
+            self.begun = now
         self._next = when + self._period_s
         return when
+
+    def lap(self, now: float) -> float:
+        """When one is to come again that is promised none: in turn, and before those that are promised one have all
+        had it."""
+        when = max(self._lap, now + min(LAP_S, (self._next - now) / 2))
+        self._lap = when + (min(1.0 / LAP_RATE, self._period_s / 2))
+        return when
+
+    def rewind(self) -> None:
+        """Whoever was promised a start will not have it."""
+        self._next = self.begun + self._period_s
+        self._lap = 0.0
 
 
 class Courtesy:

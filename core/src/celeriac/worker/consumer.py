@@ -309,8 +309,8 @@ class Loop:
 
     def _ground_lost(self) -> None:
         """Flights whose lease is lost may neither settle nor begin: somebody else has their messages (B8, B10)."""
-        tags = set(self._link.lost_tags)
-        self._link.lost_tags.clear()
+        lost = self._link.lost_tags
+        tags = {lost.popleft() for _ in range(len(lost))}  # the renewer may find more meanwhile
         dropped = self._waiting.drop(tags)
         self._admission.forget_promises([one.head.id for one in dropped if isinstance(one.head, Head)])
         if self.rates is not None:
@@ -516,6 +516,7 @@ class Loop:
                 assert isinstance(delivery.head, Head)
                 named = {"task_name": delivery.head.task, "task_id": delivery.head.id}
                 self._log.line(logging.INFO, "task.dropped", **named, reason="it has succeeded before")
+                self._admission.forget_promises([delivery.head.id])
                 self.endings.repeat(delivery, following)
         return [delivery for delivery in deliveries if delivery.tag not in ended]
 
@@ -726,6 +727,22 @@ class Loop:
         """A task has other time limits now."""
         if name in self._plans:
             self._plans[name].renew_limits(*self._limits)
+
+    def renew_rate(self, name: str) -> None:
+        """A task has another rate limit now, or none: those of its calls that wait for the old one are judged anew."""
+
+        def is_meant(delivery: Delivery) -> bool:
+            return isinstance(delivery.head, Head) and delivery.head.task == name
+
+        self._admission.forget_promises(
+            [
+                delivery.head.id
+                for _, delivery in self._waiting
+                if is_meant(delivery) and isinstance(delivery.head, Head)
+            ]
+        )
+        self._admission.forget_rate(name)
+        self._waiting.hasten(is_meant)
 
     def resize(self, slots: int) -> None:
         """The pool gets so many slots."""

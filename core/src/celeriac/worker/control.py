@@ -389,6 +389,7 @@ def rate_limit(state: WorkerState, task_name: str, rate_limit: Any = None, **_: 
     if limit is not None and task.rate_limit_scope == "cluster" and state.app.shared_state is None:
         return {"error": f"{task_name}: {NO_STATE}"}
     task.rate_limit = limit
+    state.loop.renew_rate(task_name)
     if limit is None:
         return {"ok": "rate limit disabled successfully"}
     return {"ok": "new rate limit set successfully"}

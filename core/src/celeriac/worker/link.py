@@ -183,7 +183,8 @@ class Link:
         if self._stores is not None:
             spool = self._make_spool()
             self._aside = Settler(self.consumer, self._stores, joint=False, spool=spool, clock=self._clock)
-        self.lost_tags.clear()
+        # A renewal of the last opening that is still on its way must not say that ours are lost: tags may be the same.
+        self.lost_tags = deque()
         self._renewer = self._make_renewer(self.consumer, self.lost_tags.extend, self._clock)
         if self._stand_in is not None:
             self._renewer.share(self._stand_in)
