@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celeriac import Celery
-from celeriac.exceptions import IncompleteStream
+from celeriac.exceptions import BackendLost, BackendUnreachable, IncompleteStream, TimeoutError
 from celeriac.execution.request import Context
 from celeriac.result import AsyncResult, GroupResult, Progress, ResultSet, allow_join_result, result_from_tuple
 from celeriac.utils.graph import DependencyGraph
@@ -191,3 +191,46 @@ def test_waiting_within_a_task_is_refused_unless_it_is_meant(app: Celery) -> Non
             waits.apply((False,)).get()
     finally:
         waits.pop_request()
+
+
+def test_of_two_that_stand_for_one_call_both_are_known_to_have_ended(app: Celery) -> None:
+    results = ResultSet([app.AsyncResult(task_id) for task_id in ("a", "b", "a")], app=app)
+    steps = results.progress(timeout=5)
+    assert next(steps) == Progress(0, 0, 3)
+    done(app, "a", 1)
+    done(app, "b", 2)
+    assert list(steps)[-1] == Progress(3, 0, 3)
+    again = ResultSet([app.AsyncResult(task_id) for task_id in ("a", "b", "a")], app=app)
+    assert again.ready()
+    assert ResultSet([app.AsyncResult(task_id) for task_id in ("a", "b", "a")], app=app).get(timeout=5) == [1, 2, 1]
+
+
+def test_a_wait_that_looks_goes_on_through_an_outage_of_the_store(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is lost first, and cannot be reached then."""
+    plugin: Any = app.backend.plugin
+    monkeypatch.setattr(plugin, "abilities", plugin.abilities - {"push"})
+    fetch, troubles = plugin.fetch, [BackendLost("cut"), BackendUnreachable("refused"), BackendUnreachable("refused")]
+
+    def fetch_later(ids: Any) -> Any:
+        if troubles:
+            raise troubles.pop(0)
+        return fetch(ids)
+
+    result = done(app, "a", 5)
+    monkeypatch.setattr(plugin, "fetch", fetch_later)
+    assert result.get(timeout=5, interval=0.01) == 5
+    assert troubles == []
+    troubles.append(BackendUnreachable("refused"))
+    with pytest.raises(BackendUnreachable):
+        app.AsyncResult("b").get(timeout=5)
+
+
+def test_a_wait_whose_time_is_over_says_so_although_the_store_is_away(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(ids: Any) -> Any:
+        raise BackendLost("away")
+
+    monkeypatch.setattr(app.backend.plugin, "fetch", fail)
+    with pytest.raises(TimeoutError, match="no result of a within 0 s. Their store is away: away"):
+        app.AsyncResult("a").get(timeout=0)

@@ -644,12 +644,13 @@ class ResultSet(ResultBase):
     def _looked_up(self) -> list[Any]:
         """Its leaves, after one look at the store for all that are not known to have ended."""
         leaves = self.leaves()
-        unknown = {result.id: result for result in leaves if result._final is None and not result.ignored}
+        unknown, twins = _not_known(leaves)
         if unknown:
             for store, ids in _by_store(unknown.values()):
                 for task_id, document in store.find_many(ids).items():
                     if document["status"] in states.READY_STATES:
-                        unknown[task_id]._final = document
+                        for result in (unknown[task_id], *twins.get(task_id, ())):
+                            result._final = document
         return [result for result in leaves if not result.ignored]
 
     def revoke(
@@ -691,13 +692,13 @@ class ResultSet(ResultBase):
         """All values, in order; the first failure is raised, or returned in its place without `propagate`."""
         if disable_sync_subtasks:
             assert_will_not_block()
-        open_ones = {result.id: result for result in self.leaves() if result._final is None and not result.ignored}
+        open_ones, twins = _not_known(self.leaves())
         if open_ones:
             for task_id, document in _wait_for(open_ones.values(), timeout, interval, on_interval, on_message):
-                result = open_ones[task_id]
-                result._final = document
+                for result in (open_ones[task_id], *twins.get(task_id, ())):
+                    result._final = document
                 if propagate:
-                    result._outcome(document, propagate)
+                    open_ones[task_id]._outcome(document, propagate)
         values: list[Any] = []
         for result in self.results:
             if isinstance(result, ResultSet):
@@ -793,11 +794,12 @@ class ResultSet(ResultBase):
         leaves = [result for result in self.leaves() if not result.ignored]
         if known:
             yield from (result for result in leaves if result._final is not None)
-        left = {result.id: result for result in leaves if result._final is None}
+        left, twins = _not_known(leaves)
         if left:
             for task_id, document in _wait_for(left.values(), timeout, interval, on_interval, on_message):
-                left[task_id]._final = document
-                yield left[task_id]
+                for result in (left[task_id], *twins.get(task_id, ())):
+                    result._final = document
+                    yield result
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.results)
@@ -816,6 +818,19 @@ class ResultSet(ResultBase):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: [{', '.join(r.id for r in self.results)}]>"
+
+
+def _not_known(leaves: Iterable[Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Those that are not known to have ended, by id; and others that stand for the same calls once more."""
+    found: dict[str, Any] = {}
+    twins: dict[str, list[Any]] = {}
+    for result in leaves:
+        if result._final is None and not result.ignored:
+            if result.id in found:
+                twins.setdefault(result.id, []).append(result)
+            else:
+                found[result.id] = result
+    return found, twins
 
 
 def _by_store(results: Iterable[Any]) -> list[tuple[ResultStore, list[str]]]:

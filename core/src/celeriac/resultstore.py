@@ -397,14 +397,18 @@ class ResultStore:
     def _polled(
         plugin: ResultBackend, waiting: dict[str, None], deadline: float | None, interval: float
     ) -> Generator[list[tuple[str, bytes]], None, None]:
-        pause_s = FIRST_PAUSE_S
+        pause_s, reached = FIRST_PAUSE_S, False
         while True:
+            found: list[tuple[str, bytes]] = []
             try:
-                yield list(plugin.fetch(list(waiting)).items())
-            except BackendLost as exc:
+                found = list(plugin.fetch(list(waiting)).items())
+            except (BackendLost, BackendUnreachable) as exc:
+                if not (reached or isinstance(exc, BackendLost)):
+                    raise  # never seen alive: more likely a wrong URL than an outage
                 _log.warning("waiting for results, but their store is away: %s", exc)
                 pause_s = interval
-                yield []
+            reached = True
+            yield found
             time.sleep(_until(time.monotonic() + pause_s, deadline))
             pause_s = min(pause_s * 1.5, interval)
 
@@ -455,8 +459,11 @@ class ResultStore:
         first = next(iter(waiting))
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         text = f"The operation timed out: no result of {first}{more} within {timeout} s."
-        if "replies" in plugin.abilities or plugin.fetch([first]):
-            return text
+        try:
+            if "replies" in plugin.abilities or plugin.fetch([first]):
+                return text
+        except (BackendError, OperationalError) as exc:
+            return f"{text} Their store is away: {exc}"
         return (
             f"{text} Nothing is known of it yet: does a worker run that consumes its queue and has this result backend?"
         )

@@ -18,6 +18,7 @@ from celeriac.exceptions import (
     NotRegistered,
     Retry,
 )
+from celeriac.execution.request import Context
 from celeriac.signals import before_task_publish
 from celeriac.utils.time import get_exponential_backoff_interval
 
@@ -419,3 +420,12 @@ def test_a_call_of_a_tasks_own_that_leads_to_tasks_call_keeps_the_request(app: C
 
     assert twice.apply().get() == [False, True]
     assert twice() == [True, True]
+
+
+def test_the_next_try_does_not_carry_what_one_message_has_gone_through(app: Celery) -> None:
+    """Found unknown by an old worker once, it would be set aside by the next such one at once, hours later."""
+    task = app.task(name="t")(add_plainly)
+    app.finalize()
+    headers = {"x-celeriac-unknown-since": 5.0, "x-celeriac-returns": 3, "x-death": [], "mine": 1}
+    request = Context(id="1", task="t", args=[1], kwargs={}, headers=headers)
+    assert task.signature_from_request(request).options["headers"] == {"mine": 1}

@@ -15,7 +15,16 @@ from celeriac.canvas.group import group
 from celeriac.canvas.launch import PATIENCE_HEADER, Sending, claim_of
 from celeriac.canvas.maps import chunks
 from celeriac.canvas.signature import maybe_signature
-from celeriac.exceptions import ChordError
+from celeriac.exceptions import (
+    BackendGetMetaError,
+    BackendLost,
+    BackendUnreachable,
+    ChordError,
+    OperationalError,
+    PublishRejected,
+    SecurityError,
+    TimeoutError,
+)
 from celeriac.execution.followup import ERRBACK_TASK, begin_body, body_failed, list_places
 from celeriac.execution.request import Context
 from celeriac.messaging.failures import rebuild
@@ -31,6 +40,9 @@ BACKEND_CLEANUP = "celery.backend_cleanup"
 #: In messages `celery.chord_unlock`: how many parts were ready at the last look, and when that last grew.
 READY_HEADER = "x-celeriac-chord-ready"
 SINCE_HEADER = "x-celeriac-chord-since"
+
+#: What says that the result store or the broker is away.
+AWAY = (BackendLost, BackendUnreachable, OperationalError)
 
 
 def add_builtin_tasks(app: Celery) -> None:
@@ -94,7 +106,19 @@ def _partial(args: tuple[Any, ...]) -> Any:
 def _unlock(
     self: Any, group_id: str, body: Any, interval: Any = None, max_retries: Any = None, result: Any = (), **_: Any
 ) -> None:
-    """Look whether all parts are ready: call the body then, else come again."""
+    """Look whether all parts are ready: call the body then, else come again. While the result store or the broker is
+    away it comes again, too: nothing else knows of the chord."""
+    app = self.app
+    pause_s = interval if interval is not None else app.conf["result_chord_retry_interval"]
+    try:
+        _look_at_parts(self, group_id, body, pause_s, max_retries, result)
+    except (BackendGetMetaError, SecurityError) as exc:
+        _fail(app, body, ChordError(f"the results of the parts cannot be read: {exc} (group {group_id})"))
+    except AWAY as exc:
+        raise self.retry(exc=exc, countdown=pause_s) from exc
+
+
+def _look_at_parts(self: Any, group_id: str, body: Any, pause_s: float, max_retries: Any, result: Any) -> None:
     app = self.app
     parts = [result_from_tuple(part, app) for part in result]
     ready = _count_ready(app, parts)
@@ -106,7 +130,6 @@ def _unlock(
         patience_s = headers.get(PATIENCE_HEADER)
         tries_over = max_retries is not None and self.request.retries >= max_retries
         if not tries_over and (patience_s is None or now - headers[SINCE_HEADER] < patience_s):
-            pause_s = interval if interval is not None else app.conf["result_chord_retry_interval"]
             raise self.retry(countdown=pause_s, max_retries=max_retries, headers=headers)
         missing = [index for index, part in enumerate(parts) if not part.ready()]
         text = f"{len(missing)} of {len(parts)} parts did not come: missing are the parts {list_places(missing)}"
@@ -120,8 +143,13 @@ def _unlock(
         return
     launch = Sending(app)
     launch.claim = claim_of(uuid(), group_id)  # a second run of this may publish it too
-    begin_body(launch, group_id, maybe_signature(body, app=app), values, self.request.root_id)
-    launch.flush()
+    try:
+        begin_body(launch, group_id, maybe_signature(body, app=app), values, self.request.root_id)
+        launch.flush()
+    except Exception as exc:
+        if isinstance(exc, AWAY) and not isinstance(exc, PublishRejected):
+            raise
+        _fail(app, body, ChordError(f"the body could not be called: {exc!r}"))
 
 
 def _count_ready(app: Any, parts: list[Any]) -> int:
@@ -136,9 +164,12 @@ def _value(part: Any, timeout_s: float) -> Any:
     if isinstance(part, GroupResult):
         return [_value(child, timeout_s) for child in part.results]
     try:
-        return part.get(timeout=timeout_s, propagate=True, follow_parents=False)
-    except Exception as exc:
+        value = part.get(timeout=timeout_s, propagate=False, follow_parents=False)
+    except TimeoutError as exc:
         raise ChordError(f"Dependency {part.id} raised {exc!r}") from exc
+    if part.state in states.PROPAGATE_STATES:
+        raise ChordError(f"Dependency {part.id} raised {value!r}")
+    return value
 
 
 def _fail(app: Any, body: Any, error: ChordError) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from celeriac.spec.data import RETURNS_HEADER, UNKNOWN_SINCE_HEADER
+
 #: Headers of protocol 2; all others in a message are the user's own.
 KNOWN_HEADERS = frozenset(
     {
@@ -16,6 +18,10 @@ KNOWN_HEADERS = frozenset(
         "stamps", "compression", "redelivered",
     }
 )  # fmt: skip
+
+
+#: Headers that say what one message has gone through, which is not what another one of the same call has.
+OF_ONE_TRY = frozenset({"x-death", RETURNS_HEADER, UNKNOWN_SINCE_HEADER})
 
 
 class Context:
@@ -148,7 +154,7 @@ class Context:
             "expires": self.expires,
             "soft_time_limit": self.soft_time_limit,
             "time_limit": self.time_limit,
-            "headers": {key: value for key, value in (self.headers or {}).items() if key != "x-death"},
+            "headers": {key: value for key, value in (self.headers or {}).items() if key not in OF_ONE_TRY},
             "retries": self.retries,
             "reply_to": self.reply_to,
             "replaced_task_nesting": self.replaced_task_nesting,
