@@ -232,5 +232,5 @@ def test_a_wait_whose_time_is_over_says_so_although_the_store_is_away(
         raise BackendLost("away")
 
     monkeypatch.setattr(app.backend.plugin, "fetch", fail)
-    with pytest.raises(TimeoutError, match="no result of a within 0 s. Their store is away: away"):
+    with pytest.raises(TimeoutError, match=r"no result of a within 0 s\. Their store is away: away"):
         app.AsyncResult("a").get(timeout=0)

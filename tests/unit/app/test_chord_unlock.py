@@ -58,5 +58,5 @@ def test_a_body_that_cannot_be_called_has_failed(app: Celery, monkeypatch: pytes
     monkeypatch.setattr(app, "publish_calls", failing(app.publish_calls, [TypeError("no serializer takes it")]))
     with start_worker(app, pool="threads", perform_ping_check=False):
         result = chord([app.signature("one")] * 2)(app.signature("total"))
-        with pytest.raises(ChordError, match="the body could not be called: .*no serializer takes it"):
+        with pytest.raises(ChordError, match=r"the body could not be called: .*no serializer takes it"):
             result.get(timeout=10)

@@ -23,8 +23,8 @@ from celeriac.worker.revoked import Revoked
 NEAR_S: Final = 2.0
 #: So many messages wait here for their time, if `worker_eta_task_limit` says nothing.
 MEMORY_LIMIT: Final = 1000
-#: Those beyond that wait for their rate go back, and come again after at most so long, or sooner if those here will have
-#: had their turn by then; at least so many in a second.
+#: Those beyond that wait for their rate go back, and come again after at most so long, or sooner if those here will
+#: have had their turn by then; at least so many in a second.
 LAP_S: Final = 30.0
 LAP_RATE: Final = 50.0
 UNKNOWN_REMEMBERED: Final = 10_000

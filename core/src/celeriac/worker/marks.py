@@ -62,8 +62,9 @@ class Story:
     def retried(self, eta: datetime) -> Payload | None:
         """The next try of the same call, for that time; None if it cannot be read."""
         again = self._marked({"retries": self.retries + 1, "eta": eta.isoformat()}, eta.timestamp())
-        for name in (RETURNS_HEADER, UNKNOWN_SINCE_HEADER) if again is not None else ():
-            again.headers.pop(name, None)
+        if again is not None:
+            for name in (RETURNS_HEADER, UNKNOWN_SINCE_HEADER):
+                again.headers.pop(name, None)
         return again
 
     def _marked(self, marks: dict[str, Any], due: float | None) -> Payload | None:
