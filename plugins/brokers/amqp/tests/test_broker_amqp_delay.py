@@ -1,4 +1,4 @@
-"""Delays at the broker, in Celery's own delay queues: never early, soon after, and only to the queue they are for."""
+"""Delays at the broker: never early, soon after, and only to the queue they are for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from celeriac.exceptions import PublishRejected
 from celeriac.spec import QueueSpec, Settlement
+from celeriac.testing.kit import Bench
 from celeriac.testing.services import RabbitMQService
+from celeriac_broker_amqp import delays
 from celeriac_broker_amqp.transport import AmqpTransport
 
 
@@ -101,15 +104,55 @@ def test_a_short_wait_is_spent_here(transport: AmqpTransport, listen: Any, tools
     tools.wait_until(lambda: transport.depth("q") == 1, "given back")
 
 
-def test_the_delay_queues_are_celerys(
+def test_a_wait_is_spent_digit_by_digit_and_none_is_needed_for_a_0(
+    amqp_url: str, rabbitmq_service: RabbitMQService, open_transport: Callable[..., AmqpTransport], tools: Any
+) -> None:
+    transport = open_transport(broker_native_delayed_delivery_queue_type="classic")
+    transport.send([tools.payload("q", due=time.time() + 0x603 + 0.9)], timeout_s=30)
+    assert transport.depth(f"celeriac.delay.{0x600}") == 1
+    _, queues, _ = topology(rabbitmq_service, amqp_url.rsplit("/", 1)[1])
+    assert [name for name, *_ in queues] == [f"celeriac.delay.{0x600}", "celeriac.delay.3", "q"]
+
+
+@pytest.mark.parametrize("delay_s", [1, 15, 16, 17, 0xA00003, delays.MAX_DELAY_S])
+def test_the_parts_of_a_wait_make_it_up(delay_s: int) -> None:
+    parts = list(delays.waits_of(delay_s))
+    assert sum(parts) == delay_s
+    assert len(parts) <= delays.DIGITS
+    digits = delays.key_of(delay_s, "my.queue").split(".")
+    assert digits[delays.DIGITS :] == ["my", "queue"]
+    assert int("".join(digits[: delays.DIGITS]), 16) == delay_s
+    first = next(place for place, digit in enumerate(digits) if digit != "0")
+    assert delays.way_in(delay_s) == f"celeriac.delay.digit-{delays.DIGITS - 1 - first}"
+
+
+def test_of_a_wait_that_is_too_long_for_the_digits_the_longest_is_taken(delaying: AmqpTransport, tools: Any) -> None:
+    delaying.send([tools.payload("q", due=time.time() + 2 * delays.MAX_DELAY_S)], timeout_s=30)
+    assert delaying.depth(f"celeriac.delay.{15 << 24}") == 1
+
+
+def test_a_delay_queue_that_somebody_removes_costs_an_error_and_no_more(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    listener = listen(transport, tools.spec("q"))
+    transport.send([tools.payload("q", due=time.time() + 1.5)], timeout_s=30)
+    listener.take(1)
+    transport.delete("celeriac.delay.1")
+    with pytest.raises(PublishRejected, match="no queue"):
+        transport.send([tools.payload("q", due=time.time() + 1.9)])
+    transport.send([tools.payload("q", due=time.time() + 1.9)])
+    listener.take(1)
+
+
+def test_celerys_delay_queues_are_made_as_celery_makes_them(
     amqp_url: str, rabbitmq_service: RabbitMQService, open_transport: Callable[..., AmqpTransport], tools: Any
 ) -> None:
     from kombu import Connection
     from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
 
     transport = open_transport(broker_native_delayed_delivery_queue_type="classic")
-    transport.send([tools.payload("q", due=time.time() + 63)], timeout_s=30)
-    assert transport.depth("celery_delayed_5") == 1, "where Celery's would be too, which begin at the highest level"
+    quorum = QueueSpec("q", exchange="e", exchange_type="topic", routing_key="q", arguments={"x-queue-type": "quorum"})
+    transport.consumer([quorum], owner="me", poller=Bench(), window=1).close()
     vhost = amqp_url.rsplit("/", 1)[1]
     before = topology(rabbitmq_service, vhost)
     with Connection(amqp_url) as connection:
@@ -117,18 +160,15 @@ def test_the_delay_queues_are_celerys(
     assert topology(rabbitmq_service, vhost) == before
 
 
-def test_delay_queues_that_celery_made_are_used(
-    amqp_url: str, open_transport: Callable[..., AmqpTransport], listen: Any, tools: Any
+def test_delay_queues_that_are_there_are_used_as_they_are(
+    open_transport: Callable[..., AmqpTransport], listen: Any, tools: Any
 ) -> None:
-    from kombu import Connection
-    from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
-
-    with Connection(amqp_url) as connection:
-        declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
-    transport = open_transport()  # which would make quorum queues
-    listener = listen(transport, QueueSpec("bare"))
-    transport.send([tools.payload("bare", due=time.time() + 1.5)])
-    assert len(listener.take(1)) == 1
+    listener = listen(open_transport(), QueueSpec("bare"))
+    for kind in ("classic", "quorum"):  # the second finds those of the first
+        sender = open_transport(broker_native_delayed_delivery_queue_type=kind)
+        sender.send([tools.payload("bare", due=time.time() + 1.5)], timeout_s=30)
+        assert len(listener.take(1)) == 1
+        listener.consumer.settle([Settlement(one) for one in list(listener.consumer._owned)])
 
 
 def topology(service: RabbitMQService, vhost: str) -> Any:

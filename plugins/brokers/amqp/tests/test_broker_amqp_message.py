@@ -136,10 +136,3 @@ def test_the_exact_time_travels_in_the_eta_or_beside_it(tools: Any) -> None:
         _, marks = message.scan(raw)
         assert marks is not None
         assert marks.due == due
-
-
-def test_the_key_of_a_wait_is_kombus() -> None:
-    from kombu.transport.native_delayed_delivery import calculate_routing_key
-
-    for delay_s in (1, 5, 86400, message.MAX_DELAY_S):
-        assert message.delay_key(delay_s, "my.queue") == calculate_routing_key(delay_s, "my.queue")

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from celeriac.exceptions import TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
-from celeriac_broker_amqp import message, methods, topology
+from celeriac_broker_amqp import delays, message, methods, topology
 from celeriac_broker_amqp.deadletters import bury, make_follower
 from celeriac_broker_amqp.followers import Followers, mark_again
 from celeriac_broker_amqp.holding import Holding, Nook, Terms, make_nook_spec
@@ -51,7 +51,7 @@ MAX_READY_BYTES: Final = 64 * 1024 * 1024
 HOLD_S: Final = 2.0
 HOLD_COUNT: Final = 1000
 #: How the exchange begins through which a delayed message came, whichever level was its last.
-_DELAYED: Final = b"celery_delayed_"
+_DELAYED: Final = (delays.PREFIX.encode(), topology.DELAYED_PREFIX.encode())
 
 _log = logging.getLogger("celeriac.broker.amqp")
 
@@ -512,7 +512,7 @@ class AmqpConsumer:
             headers = message.unpack(delivery.raw).headers
             _, _, header, body = message.split_record(delivery.raw)
             header = message.with_due(header, due, headers, _counts(delivery, settlement))
-            methods.short_text(message.delay_key(0, delivery.queue))
+            methods.short_text(delays.key_of(0, delivery.queue))
         except ValueError as exc:  # unreadable, or its queue has a name too long to be delayed: held here
             _log.debug("A message of %s waits here, for the broker cannot hold it: %s", delivery.queue, exc)
             self._keep(delivery, settlement)

@@ -12,7 +12,6 @@ Source: AMQP 0-9-1, 2.3.5.2 (content headers); Celery's message protocol 2.
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Mapping, Set
 from struct import Struct, error
 from typing import Any, Final
@@ -40,9 +39,6 @@ SPARED_HEADER: Final = "x-celeriac-spared"
 DUE_HEADER: Final = "x-celeriac-due"
 #: Of a copy by which a consumer holds a message: the tag of the delivery whose place it takes.
 HELD_HEADER: Final = "x-celeriac-held"
-#: Where delayed messages come out.
-DELIVERY_EXCHANGE: Final = "celery_delayed_delivery"
-DELAY_BITS: Final = 28
 MAX_HEADERS: Final = 256
 MAX_HEADER_BYTES: Final = 64 * 1024
 
@@ -424,12 +420,6 @@ def bare_header(raw: bytes) -> bytes:
 # -- delays -------------------------------------------------------------------------------------------------
 
 SAME_TIME_S: Final = 0.01
-MAX_DELAY_S: Final = (1 << DELAY_BITS) - 1
-
-
-def delay_key(delay_s: int, queue: str) -> str:
-    """The routing key by which a message waits `delay_s` seconds on its way to `queue`."""
-    return ".".join(f"{delay_s:0{DELAY_BITS}b}") + "." + queue
 
 
 def read_time(text: str) -> float | None:
@@ -458,9 +448,3 @@ def with_due(header: bytes, due: float, headers: Mapping[str, Any], extra: Mappi
     if not added and DEATH_HEADERS.isdisjoint(headers) and DUE_HEADER not in headers:
         return header
     return with_headers(header, added, DEATH_HEADERS | {DUE_HEADER})
-
-
-def whole_seconds(due: float) -> int:
-    """How long a message waits at the broker, in the whole seconds that it counts by; the consumer holds it for
-    the fraction."""
-    return max(0, min(int(due - time.time()), MAX_DELAY_S))

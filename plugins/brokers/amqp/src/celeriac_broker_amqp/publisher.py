@@ -23,19 +23,9 @@ from msgspec import Struct
 
 from celeriac.exceptions import ImproperlyConfigured, PublishRejected, PublishUncertain, TransportLost
 from celeriac.spec import Payload, QueueSpec, Route
-from celeriac_broker_amqp import methods, topology
+from celeriac_broker_amqp import delays, methods, topology
 from celeriac_broker_amqp.link import Channel, Link
-from celeriac_broker_amqp.message import (
-    DELAY_BITS,
-    HEADER_PREFIX,
-    delay_key,
-    pack_header,
-    scan,
-    split_record,
-    unpack,
-    whole_seconds,
-    with_due,
-)
+from celeriac_broker_amqp.message import HEADER_PREFIX, pack_header, scan, split_record, unpack, with_due
 from celeriac_broker_amqp.methods import BODY, FRAME_OVERHEAD_BYTES, HEADER, METHOD, frame
 
 CHANNEL: Final = 1
@@ -43,7 +33,6 @@ CHANNEL: Final = 1
 CHUNK_BYTES: Final = 1024 * 1024
 ROUTES_KEPT: Final = 1024
 #: A longer queue name leaves no room for the wait in a routing key: its messages go at once, to be put off by workers.
-MAX_DELAYED_BYTES: Final = topology.MAX_NAME_BYTES - 2 * DELAY_BITS
 
 #: No such exchange, no permission: the broker closes the channel, and the message is not stored.
 REFUSALS: Final = frozenset({methods.NOT_FOUND, methods.ACCESS_REFUSED})
@@ -81,7 +70,7 @@ def make_item(payload: Payload) -> Item:
     mandatory = payload.properties.get("mandatory", True) is not False and route.exchange_type != "fanout"
     header = pack_header(payload)
     due = payload.due
-    if due is None or route.exchange or due <= time.time() or name_bytes > MAX_DELAYED_BYTES:
+    if due is None or route.exchange or due <= time.time() or name_bytes > delays.MAX_QUEUE_BYTES:
         return Item(route, header, payload.body, mandatory)
     try:
         return Item(route, with_due(header, due, payload.headers), payload.body, mandatory, due)
@@ -132,7 +121,8 @@ class Publisher:
         self._declared: set[str] = set()
         self._again: set[bytes] = set()
         self.was_refused = False  #: the broker has refused a message in earnest, for its queue
-        self._delayed: set[str] | None = None  # queues bound for delays; None: the delay queues are not known to exist
+        self._delayed: set[str] | None = None  # queues bound for delays; None: the exchanges are not known to exist
+        self._waits: set[int] = set()  # delay queues that are known to exist
 
     @property
     def last(self) -> int:
@@ -156,11 +146,11 @@ class Publisher:
             if len(item.header) > room:
                 raise PublishRejected(f"headers of {len(item.header)} bytes; RabbitMQ takes {room}")
             if item.due is not None:
-                self._prepare_delay(item.route.routing_key, deadline)
+                self._prepare_delay(item, deadline)
         out: list[bytes] = []
         size = 0
         for item in items:
-            size += self._add_frames(out, item)
+            size += self._add_frames(out, item, 0 if item.due is None else self._prepare_delay(item, deadline))
             if size >= CHUNK_BYTES:
                 self.link.send(b"".join(out), deadline)
                 self.link.pump()
@@ -309,6 +299,8 @@ class Publisher:
     def _take_back(self, text: str, record: bytes) -> None:
         """A message came back, for no queue took it."""
         exchange, routing_key, header, body = split_record(record)
+        if exchange.startswith(delays.PREFIX):
+            self._waits.clear()  # somebody has removed a delay queue
         if exchange or record in self._again:
             self.unroutable.append((text, record))
             return
@@ -333,10 +325,10 @@ class Publisher:
 
     # -- frames -----------------------------------------------------------------------------------------------
 
-    def _add_frames(self, out: list[bytes], item: Item) -> int:
+    def _add_frames(self, out: list[bytes], item: Item, delay_s: int = 0) -> int:
         """Add the frames of one message; returns their size, nearly."""
         header, body = item.header, item.body
-        out.append(self._publish_frame(item))
+        out.append(self._publish_frame(item, delay_s))
         out.append(frame(HEADER, CHANNEL, header))
         size = len(body)
         room = self.link.frame_max - FRAME_OVERHEAD_BYTES
@@ -347,28 +339,35 @@ class Publisher:
             out.extend(frame(BODY, CHANNEL, body[at : at + room]) for at in range(0, size, room))
         return size + len(header)
 
-    def _publish_frame(self, item: Item) -> bytes:
+    def _publish_frame(self, item: Item, delay_s: int) -> bytes:
         route = item.route
-        delay_s = 0 if item.due is None else whole_seconds(item.due)
         if delay_s:
-            # Straight to the queue of its highest bit. Celery's clients begin at the highest level of all, and the
-            # broker then looks through a topic exchange for each 0: ten times the work of storing the message.
-            level = topology.delay_level(delay_s.bit_length() - 1)
-            return frame(METHOD, CHANNEL, methods.publish(level, delay_key(delay_s, route.routing_key), True))
-        key = (route.exchange, route.routing_key, item.mandatory)
-        written = self._routes.get(key)
+            key = delays.key_of(delay_s, route.routing_key)
+            return frame(METHOD, CHANNEL, methods.publish(delays.way_in(delay_s), key, True))
+        way = (route.exchange, route.routing_key, item.mandatory)
+        written = self._routes.get(way)
         if written is None:
-            written = frame(METHOD, CHANNEL, methods.publish(*key))
+            written = frame(METHOD, CHANNEL, methods.publish(*way))
             if len(self._routes) < ROUTES_KEPT:
-                self._routes[key] = written
+                self._routes[way] = written
         return written
 
-    def _prepare_delay(self, queue: str, deadline: float) -> None:
-        """See to it that delayed messages find their way into this queue, once per connection."""
+    def _prepare_delay(self, item: Item, deadline: float) -> int:
+        """See to it that a delayed message finds its way, which is done once per connection; returns how long it is to
+        wait from now on."""
+        queue = item.route.routing_key
         if self._delayed is None:
-            topology.ensure_delays(self.link, self._delay_queue_type, deadline)
+            delays.ensure_exchanges(self.link, deadline)
             self._delayed = set()
         if queue not in self._delayed:
             self._declare(queue)
-            topology.bind_delayed(self.link, queue, deadline)
+            delays.bind(self.link, queue, deadline)
             self._delayed.add(queue)
+        while True:
+            delay_s = delays.whole_seconds(item.due or 0.0)
+            missing = [wait_s for wait_s in delays.waits_of(delay_s) if wait_s not in self._waits]
+            if not missing:
+                return delay_s
+            for wait_s in missing:  # which takes a moment, so the wait may be another then
+                delays.ensure_wait(self.link, wait_s, self._delay_queue_type, deadline)
+                self._waits.add(wait_s)

@@ -1,4 +1,4 @@
-"""Queues, exchanges, bindings, and the delay queues. Called by `transport`, `consumer` and `publisher`.
+"""Queues, exchanges, bindings, and Celery's delay queues. Called by `transport`, `consumer` and `publisher`.
 
 Everything is asked on a channel of its own, because RabbitMQ closes the channel on which it refuses something.
 What is declared is what Celery declares, to the last argument: two clients with different ideas of one queue
@@ -20,11 +20,12 @@ from celeriac.exceptions import ImproperlyConfigured, TransportLost
 from celeriac.spec import QueueSpec
 from celeriac_broker_amqp import methods
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
-from celeriac_broker_amqp.message import DELAY_BITS, DELIVERY_EXCHANGE
 
 SCRATCH_CHANNEL: Final = 2
-#: For a binding that is only to be made sure of.
-BIND_TIMEOUT_S: Final = 4.0
+#: Where what Celery's clients delay comes out, and in how many bits they count.
+DELAYED_PREFIX: Final = "celery_delayed_"
+DELIVERY_EXCHANGE: Final = f"{DELAYED_PREFIX}delivery"
+DELAY_BITS: Final = 28
 DEAD_PREFIX: Final = "celeriac.dead."
 MAX_NAME_BYTES: Final = 255
 DEAD_KEEP_MS: Final = 7 * 24 * 3600 * 1000
@@ -43,6 +44,17 @@ def scratch(link: Link) -> Iterator[Channel]:
     finally:
         if link.lost is None:
             link.close_channel(channel)
+
+
+def ask(link: Link, request: bytes, reply: int, deadline: float) -> None:
+    """Ask for something, and wait for the answer.
+
+    Raises:
+        ChannelClosed: It was refused.
+        TransportLost: The connection dropped, or the broker is silent.
+    """
+    with scratch(link) as channel:
+        link.call(channel, request, reply, max(deadline - time.monotonic(), 0.1))
 
 
 def default_queue(name: str) -> QueueSpec:
@@ -141,7 +153,7 @@ def _ask_about(link: Link, queue: str, request: bytes, reply: int) -> int:
         raise TransportLost(f"queue {queue!r} at {link.where}: {exc}") from exc
 
 
-# -- delays -------------------------------------------------------------------------------------------------
+# -- Celery's delays ----------------------------------------------------------------------------------------
 
 
 def ensure_delays(link: Link, queue_type: str, deadline: float) -> None:
@@ -159,31 +171,7 @@ def ensure_delays(link: Link, queue_type: str, deadline: float) -> None:
             raise TransportLost(f"exchange {DELIVERY_EXCHANGE!r} at {link.where}: {exc}") from exc
         _declare_delays(link, queue_type, deadline)
     out = methods.bind_exchange(DELIVERY_EXCHANGE, delay_level(0), _low_key(0))
-    _ask(link, out, methods.EXCHANGE_BIND_OK, deadline)
-
-
-def bind_delayed(link: Link, queue: str, deadline: float) -> None:
-    """Let delayed messages for `queue` out into it. Exactly for it: `#.b` would also take those for `a.b`."""
-    key = "*." * DELAY_BITS + queue
-    _ask(link, methods.bind_queue(queue, DELIVERY_EXCHANGE, key), methods.QUEUE_BIND_OK, deadline)
-
-
-def bind_again(link: Link, queue: str) -> bool:
-    """As `bind_delayed`, for a queue that may have been made anew, which its senders do not hear of; False if there are
-    no delay queues, of which RabbitMQ's log complains, so it is better not asked for every queue.
-
-    Raises:
-        TransportLost: The connection dropped.
-    """
-    try:
-        bind_delayed(link, queue, time.monotonic() + BIND_TIMEOUT_S)
-    except ValueError:
-        return True  # its name leaves no room for a wait, so nothing is delayed for it
-    except ChannelClosed as exc:
-        if exc.code != methods.NOT_FOUND:
-            _log.warning("Queue %s gets no delayed messages if it was made anew: %s", queue, exc)
-        return exc.code != methods.NOT_FOUND
-    return True
+    ask(link, out, methods.EXCHANGE_BIND_OK, deadline)
 
 
 def bind_for_celery(link: Link, spec: QueueSpec, queue_type: str, deadline: float) -> None:
@@ -193,8 +181,8 @@ def bind_for_celery(link: Link, spec: QueueSpec, queue_type: str, deadline: floa
         return
     ensure_delays(link, queue_type, deadline)
     key = spec.routing_key if spec.routing_key.startswith("#") else f"#.{spec.routing_key}"
-    _ask(link, methods.bind_exchange(spec.exchange, DELIVERY_EXCHANGE, key), methods.EXCHANGE_BIND_OK, deadline)
-    _ask(link, methods.bind_queue(spec.name, spec.exchange, key), methods.QUEUE_BIND_OK, deadline)
+    ask(link, methods.bind_exchange(spec.exchange, DELIVERY_EXCHANGE, key), methods.EXCHANGE_BIND_OK, deadline)
+    ask(link, methods.bind_queue(spec.name, spec.exchange, key), methods.QUEUE_BIND_OK, deadline)
 
 
 def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
@@ -208,14 +196,14 @@ def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
         }
         if queue_type == "quorum":
             arguments["x-dead-letter-strategy"] = "at-least-once"
-        _ask(link, methods.declare_exchange(name, "topic"), methods.EXCHANGE_DECLARE_OK, deadline)
+        ask(link, methods.declare_exchange(name, "topic"), methods.EXCHANGE_DECLARE_OK, deadline)
         try:
-            _ask(link, methods.declare_queue(name, arguments=arguments), methods.QUEUE_DECLARE_OK, deadline)
+            ask(link, methods.declare_queue(name, arguments=arguments), methods.QUEUE_DECLARE_OK, deadline)
         except ChannelClosed as exc:
             if exc.code != methods.PRECONDITION_FAILED:
                 raise TransportLost(f"delay queue {name!r} at {link.where}: {exc}") from exc
             _log.info("Delay queue %s is there already, and is used as it is: %s", name, exc.text)
-        _ask(
+        ask(
             link,
             methods.bind_queue(name, name, "*." * (DELAY_BITS - 1 - level) + "1.#"),
             methods.QUEUE_BIND_OK,
@@ -223,21 +211,16 @@ def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
         )
         if level:
             bind = methods.bind_exchange(delay_level(level - 1), name, _low_key(level))
-            _ask(link, bind, methods.EXCHANGE_BIND_OK, deadline)
+            ask(link, bind, methods.EXCHANGE_BIND_OK, deadline)
     # Last of all, for it says that all the others are there.
-    _ask(link, methods.declare_exchange(DELIVERY_EXCHANGE, "topic"), methods.EXCHANGE_DECLARE_OK, deadline)
+    ask(link, methods.declare_exchange(DELIVERY_EXCHANGE, "topic"), methods.EXCHANGE_DECLARE_OK, deadline)
 
 
 def delay_level(level: int) -> str:
     """The name of the queue where a message waits for 2 ** `level` seconds, and of the exchange before it."""
-    return f"celery_delayed_{level}"
+    return f"{DELAYED_PREFIX}{level}"
 
 
 def _low_key(level: int) -> str:
     """The pattern of keys whose bit for this level is not set."""
     return "*." * (DELAY_BITS - 1 - level) + "0.#"
-
-
-def _ask(link: Link, request: bytes, reply: int, deadline: float) -> None:
-    with scratch(link) as channel:
-        link.call(channel, request, reply, max(deadline - time.monotonic(), 0.1))

@@ -26,7 +26,7 @@ from celeriac.exceptions import (
 )
 from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, Route
 from celeriac.spec.diagnosis import Finding
-from celeriac_broker_amqp import deadletters, health, message, topology
+from celeriac_broker_amqp import deadletters, delays, health, message, topology
 from celeriac_broker_amqp.connector import Connector
 from celeriac_broker_amqp.consumer import AmqpConsumer
 from celeriac_broker_amqp.holding import Terms, limit_of
@@ -236,7 +236,7 @@ class AmqpTransport:
 
     def _bind_again(self, link: Link, queue: str) -> None:
         """Let delayed messages out into a queue that may have been made anew."""
-        if time.monotonic() >= self._no_delays_until and not topology.bind_again(link, queue):
+        if time.monotonic() >= self._no_delays_until and not delays.bind_again(link, queue):
             self._no_delays_until = time.monotonic() + NO_DELAYS_S
 
     # -- broadcasts -------------------------------------------------------------------------------------------
