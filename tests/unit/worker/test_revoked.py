@@ -20,8 +20,10 @@ from celeriac.app.revocations import (
 )
 from celeriac.spec.data import Head
 from celeriac.spec.state import Entry, Snapshot
+from celeriac.testing.kit import eventually
+from celeriac.worker import revoked
 from celeriac.worker.clock import Clock
-from celeriac.worker.revoked import Revoked
+from celeriac.worker.revoked import RevocationWatch, Revoked
 
 
 def snapshot(entries: dict[str, bytes], now: float = 1000.0, expires: float | None = None) -> Snapshot:
@@ -104,3 +106,20 @@ def test_a_signal_that_is_none_is_refused_and_keys_fit_the_store() -> None:
     keys = [id_key("x" * 1000), id_key("y" * 1000), id_key("a\nb"), id_key("\ud800"), stamp_key("h" * 300, "v")]
     assert len(set(keys)) == 5
     assert all(len(key) <= LONGEST_KEY + 10 and key.isprintable() for key in keys)
+
+
+def test_a_watch_goes_on_after_a_fault_of_the_store_s_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revoked, "LOOK_S", 0.01)
+    looks: list[str] = []
+
+    class Broken:
+        def version(self, space: str) -> int:
+            looks.append(space)
+            raise ZeroDivisionError("a fault of the plugin's")
+
+    watch = RevocationWatch(Broken(), lambda snapshot: None)  # type: ignore[arg-type]
+    watch.start()
+    eventually(lambda: len(looks) > 1, within_s=10)
+    assert watch.is_alive()
+    watch.stop()
+    watch.join(10)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celeriac import Celery, signals, states
-from celeriac.exceptions import WorkerShutdown
+from celeriac.exceptions import WorkerShutdown, WorkerTerminate
 from celeriac.spec import JobReport
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import eventually
@@ -124,3 +124,60 @@ def test_messages_that_end_without_a_run_do_not_wait_for_the_loop_s_next_look(ap
     assert last.get(timeout=10) == "done", "at one message a second it would take half a minute"
     run.worker.stop()
     assert run.end() == 0
+
+
+def threads_of_workers() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(("celeriac-slot", "celeriac-re"))}
+
+
+def explode(*_: Any, **__: Any) -> Any:
+    raise ZeroDivisionError("nobody foresaw it")
+
+
+def test_a_worker_that_fails_at_its_start_leaves_no_ghost_behind(app: Celery) -> None:
+    """In a process that lives on: slots, heartbeats, and a lease that is renewed for nobody."""
+    before = threads_of_workers()
+    with pytest.raises(ZeroDivisionError):
+        Worker(app, pool="threads", on_ready=explode).run()
+    eventually(lambda: threads_of_workers() <= before, within_s=10)
+
+
+def test_a_worker_that_cannot_go_on_gives_back_what_it_has_and_leaves_no_ghost(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = threads_of_workers()
+    gate = threading.Event()
+    app.task(name="wait")(lambda: gate.wait(20))
+    run = Run(app)
+    app.send_task("wait")
+    eventually(lambda: run.worker.loop.running(), within_s=10)
+    monkeypatch.setattr(run.worker.loop, "turn", explode)
+    assert isinstance(run.end(), ZeroDivisionError)
+    assert app.transport.depth("celery") == 1, "it was running, and has another try"
+    gate.set()
+    eventually(lambda: threads_of_workers() <= before, within_s=10)
+
+
+@pytest.mark.parametrize(("wish", "code"), [(WorkerTerminate, 1), (WorkerShutdown, 0)])
+def test_a_worker_is_ended_coldly_or_warmly_as_it_is_told_from_within(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, wish: type[BaseException], code: int
+) -> None:
+    gate = threading.Event()
+    app.task(name="wait")(lambda: gate.wait(20))
+    run = Run(app)
+    app.send_task("wait")
+    eventually(lambda: run.worker.loop.running(), within_s=10)
+    turn, told = run.worker.loop.turn, threading.Event()
+
+    def tell() -> None:
+        turn()
+        told.set()
+        raise wish(0)  # also while it ends
+
+    monkeypatch.setattr(run.worker.loop, "turn", tell)
+    run.worker._sleeper.wake()
+    assert told.wait(10)
+    if code == 0:
+        gate.set()
+    assert run.end() == code
+    gate.set()

@@ -6,6 +6,7 @@ whatever is unusual leaves the straight line early.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -192,7 +193,8 @@ class Loop:
             How many tasks were given up: they ran when the pool was stopped, or their results could not be stored.
         """
         # A slot that was killed by the stop is no crash of its task: that was given up, and goes back.
-        self.endings.digest([report for report in last_reports if report.outcome != "lost"])
+        with contextlib.suppress(SystemExit):  # a receiver's wish, which comes true
+            self.endings.digest([report for report in last_reports if report.outcome != "lost"])
         given_up = self.endings.abandon()
         given_up += self._link.close(timeout_s)
         self._log.flush()

@@ -66,6 +66,11 @@ class Renewer(threading.Thread):
                 _log.warning("lease not renewed: %s", exc)
                 pause_s = min(1.0, self._every_s)
                 continue
+            except Exception:  # a fault of the plugin's own: the next try may do better, and none would be the end
+                if not self._end.is_set():
+                    _log.exception("lease not renewed")
+                pause_s = min(1.0, self._every_s)
+                continue
             pause_s = self._every_s
 
     def prove(self) -> None:

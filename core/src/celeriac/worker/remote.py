@@ -46,6 +46,8 @@ LONGEST_PAUSE_S: Final = 10.0
 #: At most this share of the time is spent on commands, while more of them wait.
 SHARE: Final = 0.1
 TIMEOUT_S: Final = 2.0
+#: For so long an answer is tried to be sent: nobody waits longer, and others wait behind it.
+ANSWER_S: Final = 5.0
 IDENTITY: Final = "py-celeriac"
 
 _log = logging.getLogger("celeriac.worker.remote")
@@ -128,7 +130,7 @@ class Remote(threading.Thread):
         self._open_at = 0.0
         self._failures = 0
         self._send_at = 0.0
-        self._replies: deque[tuple[Request, Any]] = deque(maxlen=WAITING)
+        self._replies: deque[tuple[Request, Any, float]] = deque(maxlen=WAITING)  # until when each is tried
         self._said: deque[dict[str, Any]] = deque(maxlen=100)  # worker events on their way
         self._ended = False
         self._tried = threading.Event()
@@ -150,7 +152,7 @@ class Remote(threading.Thread):
     def answer(self, request: Request, value: Any) -> None:
         """Send this answer, if one is wanted."""
         if request.reply_to is not None:
-            self._replies.append((request, value))
+            self._replies.append((request, value, time.monotonic() + ANSWER_S))
             self._sleeper.wake()
 
     def beat(self) -> None:
@@ -292,24 +294,29 @@ class Remote(threading.Thread):
         if now < self._send_at:
             return
         try:
-            while self._replies:
-                self._send_reply(*self._replies[0])
-                self._replies.popleft()
             while self._said:
                 event = self._said[0]
                 self._broadcast_events(event, routing_key(event["type"]))
                 self._said.popleft()
             if self.feed is not None and len(self.feed):
                 self._send_feed(self.feed)
+            while self._replies:
+                self._send_reply(*self._replies[0])
+                self._replies.popleft()
         except OperationalError as exc:
             self._send_at = now + 1.0
             _log.debug("answers and events wait for the broker: %s", exc)
 
-    def _send_reply(self, request: Request, value: Any) -> None:
+    def _send_reply(self, request: Request, value: Any, until: float) -> None:
         app = self._app
         assert request.reply_to is not None
         payload = make_reply(request, self._node, value, app.conf, app.codec, app.clock.forward())
-        self._transport.broadcast(ExchangeSpec(request.reply_to[0], "direct"), [payload], timeout_s=TIMEOUT_S)
+        try:
+            self._transport.broadcast(ExchangeSpec(request.reply_to[0], "direct"), [payload], timeout_s=TIMEOUT_S)
+        except OperationalError as exc:
+            if time.monotonic() < until:
+                raise
+            _log.warning("the answer to %s for %s cannot be sent: %s", request.method, request.reply_to[0], exc)
 
     def _send_feed(self, feed: Feed) -> None:
         app = self._app

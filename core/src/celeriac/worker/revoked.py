@@ -135,9 +135,10 @@ class RevocationWatch(threading.Thread):
         while not self._end.wait(min(LOOK_S * 2**self._failures, LONGEST_LOOK_S)):
             try:
                 self.look()
-            except CeleriacError as exc:
+            except Exception as exc:  # a fault of the plugin's: a thread that dies unseen would obey nobody
                 level = logging.DEBUG if self._failures else logging.WARNING
-                _log.log(level, "Cannot look for revoked tasks: %s Those known so far hold.", exc)
+                unforeseen = not isinstance(exc, CeleriacError)
+                _log.log(level, "Cannot look for revoked tasks: %s Those known so far hold.", exc, exc_info=unforeseen)
                 self._failures = min(self._failures + 1, 4)
             else:
                 self._failures = 0

@@ -229,6 +229,7 @@ class Worker:
         self.broker_info = ""
         self._extensions: list[PluginInfo] = []
         self._surprises: list[float] = []
+        self._crash: Exception | None = None  # what could not be gone on after
         self._broadcasts: Broadcasts | None = None
         self._steps = Blueprint((), self, {})
         self._consumer_kind = Consumer
@@ -243,11 +244,15 @@ class Worker:
             ImproperlyConfigured, OperationalError: It could not start; nothing was consumed.
         """
         self._manager.live()  # after a restart by HUP the process is the same, and its time runs on
-        self._prepare()
-        handlers = self._handle_signals()
+        handlers: dict[int, Any] = {}
         try:
+            self._prepare()
+            handlers = self._handle_signals()
             self._start()
-            return self._work()
+            code = self._work()
+        except BaseException:
+            self._abort()
+            raise
         finally:
             self._end_watch()
             if self._pulse is not None:
@@ -261,6 +266,9 @@ class Worker:
             else:
                 _restore(handlers)
             self._sleeper.close()
+        if self._crash is not None:
+            raise self._crash
+        return code
 
     def stop(self) -> None:
         """From any thread: stop warmly; asked again, coldly."""
@@ -390,12 +398,8 @@ class Worker:
             for name in self._queue_names:
                 if name not in app.router.broadcasts:
                     self.transport.purge(name)
-        try:
-            self._make_watchdog()
-            self.loop.open()
-        except BaseException:
-            self.pool.stop(grace_s=0)
-            raise
+        self._make_watchdog()
+        self.loop.open()
         assert self._watchdog is not None
         self._watchdog.start()
         if self._door is not None:
@@ -445,6 +449,28 @@ class Worker:
         if trouble:
             return f"Not consuming: {trouble}."
         return f"Consuming {', '.join(self.queue_names)}: {count} in hand, {self.loop.endings.finished} finished."
+
+    def _abort(self) -> None:
+        """It could not begin, or cannot go on: end whatever was begun, for the process may live on. What it holds goes
+        back."""
+        ends: list[tuple[str, Callable[[], Any]]] = []
+        if hasattr(self, "pool"):
+            ends.append(("the pool", lambda: self.pool.stop(grace_s=0.0)))
+        if hasattr(self, "link"):
+            ends.append(("the link", lambda: self.link.close(0.0)))
+        if hasattr(self, "loop") and self.loop.rates is not None:
+            ends.append(("rate limits", self.loop.rates.stop))
+        for part in (self._beat, self._watch, self.gossip, self.remote, self._broadcasts):
+            if part is not None:
+                ends.append((type(part).__name__, part.stop))
+        if hasattr(self, "transport"):
+            ends.append(("the broker", self.transport.close))
+        ends.append(("the timer", self.timer.stop))
+        for name, end in ends:
+            try:
+                end()
+            except Exception as exc:  # the others are to end, too, and what has led here is raised
+                _log.debug("%s did not end in good order: %s", name, exc)
 
     def _end_watch(self) -> None:
         if self._watchdog is not None:
@@ -587,10 +613,13 @@ class Worker:
         try:
             while not self._asked:
                 self._turn()
-        except (WorkerShutdown, SystemExit, KeyboardInterrupt):
-            self._asked += 1
         except WorkerTerminate:
             self._asked += 2
+        except (WorkerShutdown, SystemExit, KeyboardInterrupt):
+            self._asked += 1
+        except Exception as exc:
+            self._crash = exc
+            self._asked += 3  # nothing is waited for
         how = "cold" if self._asked > 1 else "warm"
         signals.worker_shutting_down.send(sender=self.hostname, sig=self._signal_name, how=how, exitcode=EXIT_OK)
         restarts = self.restarts
@@ -606,7 +635,7 @@ class Worker:
         ended = wind_down(
             loop,
             pool,
-            self._turn_without_stuck if self._gave_up == EXIT_STUCK else self._turn,
+            self._last_turn,
             lambda: self._asked,
             grace_s=self.app.conf["worker_shutdown_grace"],
             soft_s=self.app.conf["worker_soft_shutdown_timeout"] or 0.0,
@@ -634,11 +663,21 @@ class Worker:
             return self._gave_up
         return EXIT_FORCED if ended.forced else EXIT_OK
 
-    def _turn_without_stuck(self) -> None:
-        """While it stops for stuck slots: these are not waited for."""
-        assert self._stuck is not None
-        self._stuck.give_up()
-        self._turn()
+    def _last_turn(self) -> None:
+        """A turn while it ends, which nothing that is raised keeps it from. Stuck slots, if it ends for them, are not
+        waited for."""
+        try:
+            if self._gave_up == EXIT_STUCK:
+                assert self._stuck is not None
+                self._stuck.give_up()
+            self._turn()
+        except WorkerTerminate:
+            self._asked = max(2, self._asked)
+        except (WorkerShutdown, SystemExit, KeyboardInterrupt):
+            _log.debug("told to end while it ends")
+        except Exception as exc:
+            self._crash = exc
+            self._asked = max(3, self._asked)
 
     def _turn(self) -> None:
         """One turn of the loop. What nobody foresaw costs a new link, not the worker; but not for ever."""

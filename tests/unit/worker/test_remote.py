@@ -1,0 +1,32 @@
+"""The thread that answers commands and tells events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from celeriac import Celery
+from celeriac.exceptions import PublishRejected
+from celeriac.messaging.broadcasts import Request, control_exchange, make_request
+from celeriac.testing.threaded import start_worker
+from celeriac.worker import remote
+
+
+def test_an_answer_that_its_asker_s_exchange_refuses_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Celery(broker="memory://answers", set_as_current=False)
+    monkeypatch.setattr(remote, "ANSWER_S", 0.0)
+    with start_worker(app, pool="threads", perform_ping_check=False) as worker:
+        transport: Any = worker.transport
+        broadcast = transport.broadcast
+
+        def refuse(exchange: Any, *args: Any, **kwargs: Any) -> None:
+            if exchange.name == "odd":
+                raise PublishRejected("it is of another type")
+            broadcast(exchange, *args, **kwargs)
+
+        monkeypatch.setattr(transport, "broadcast", refuse)
+        odd = make_request(Request("ping", {}, ticket="1", reply_to=("odd", "key")), app.conf, app.codec, None)
+        app.transport.broadcast(control_exchange(app.conf), [odd])  # type: ignore[attr-defined]
+        assert app.control.ping(timeout=10, limit=1) == [{worker.hostname: {"ok": "pong"}}]
+    app.close()
