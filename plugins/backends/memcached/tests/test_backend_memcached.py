@@ -56,6 +56,23 @@ def test_a_result_is_celerys_document_under_celerys_key(make: Make, memcached_se
     client.close()
 
 
+def test_more_threads_than_connections_take_turns(make: Make) -> None:
+    backend = make(cache_backend_options={"max_pool_size": 2, "timeout": 30})
+    backend.store([result(backend, "turns", value="x" * 200_000)])
+    start, found = threading.Barrier(8), []
+
+    def fetch() -> None:
+        start.wait()
+        found.extend(len(backend.fetch(["turns"])) for _ in range(10))
+
+    threads = [threading.Thread(target=fetch) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [1] * 80
+
+
 @pytest.mark.parametrize(
     "scheme", ["memcached", "cache+memcached", "cache+pymemcache", "cache+pylibmc", "cache+memcache"]
 )

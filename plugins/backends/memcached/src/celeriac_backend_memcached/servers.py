@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, Protocol
 
 from pymemcache.client.base import PooledClient
@@ -96,11 +97,13 @@ def make_cache(url: str, settings: Mapping[str, Any]) -> tuple[Cache, bool]:
 
 
 class Servers:
-    """Memcached servers. Safe for threads."""
+    """Memcached servers. Safe for threads: at most `max_pool_size` speak to a server at once, and others wait for their
+    turn, where pymemcache would raise."""
 
     def __init__(self, servers: list[tuple[str, int]], options: Mapping[str, Any]) -> None:
         self._servers = {f"{host}:{port}": (host, port) for host, port in servers}
         self._options = dict(options)
+        self._most = int(self._options.pop("max_pool_size", 0) or 0)
         self._ring = RendezvousHash(list(self._servers))
         self._left_to_parents: list[Any] = []
         self._clocks: dict[str, tuple[float, float]] = {}  # when a server was asked, how far ahead of time.monotonic
@@ -109,50 +112,64 @@ class Servers:
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
         for name, own in self._by_server(keys).items():
-            found.update(self._clients[name].get_many(own))
+            with self._lent(name) as client:
+                found.update(client.get_many(own))
         return found
 
     def gets(self, key: str) -> tuple[bytes | None, Any]:
-        found: tuple[bytes | None, Any] = self._client(key).gets(key)
+        with self._client(key) as client:
+            found: tuple[bytes | None, Any] = client.gets(key)
         return found
 
     def add(self, key: str, value: bytes, expire: int) -> bool:
-        return bool(self._client(key).add(key, value, expire, noreply=False))
+        with self._client(key) as client:
+            return bool(client.add(key, value, expire, noreply=False))
 
     def cas(self, key: str, value: bytes, mark: Any, expire: int) -> bool:
-        return bool(self._client(key).cas(key, value, mark, expire, noreply=False))
+        with self._client(key) as client:
+            return bool(client.cas(key, value, mark, expire, noreply=False))
 
     def set(self, key: str, value: bytes, expire: int) -> None:
-        self._client(key).set(key, value, expire, noreply=False)
+        with self._client(key) as client:
+            client.set(key, value, expire, noreply=False)
 
     def set_many(self, values: Mapping[str, bytes], expire: int) -> None:
         for name, own in self._by_server(values).items():
-            self._clients[name].set_many({key: values[key] for key in own}, expire, noreply=False)
+            with self._lent(name) as client:
+                client.set_many({key: values[key] for key in own}, expire, noreply=False)
 
     def append(self, key: str, more: bytes) -> bool:
-        return bool(self._client(key).append(key, more, noreply=False))
+        with self._client(key) as client:
+            return bool(client.append(key, more, noreply=False))
 
     def incr(self, key: str, by: int) -> int | None:
-        found: int | None = self._client(key).incr(key, by, noreply=False)
+        with self._client(key) as client:
+            found: int | None = client.incr(key, by, noreply=False)
         return found
 
     def delete(self, key: str) -> None:
-        self._client(key).delete(key, noreply=False)
+        with self._client(key) as client:
+            client.delete(key, noreply=False)
 
     def delete_many(self, keys: Iterable[str]) -> None:
         for name, own in self._by_server(keys).items():
-            self._clients[name].delete_many(own, noreply=True)
+            with self._lent(name) as client:
+                client.delete_many(own, noreply=True)
 
     def now(self, key: str) -> float:
         name, here = self._ring.get_node(key), time.monotonic()
         asked_at, ahead_s = self._clocks.get(name, (-CLOCK_S, 0.0))
         if here - asked_at >= CLOCK_S:
-            ahead_s = float(self._clients[name].stats()[b"time"]) - here
+            with self._lent(name) as client:
+                ahead_s = float(client.stats()[b"time"]) - here
             self._clocks[name] = here, ahead_s
         return here + ahead_s
 
     def version(self) -> str:
-        words = [f"{client.version().decode()} at {name}" for name, client in self._clients.items()]
+        words = []
+        for name in self._servers:
+            with self._lent(name) as client:
+                words.append(f"{client.version().decode()} at {name}")
         return f"Memcached {', '.join(words)}"
 
     def after_fork(self) -> None:
@@ -169,10 +186,27 @@ class Servers:
             found.setdefault(self._ring.get_node(key), []).append(key)
         return found
 
-    def _client(self, key: str) -> PooledClient:
-        return self._clients[self._ring.get_node(key)]
+    def _client(self, key: str) -> AbstractContextManager[PooledClient]:
+        return self._lent(self._ring.get_node(key))
+
+    @contextmanager
+    def _lent(self, name: str) -> Iterator[PooledClient]:
+        """The client of this server, when it is our turn.
+
+        Raises:
+            TimeoutError: That took as long as an answer may take.
+        """
+        client, turns, patience_s = self._clients[name], self._turns[name], self._options.get("timeout")
+        if turns is not None and not turns.acquire(timeout=patience_s):
+            raise TimeoutError(f"all {self._most} connections to {name} were in use for {patience_s:g} s")
+        try:
+            yield client
+        finally:
+            if turns is not None:
+                turns.release()
 
     def _connectable(self) -> dict[str, PooledClient]:
+        self._turns = {name: threading.Semaphore(self._most) if self._most else None for name in self._servers}
         try:
             return {name: PooledClient(server, **self._options) for name, server in self._servers.items()}
         except TypeError as exc:
