@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -198,3 +199,28 @@ def test_a_queue_that_was_made_anew_gets_its_delayed_messages(
     tools.wait_until(lambda: second.consumer.receive(1) == [] and second.consumer._asked == 2, "consuming anew")
     sender.send([tools.payload("q", due=time.time() + 1.5)])
     second.take(1)
+
+
+def test_a_broker_user_who_may_not_have_delay_queues_has_workers_hold_what_is_for_later(
+    rabbitmq_service: RabbitMQService, amqp_url: str, open_transport: Any, listen: Any, tools: Any
+) -> None:
+    address = urlsplit(amqp_url)
+    user, vhost, backend = "limited", address.path[1:], "rabbit_auth_backend_internal"
+    allowed = '<<"^(q|next)$">>, <<".*">>, <<".*">>'
+    tools.evaluate(rabbitmq_service, f'{backend}:add_user(<<"{user}">>, <<"pw">>, <<"me">>)')
+    tools.evaluate(rabbitmq_service, f'{backend}:set_permissions(<<"{user}">>, <<"{vhost}">>, {allowed}, <<"me">>)')
+    transport = open_transport(f"amqp://{user}:pw@{address.hostname}:{address.port}{address.path}")
+    due = time.time() + 8.0
+    transport.send([tools.payload("q", due=due, eta=iso(due)) for _ in range(3)])
+    listener = listen(transport, tools.spec("q"), window=1)
+    transport.send([tools.payload("q", id="now")])
+    while (delivery := listener.take(1)[0]).head.id != "now":
+        listener.consumer.settle([Settlement(delivery.tag, "requeue", due=due)])
+    assert time.time() < due, "what is held takes nobody's place"
+    listener.consumer.settle([], publish=[tools.payload("next", due=due, eta=iso(due))])
+    listener.consumer.settle([Settlement(delivery.tag)])
+    got = [listener.take(1)[0] for _ in range(3)]
+    assert time.time() >= due
+    listener.consumer.settle([Settlement(delivery.tag) for delivery in got])
+    listener.consumer.close()
+    assert (transport.depth("q"), transport.depth("next")) == (0, 1)

@@ -98,6 +98,8 @@ class AmqpConsumer:
         self._followers = Followers(open_publisher, poller, owner)
         self._channel: Channel = link.open_channel(CHANNEL)
         self._max_header_bytes = link.frame_max - methods.FRAME_OVERHEAD_BYTES
+        self._window = window
+        self._kept = 0  # how many of those in `_waiting` are held because the broker cannot hold them
         self._prefetch = _choose_prefetch(window)
         self._prefetch_told = 0
         self._asked = 0  # consumers that the broker was asked to open
@@ -143,7 +145,9 @@ class AmqpConsumer:
             self._forget_tags(subscription)
 
     def resize(self, window: int) -> None:
-        wanted = _choose_prefetch(window)
+        self._window = window
+        # With what is held here for long, in few steps, for each costs a new consumer.
+        wanted = _choose_prefetch(1 << (window + self._kept - 1).bit_length() if self._kept else window)
         self._wider = 0
         self._shrink_at = self._shrink_at if wanted < self._prefetch else None
         if wanted > self._prefetch and (wanted <= FAIR_WINDOW or wanted >= self._prefetch * 2):
@@ -396,6 +400,9 @@ class AmqpConsumer:
             delivery = heapq.heappop(self._waiting)[2]
             self._owned[delivery.tag] = delivery
             out.append(delivery)
+        if self._kept > len(self._waiting):
+            self._kept = len(self._waiting)
+            self.resize(self._window)
         return out
 
     @property
@@ -505,7 +512,8 @@ class AmqpConsumer:
         """The delivery on its way to the delay queues; None if it waits here instead."""
         due = settlement.due or 0.0
         route = Route(delivery.queue)
-        if due - time.time() < HOLD_S and len(self._waiting) < HOLD_COUNT:
+        is_soon = due - time.time() < HOLD_S and len(self._waiting) < HOLD_COUNT
+        if is_soon or self._followers.cannot_delay:
             self._keep(delivery, settlement)
             return None
         try:
@@ -524,7 +532,11 @@ class AmqpConsumer:
             delivery.attempt += 1
             delivery.redelivered = True
             delivery.spared += settlement.spared
-        heapq.heappush(self._waiting, (settlement.due or 0.0, delivery.tag, delivery))
+        due = settlement.due or 0.0
+        heapq.heappush(self._waiting, (due, delivery.tag, delivery))
+        if due - time.time() >= HOLD_S and not self._stopped:
+            self._kept += 1
+            self.resize(self._window)  # it takes no place of those that can run
 
     def flush(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

@@ -27,7 +27,7 @@ from typing import Any, Final
 from celeriac.exceptions import PublishRejected, TransportLost
 from celeriac.spec import COUNT_HEADERS, DeadLetter, Delivery, Payload, Route, Settlement
 from celeriac_broker_amqp import message, methods, topology
-from celeriac_broker_amqp.link import Channel, Link
+from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
 from celeriac_broker_amqp.publisher import Item, Publisher, make_item, record_of
 
 MAX_ERROR_CHARS: Final = 8192
@@ -211,7 +211,10 @@ def _reading(link: Link, queue: str) -> Iterator[Iterable[tuple[int, bytes]]]:
         return
     channel = link.open_channel(CHANNEL)
     consumer_tag = f"celeriac.browse.{secrets.token_hex(8)}"
-    link.call(channel, methods.consume(queue, consumer_tag), methods.BASIC_CONSUME_OK)
+    try:
+        link.call(channel, methods.consume(queue, consumer_tag), methods.BASIC_CONSUME_OK)
+    except ChannelClosed as exc:  # the broker user may not read it, or it is gone by now
+        raise TransportLost(f"dead letters at {link.where}: {exc}") from exc
     yield _arriving(link, channel, left)
     link.call(channel, methods.cancel(consumer_tag), methods.BASIC_CANCEL_OK)
     link.send(methods.give_back_all(CHANNEL))

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from celeriac.exceptions import TransportLost
 from celeriac_broker_amqp import methods
 from celeriac_broker_amqp.link import ChannelClosed, Link
 from celeriac_broker_amqp.topology import MAX_NAME_BYTES, ask, scratch
@@ -64,14 +63,18 @@ def waits_of(delay_s: int) -> Iterator[int]:
 
 
 def ensure_exchanges(link: Link, deadline: float) -> None:
-    """Make the exchanges exist, one for each digit, each with a way to the next for those that have a 0 here."""
+    """Make the exchanges exist, one for each digit, each with a way to the next for those that have a 0 here.
+
+    Raises:
+        ChannelClosed: The broker refuses; likewise `ensure_wait` and `bind`.
+    """
     last = _exchange(DIGITS - 1)
     try:
         with scratch(link) as channel:
             link.call(channel, methods.declare_exchange(last, "topic", passive=True), methods.EXCHANGE_DECLARE_OK)
     except ChannelClosed as exc:
         if exc.code != methods.NOT_FOUND:
-            raise TransportLost(f"exchange {last!r} at {link.where}: {exc}") from exc
+            raise
         _declare_exchanges(link, deadline)
 
 
@@ -92,7 +95,7 @@ def ensure_wait(link: Link, wait_s: int, queue_type: str, deadline: float) -> No
         ask(link, methods.declare_queue(name, arguments=arguments), methods.QUEUE_DECLARE_OK, deadline)
     except ChannelClosed as exc:
         if exc.code != methods.PRECONDITION_FAILED:
-            raise TransportLost(f"delay queue {name!r} at {link.where}: {exc}") from exc
+            raise
         _log.info("Delay queue %s is there already, and is used as it is: %s", name, exc.text)
     pattern = _pattern(level, wait_s >> DIGIT_BITS * level)
     ask(link, methods.bind_queue(name, _exchange(level), pattern), methods.QUEUE_BIND_OK, deadline)

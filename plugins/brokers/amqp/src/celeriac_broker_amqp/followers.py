@@ -68,6 +68,11 @@ class Followers:
         return self._publisher is not None
 
     @property
+    def cannot_delay(self) -> bool:
+        """The broker will not hold messages that are for later."""
+        return self._publisher is not None and bool(self._publisher.cannot_delay)
+
+    @property
     def count(self) -> int:
         """How many batches wait."""
         return len(self._held)

@@ -24,7 +24,7 @@ from msgspec import Struct
 from celeriac.exceptions import ImproperlyConfigured, PublishRejected, PublishUncertain, TransportLost
 from celeriac.spec import Payload, QueueSpec, Route
 from celeriac_broker_amqp import delays, methods, topology
-from celeriac_broker_amqp.link import Channel, Link
+from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
 from celeriac_broker_amqp.message import HEADER_PREFIX, pack_header, scan, split_record, unpack, with_due
 from celeriac_broker_amqp.methods import BODY, FRAME_OVERHEAD_BYTES, HEADER, METHOD, frame
 
@@ -123,6 +123,8 @@ class Publisher:
         self.was_refused = False  #: the broker has refused a message in earnest, for its queue
         self._delayed: set[str] | None = None  # queues bound for delays; None: the exchanges are not known to exist
         self._waits: set[int] = set()  # delay queues that are known to exist
+        #: Why the broker user may have no delay queues; what is for later goes at once then, and workers put it off.
+        self.cannot_delay = ""
 
     @property
     def last(self) -> int:
@@ -354,7 +356,25 @@ class Publisher:
 
     def _prepare_delay(self, item: Item, deadline: float) -> int:
         """See to it that a delayed message finds its way, which is done once per connection; returns how long it is to
-        wait from now on."""
+        wait from now on: 0 if the broker user may have no delay queues."""
+        if self.cannot_delay:
+            return 0
+        try:
+            return self._make_way(item, deadline)
+        except ChannelClosed as exc:
+            if exc.code not in REFUSALS:
+                raise TransportLost(f"delays of {item.route.routing_key!r} at {self.link.where}: {exc}") from exc
+            self.cannot_delay = str(exc)
+            _log.warning(
+                "Messages for later go to %s at once, and the workers that get them hold them: %s. To have RabbitMQ "
+                "hold them, give the broker user the permissions for %s*.",
+                self.link.where,
+                exc,
+                delays.PREFIX,
+            )
+            return 0
+
+    def _make_way(self, item: Item, deadline: float) -> int:
         queue = item.route.routing_key
         if self._delayed is None:
             delays.ensure_exchanges(self.link, deadline)

@@ -179,10 +179,13 @@ def bind_for_celery(link: Link, spec: QueueSpec, queue_type: str, deadline: floa
     topic or fanout exchange. They publish to the delay queues whether anybody has bound them or not."""
     if spec.arguments.get("x-queue-type") != "quorum" or spec.exchange_type not in ("topic", "fanout"):
         return
-    ensure_delays(link, queue_type, deadline)
     key = spec.routing_key if spec.routing_key.startswith("#") else f"#.{spec.routing_key}"
-    ask(link, methods.bind_exchange(spec.exchange, DELIVERY_EXCHANGE, key), methods.EXCHANGE_BIND_OK, deadline)
-    ask(link, methods.bind_queue(spec.name, spec.exchange, key), methods.QUEUE_BIND_OK, deadline)
+    try:
+        ensure_delays(link, queue_type, deadline)
+        ask(link, methods.bind_exchange(spec.exchange, DELIVERY_EXCHANGE, key), methods.EXCHANGE_BIND_OK, deadline)
+        ask(link, methods.bind_queue(spec.name, spec.exchange, key), methods.QUEUE_BIND_OK, deadline)
+    except ChannelClosed as exc:
+        _log.warning("What Celery's clients delay does not come into queue %s: %s", spec.name, exc)
 
 
 def _declare_delays(link: Link, queue_type: str, deadline: float) -> None:
