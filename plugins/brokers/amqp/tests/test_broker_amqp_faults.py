@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import OperationalError, PublishUncertain, TransportLost, TransportUnreachable
-from celeriac.spec import Settlement
-from celeriac.testing.faults import FaultProxy
+from celeriac.spec import ExchangeSpec, Payload, QueueSpec, Route, Settlement
+from celeriac.testing.faults import DOWN, FaultProxy
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp.transport import AmqpTransport
 
@@ -110,6 +110,37 @@ def test_a_blocked_connection_refuses_to_write(
         transport.send([tools.payload("q")], timeout_s=0.5)
     assert time.monotonic() - started < 2.0
     assert publisher.link.bytes_sent == before
+
+
+def test_a_broadcast_that_may_have_gone_out_is_not_sent_again(
+    transport: AmqpTransport, open_transport: Callable[..., AmqpTransport], proxy: FaultProxy, tools: Any
+) -> None:
+    exchange, poller = ExchangeSpec("news"), tools.poller()
+    listener = transport.listen(exchange, QueueSpec("mine", auto_delete=True, durable=False), poller=poller)
+    sender = open_transport(proxy.url, broker_connection_timeout=5.0)
+    payload = Payload(b"{}", "application/json", "utf-8", {}, {}, Route("", "news", "fanout"))
+    sender.broadcast(exchange, [payload])
+    heard: list[bytes] = []
+
+    def hears(count: int) -> bool:
+        heard.extend(listener.receive(10))
+        return len(heard) >= count
+
+    tools.wait_until(lambda: hears(1), "the first one")
+    proxy.hold(DOWN)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(sender.broadcast, exchange, [payload])
+        tools.wait_until(lambda: hears(2), "the second one")
+        proxy.cut()
+        proxy.heal()
+        with pytest.raises(PublishUncertain):
+            second.result(20)
+    transport.broadcast(exchange, [payload])
+    tools.wait_until(lambda: hears(3), "one that comes after all of that")
+    assert len(heard) == 3
+    transport._with_link(lambda link: link.call(link.open_channel(3), b"\0\x28\0\x14\0\0\4news\0", (40 << 16) + 21))
+    sender.broadcast(exchange, [payload])  # to an exchange that is gone by now
+    listener.close()
 
 
 def test_a_cut_wire_is_noticed_at_once(

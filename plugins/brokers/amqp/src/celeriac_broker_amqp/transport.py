@@ -26,11 +26,11 @@ from celeriac.exceptions import (
 )
 from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, Route
 from celeriac.spec.diagnosis import Finding
-from celeriac_broker_amqp import deadletters, delays, health, message, topology
+from celeriac_broker_amqp import deadletters, delays, health, message, methods, topology
 from celeriac_broker_amqp.connector import Connector
 from celeriac_broker_amqp.consumer import AmqpConsumer
 from celeriac_broker_amqp.holding import Terms, limit_of
-from celeriac_broker_amqp.link import Link
+from celeriac_broker_amqp.link import ChannelClosed, Link
 from celeriac_broker_amqp.listener import AmqpListener, declare_exchange
 from celeriac_broker_amqp.publisher import Publisher, make_item
 
@@ -255,9 +255,9 @@ class AmqpTransport:
 
         try:
             self._use_publisher(send, deadline)
-        except OperationalError:
-            if exchange.name not in self._exchanges:
-                raise
+        except OperationalError as exc:
+            if not _is_missing(exc) or exchange.name not in self._exchanges:
+                raise  # nobody hears anything twice (B31)
             # A broker that was started anew has no transient exchanges.
             self._exchanges.discard(exchange.name)
             self._use_publisher(send, deadline)
@@ -386,6 +386,14 @@ class AmqpTransport:
             self.after_fork()  # the connections are the parent's to close
         while self._idle:
             self._idle.pop().link.close()
+
+
+def _is_missing(exc: BaseException) -> bool:
+    """Whether an exchange did not exist, so that nothing was taken."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, ChannelClosed):
+        cause = cause.__cause__
+    return cause is not None and cause.code == methods.NOT_FOUND
 
 
 def _default_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
