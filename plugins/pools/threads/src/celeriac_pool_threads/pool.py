@@ -10,6 +10,7 @@ beyond its hard limit is only told of.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
@@ -44,6 +45,7 @@ class ThreadsPool:
         self._idle: deque[threading.Lock] = deque()
         self._leave: deque[None] = deque()  # a ticket for each thread that is too many
         self._threads: list[threading.Thread] = []
+        self._numbers = itertools.count(1)
         self._running: dict[int, threading.Thread] = {}  # by token; who takes a token out answers for the job
         self._limits: dict[int, tuple[float, float]] = {}  # by token: when a running job will be stuck, and its limit
         self._done: list[JobReport] = []
@@ -166,7 +168,8 @@ class ThreadsPool:
     # -- in the threads -----------------------------------------------------------------------------------
 
     def _add_thread(self) -> None:
-        name = f"celeriac-slot-{len(self._threads) + 1}"
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        name = f"celeriac-slot-{next(self._numbers)}"
         # A daemon: a job that never ends must not keep the worker's process from ending.
         thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._threads.append(thread)
