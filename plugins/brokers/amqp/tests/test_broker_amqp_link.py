@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from struct import pack
 
@@ -11,13 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celeriac.exceptions import TransportLost
+from celeriac.spec import QueueSpec
 from celeriac_broker_amqp import methods
-from celeriac_broker_amqp.consumer import _choose_prefetch
+from celeriac_broker_amqp.consumer import AmqpConsumer, _choose_prefetch
+from celeriac_broker_amqp.holding import Terms
 from celeriac_broker_amqp.link import Link
+from celeriac_broker_amqp.publisher import Publisher
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:
     return pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+class NoPoller:
+    def watch(self, fd: int) -> None: ...
+
+    def unwatch(self, fd: int) -> None: ...
 
 
 def delivery(tag: int, body: bytes, pieces: int = 1) -> bytes:
@@ -103,6 +114,37 @@ def test_a_close_says_why_and_is_answered(pair: tuple[socket.socket, Link]) -> N
 
 def test_a_window_without_bounds_asks_for_no_more_than_amqp_has_words_for() -> None:
     assert methods.limit_prefetch(_choose_prefetch(100_000)).endswith(b"\xff\xff\0")
+
+
+def test_a_consumer_that_is_slow_to_open_has_the_time_of_any_answer(pair: tuple[socket.socket, Link]) -> None:
+    theirs, link = pair
+    link.timeout_s = 20.0
+    for reply in (b"\x00\x14\x00\x0b\0\0\0\0", b"\x00\x3c\x00\x0b", b"\x00\x3c\x00\x15\x01a"):
+        theirs.sendall(frame(1, 1, reply))
+    consumer = AmqpConsumer(
+        link,
+        owner="me",
+        poller=NoPoller(),
+        window=1,
+        open_publisher=lambda: Publisher(link, QueueSpec, "quorum"),
+        declare=lambda *_: None,
+        terms=Terms(0.0),
+    )
+    consumer.subscribe(QueueSpec("q"))
+    consumer.resize(2)
+
+    def answer() -> None:
+        time.sleep(2.5)
+        for reply in (b"\x00\x3c\x00\x0b", b"\x00\x3c\x00\x15\x01b", b"\x00\x3c\x00\x1f\x01b"):
+            theirs.sendall(frame(1, 1, reply))
+
+    broker = threading.Thread(target=answer)
+    broker.start()
+    try:
+        consumer.stop()
+        assert link.lost is None
+    finally:
+        broker.join()
 
 
 def test_a_peer_that_does_not_read_is_given_up_within_the_deadline(pair: tuple[socket.socket, Link]) -> None:

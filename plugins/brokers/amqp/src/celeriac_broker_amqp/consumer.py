@@ -223,11 +223,12 @@ class AmqpConsumer:
 
     def _await_opened(self) -> None:
         """Until the broker has opened what it was asked to: see `_widen`."""
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        patience_s = self._link.timeout_s
+        deadline = time.monotonic() + patience_s
         while self._channel.opened < self._asked and self._channel.closed is None:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise self._lose(f"a consumer was not opened within {CLOSE_TIMEOUT_S:g} s")
+                raise self._lose(f"a consumer was not opened within {patience_s:g} s")
             self._link.pump(left_s)
 
     def _forget_tags(self, subscription: _Subscription) -> None:

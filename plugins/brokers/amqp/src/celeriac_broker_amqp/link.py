@@ -87,6 +87,7 @@ class Link:
         bytes_sent: What the operating system has taken.
         server: The broker's own words about itself: product, version.
         where: Host, port and virtual host, for people.
+        timeout_s: How long the broker may take to answer.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Link:
         self.heartbeat_s = heartbeat_s
         self._sock = sock
         self._recv, self._send = sock.recv, sock.send
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._is_tls = isinstance(sock, ssl.SSLSocket)
         if self._is_tls:
             # A TLS connection has one state for both directions, and `beat` writes from another thread.
@@ -138,7 +139,7 @@ class Link:
             ChannelClosed: It refused; the channel is closed.
             TransportLost: No answer within the time, or the connection dropped.
         """
-        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         self.send(frame(METHOD, channel.number, request), deadline)
         while True:
             while channel.replies:
@@ -172,7 +173,7 @@ class Link:
             view = view[self._write(view) :]
             if not view:
                 return
-            end = time.monotonic() + self._timeout_s if deadline is None else deadline
+            end = time.monotonic() + self.timeout_s if deadline is None else deadline
             while view:
                 self._wait_writable(end)
                 view = view[self._write(view) :]
