@@ -148,6 +148,19 @@ def test_send_takes_all_messages_or_none(transport: SqliteTransport) -> None:
     assert transport.depth("q") == 0
 
 
+def test_a_follow_up_whose_priority_no_column_holds_is_sent_as_the_most_urgent(
+    transport: SqliteTransport, open_consumer: Open
+) -> None:
+    transport.send([make_payload("q", b"first")])
+    consumer = open_consumer()
+    (delivery,) = consumer.receive(1)
+    urgent = make_payload("q", b"urgent")
+    urgent.properties["priority"] = 10**30
+    consumer.settle([Settlement(delivery.tag)], publish=[make_payload("q", b"plain"), urgent])
+    consumer.flush(1)
+    assert [transport.unpack(one.raw).body for one in consumer.receive(2)] == [b"urgent", b"plain"]
+
+
 def test_an_unroutable_follow_up_is_refused_while_the_delivery_is_still_held(
     transport: SqliteTransport, open_consumer: Open
 ) -> None:

@@ -62,6 +62,8 @@ PURGED_PER_STEP: Final = 10_000
 SOON_S: Final = 1.0
 _LAST_ID: Final = 2**63 - 1
 _ID_DIGITS: Final = 18
+#: Priorities beyond are this one: a column holds 64 bits.
+_HIGHEST: Final = 2**31
 
 
 class Packed(NamedTuple):
@@ -98,7 +100,7 @@ def repack(raw: bytes, queue: str) -> Packed:
 
 def _rank(payload: Payload) -> int:
     priority = payload.properties.get("priority")
-    return -priority if type(priority) is int else 0
+    return -max(-_HIGHEST, min(priority, _HIGHEST)) if type(priority) is int else 0
 
 
 # -- publishing -------------------------------------------------------------------------------------------
