@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar, Token
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -65,10 +66,12 @@ def get_current_app() -> Celery:
     """The current app of this thread, else the default app; one is made if no app was made yet.
 
     Raises:
-        RuntimeError: It cannot be made, because `celeriac.app.base` was never imported.
+        RuntimeError: It cannot be made, because `celeriac.app.base` is only just being imported.
     """
     app = getattr(_local, "app", None) or _default_app
     if app is None:
+        if _make_default_app is None:
+            import_module("celeriac.app.base")  # above this room, so it is opened by name; it says how
         if _make_default_app is None:
             raise RuntimeError("no celeriac app has been made yet: app = Celery('name', broker=…)")
         app = _make_default_app()

@@ -95,7 +95,7 @@ class AsyncResult(ResultBase, Generic[T]):
     ) -> None:
         if id is None:
             raise ValueError(f"AsyncResult needs a task id, not {id!r}")
-        self.id = id
+        self.id = id if type(id) is str else str(id)
         self._app = app
         self._backend = backend
         self.task_name = task_name

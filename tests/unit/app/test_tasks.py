@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import warnings
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -367,6 +371,7 @@ def test_a_time_without_a_zone_is_utc_whatever_the_apps_zone(app: Celery, as_tex
         ({"eta": "soon"}, "eta must be a datetime or ISO 8601 text, not 'soon'"),
         ({"expires": "zz"}, "expires must be seconds, a datetime or ISO 8601 text, not 'zz'"),
         ({"priority": "high"}, "priority must be a whole number from 0 to 9, not 'high'"),
+        ({"time_limit": "long"}, "time_limit must be a number of seconds, not 'long'"),
     ],
 )
 def test_a_wrong_option_of_a_call_is_named(app: Celery, options: dict[str, Any], says: str) -> None:
@@ -429,3 +434,29 @@ def test_the_next_try_does_not_carry_what_one_message_has_gone_through(app: Cele
     headers = {"x-celeriac-unknown-since": 5.0, "x-celeriac-returns": 3, "x-death": [], "mine": 1}
     request = Context(id="1", task="t", args=[1], kwargs={}, headers=headers)
     assert task.signature_from_request(request).options["headers"] == {"mine": 1}
+
+
+def test_ids_and_limits_of_other_types_are_sent_as_what_they_say(app: Celery) -> None:
+    task = app.task(name="t")(add_plainly)
+    sent: list[dict[str, Any]] = []
+    remember = before_task_publish.connect(lambda headers, **_: sent.append(dict(headers)), weak=False)
+    seven = UUID(int=7)
+    limits = {"time_limit": "5", "soft_time_limit": timedelta(seconds=3)}
+    try:
+        results = [
+            task.apply_async((1,), task_id=seven, group_id=9, **limits),
+            app.send_task("t", (1,), task_id=seven),
+            task.s(1).set(task_id=seven).apply_async(),
+            task.s(1).set(task_id=seven).freeze(),
+        ]
+    finally:
+        before_task_publish.disconnect(remember)
+    assert {result.id for result in results} | {app.AsyncResult(seven).id} == {str(seven)}
+    assert [headers["id"] for headers in sent] == [str(seven)] * 3
+    assert (sent[0]["group"], list(sent[0]["timelimit"])) == ("9", [5.0, 3.0])
+
+
+def test_a_program_that_imports_nothing_but_current_app_has_one(tmp_path: Path) -> None:
+    program = "from celeriac import current_app; print(current_app.conf.task_default_queue)"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "celery\n"

@@ -528,6 +528,8 @@ class Celery:
 
     def _send(self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]) -> AsyncResult[Any]:
         add_to_parent = options.pop("add_to_parent", True)
+        if type(task_id) is not str:  # a UUID, a number
+            task_id = str(task_id)
         return self.send_calls([(name, args, kwargs, task_id, options)], add_to_parent=add_to_parent)[0]
 
     def send_calls(

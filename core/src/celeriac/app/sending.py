@@ -84,8 +84,13 @@ def build_payload(
         if priority is None:
             priority = conf["task_default_priority"]
     hard, soft = take("time_limit", None), take("soft_time_limit", None)
+    if hard is not None:
+        hard = _seconds("time_limit", hard)
+    if soft is not None:
+        soft = _seconds("soft_time_limit", soft)
     if hard is not None and soft is not None and soft > hard:
         raise ValueError(f"soft_time_limit ({soft} s) of {name} must not be greater than its time_limit ({hard} s)")
+    group_id, reply_to = take("group_id", None), take("reply_to", None) or app.thread_oid
     message = Message(
         name,
         task_id,
@@ -97,7 +102,7 @@ def build_payload(
         take("shadow", None),
         _eta(take("countdown", None), take("eta", None)),
         _expires(take("expires", None)),
-        take("group_id", None),
+        group_id if group_id is None or type(group_id) is str else str(group_id),
         take("group_index", None),
         take("retries", 0),
         (hard, soft),
@@ -110,7 +115,7 @@ def build_payload(
         take("replaced_task_nesting", 0),
         take("stamped_headers", None),
         None,
-        take("reply_to", None) or app.thread_oid,
+        reply_to if type(reply_to) is str else str(reply_to),
         None if priority is None else _priority(priority),
         _delivery_mode(take("delivery_mode", None) or conf["task_default_delivery_mode"]),
         take("serializer", None) or conf["task_serializer"],
@@ -208,6 +213,13 @@ def _expires(expires: Any) -> datetime | None:
         return after(as_seconds(expires)).astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"expires must be seconds, a datetime or ISO 8601 text, not {expires!r}") from None
+
+
+def _seconds(option: str, value: Any) -> float:
+    try:
+        return value if type(value) is int else as_seconds(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{option} must be a number of seconds, not {value!r}") from None
 
 
 def _priority(value: Any) -> int:

@@ -205,7 +205,7 @@ class Signature(dict[str, Any]):
     def begin(self, launch: Launch, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
         """Hand over its first calls; it is frozen."""
         merged_args, merged_kwargs, merged_options = self.merged(args, kwargs or {}, options)
-        task_id = merged_options.pop("task_id", None) or next_id()
+        task_id = str(merged_options.pop("task_id", None) or next_id())
         launch.call(self["task"], merged_args, merged_kwargs, task_id, merged_options)
 
     # -- making others of it --------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class Signature(dict[str, Any]):
         """See `freeze`."""
         own, app = self["options"], self.app
         task_id, group_id, chord, root_id, parent_id, group_index = place
-        task_id = own["task_id"] = own.get("task_id") or task_id or next_id()
+        task_id = own["task_id"] = str(own.get("task_id") or task_id or next_id())
         if "reply_to" not in own:
             own["reply_to"] = app.thread_oid
         if root_id is not None:
