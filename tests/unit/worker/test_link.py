@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, eventually
 from celeriac.worker.clock import Clock
 from celeriac.worker.flights import Flight
-from celeriac.worker.link import Link
+from celeriac.worker.link import Link, Renewer
 from celeriac.worker.plans import TaskPlan
 from celeriac_backend_memory.backend import MemoryBackend
 
@@ -182,3 +183,31 @@ def test_a_renewal_of_the_last_link_that_comes_late_takes_nothing_from_the_prese
     report_late(["tag"])
     assert not link.lost_tags
     link.close(0.1)
+
+
+def test_B10_who_asks_for_the_leases_while_another_does_knows_what_that_one_has_found() -> None:
+    """After a long stop the loop and the renewer's thread wake together, and a consumer says what is lost once."""
+    losses: list[list[str]] = [["tag"]]
+    known: list[str] = []
+    asking, goes_on = threading.Event(), threading.Event()
+
+    class Once:
+        def renew(self) -> list[str]:
+            return losses.pop() if losses else []
+
+    def report(lost: Sequence[str]) -> None:
+        asking.set()
+        goes_on.wait(10)
+        known.extend(lost)
+
+    renewer = Renewer(Once(), report)  # type: ignore[arg-type]
+    first = threading.Thread(target=renewer.prove, daemon=True)
+    first.start()
+    assert asking.wait(10)
+    found: list[list[str]] = []
+    second = threading.Thread(target=lambda: (renewer.prove(), found.append(list(known))), daemon=True)
+    second.start()
+    second.join(0.2)
+    goes_on.set()
+    second.join(10)
+    assert found == [["tag"]]

@@ -82,11 +82,11 @@ class Renewer(threading.Thread):
         with self._turn:
             asked_at = self._clock.monotonic()
             lost = self._consumer.renew()
+            if lost:  # before another may ask: it would hear of nothing, and go on as if all were held
+                self._report_lost(lost)
             self._proved_at = asked_at
         if self.stand_in is not None:
             self.stand_in.renewed()
-        if lost:
-            self._report_lost(lost)
 
     def share(self, stand_in: StandIn) -> None:
         """From now on this one renews when we cannot."""
