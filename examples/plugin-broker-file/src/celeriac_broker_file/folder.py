@@ -106,7 +106,8 @@ class Folder:
         """Set a held message aside."""
         with contextlib.suppress(FileNotFoundError):
             file.rename(self.dead / file.name)
-            (self.dead / f"{file.name}.reason").write_text(f"{reason}\n{error}\n")
+            said = f"{reason}\n{error}\n"  # of a task's, so any characters may be in it
+            (self.dead / f"{file.name}.reason").write_text(said, "utf-8", "backslashreplace")
 
     def hold(self, owner: str) -> tuple[Path, int]:
         """A folder for what this owner takes, and a descriptor whose lock says that the owner lives."""

@@ -40,19 +40,20 @@ MUTANTS = {
             if not old:
                 return 0
             self._call([("ZADD", self._keys.owners, now - 1, tag.partition(b":")[0]) for tag in old])
-            return sum(self._rescue(tag.partition(b":")[0].decode(), 0) for tag in old)
+            found = self._tags_of([tag.partition(b":")[0].decode() for tag in old])
+            return sum(self._rescue(token, tags, 0.0) for token, tags in found.items())
         seen = {}
         Leases._restore_abandoned = restore
     """,
     "ends_its_search_early": """
         tags_of = Leases._tags_of
         ended = set()
-        def search(self, token):
-            if self._token in ended:
-                return []
-            found = tags_of(self, token)
-            if not found:
-                ended.add(self._token)
+        def search(self, tokens):
+            found = tags_of(self, tokens)
+            for token in tokens:
+                if self._token in ended or not found[token]:
+                    ended.add(self._token)
+                    found[token] = []
             return found
         Leases._tags_of = search
     """,
