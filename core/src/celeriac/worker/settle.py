@@ -77,7 +77,7 @@ class Settler:
         if self._apart:
             self._endings.append((settlement, stored, publish, owned))
             return
-        if owned:
+        if owned and (stored or publish):
             self._owned.append((settlement, stored, publish, owned))
         if stored and self._joint:
             self._stored.extend(stored)
