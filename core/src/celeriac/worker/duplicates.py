@@ -112,9 +112,7 @@ class Duplicates:
             return None
         request = self._endings.request(delivery)
         try:
-            payload = self._endings.unpack(delivery)
-            if self._app.codec.seal is not None:
-                self._app.codec.seal.check(payload)
+            payload = self._endings.sealed(delivery)
             request.update(read_call(payload, self._app.codec)[2])
             request.delivery_info = {"priority": payload.properties.get("priority")}
             return after_success(self._app, self._store, request, document["result"], False)

@@ -274,7 +274,7 @@ class Endings:
         if not flight.plan.retry_lost:
             return None
         try:
-            self._sealed(flight.delivery)
+            self.sealed(flight.delivery)
         except (ValueError, SecurityError):
             return None
         story = Story(self._transport, flight.delivery)
@@ -440,7 +440,7 @@ class Endings:
             return following
         # A body that cannot be read has nothing that could follow; nor one that nobody sealed, for what follows is.
         with contextlib.suppress(Exception):
-            request.update(read_call(self._sealed(delivery), self._app.codec)[2])
+            request.update(read_call(self.sealed(delivery), self._app.codec)[2])
             following = after_failure(self._app, store, request, exc, "", state=state, in_slot=False)
         own = self._app.store_of(request.task)
         if own.plugin is not None and self._keeps_errors(request):
@@ -455,7 +455,7 @@ class Endings:
         ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
         return not ignored or bool(task.store_errors_even_if_ignored)
 
-    def _sealed(self, delivery: Delivery) -> Payload:
+    def sealed(self, delivery: Delivery) -> Payload:
         """Its payload, from which calls may be made.
 
         Raises:
