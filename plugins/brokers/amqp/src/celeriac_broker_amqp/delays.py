@@ -25,7 +25,8 @@ from celeriac_broker_amqp.topology import MAX_NAME_BYTES, ask, scratch
 DIGIT_BITS: Final = 4
 DIGITS: Final = 7
 MAX_DELAY_S: Final = (1 << DIGIT_BITS * DIGITS) - 1
-#: How long the name of a queue may be that messages are delayed for: its key must be one of AMQP's.
+#: How long the name of a queue may be that messages are delayed for: its key must be one of AMQP's. Those for others
+#: go at once, to be put off by workers.
 MAX_QUEUE_BYTES: Final = MAX_NAME_BYTES - 2 * DIGITS
 #: Of everything that is ours.
 PREFIX: Final = "celeriac.delay."

@@ -32,8 +32,6 @@ CHANNEL: Final = 1
 #: How much is written before confirms are looked at, so that a huge batch does not pile up in memory.
 CHUNK_BYTES: Final = 1024 * 1024
 ROUTES_KEPT: Final = 1024
-#: A longer queue name leaves no room for the wait in a routing key: its messages go at once, to be put off by workers.
-
 #: No such exchange, no permission: the broker closes the channel, and the message is not stored.
 REFUSALS: Final = frozenset({methods.NOT_FOUND, methods.ACCESS_REFUSED})
 
