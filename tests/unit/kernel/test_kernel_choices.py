@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -159,3 +161,20 @@ def test_a_url_without_a_scheme_is_not_taken_for_the_name_of_a_package(fake_site
     with pytest.raises(PluginNotFound, match=r"'localhost'.*A URL begins with its scheme") as refused:
         Kernel({"broker_url": "localhost"}).make_transport()
     assert "pip install" not in str(refused.value)
+
+
+def test_several_threads_may_load_a_plugin_at_once(fake_site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_site.install("broker", "good")
+    kernel = Kernel({})
+    manager = kernel._loader.manager
+    register = manager.register
+
+    def register_slowly(plugin: object, name: str | None = None) -> str | None:
+        time.sleep(0.02)  # long enough for the others to come
+        return register(plugin, name)
+
+    monkeypatch.setattr(manager, "register", register_slowly)
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: kernel.make_transport("good://"), range(4)))
+    assert len(made) == 4
+    assert chosen(kernel) == ["good"]

@@ -195,6 +195,8 @@ class Parts:
     def after_fork(self) -> None:
         """In a forked child: drop what speaks to servers, without speaking (B28)."""
         self._lock = threading.RLock()  # whoever held the old one is not here
+        if "kernel" in self.__dict__:
+            self.kernel.after_fork()
         store, transport = self.__dict__.get("store"), self.__dict__.get("transport")
         if transport is not None:
             transport.after_fork()

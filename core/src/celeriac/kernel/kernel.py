@@ -127,9 +127,14 @@ class Kernel:
             )
         return self._serializers[name]
 
+    def after_fork(self) -> None:
+        """In a forked child: see `Loader.after_fork`."""
+        self._loader.after_fork()
+
     def forget_serializers(self) -> None:
         """Make them anew when they are next asked for: settings on which they may depend have changed."""
         self._serializers.clear()
+        self._searched_all_serializers = False
 
     def serializer_for_content_type(self, content_type: str) -> Serializer:
         """The serializer that reads this content type (`application/json`).
@@ -142,12 +147,12 @@ class Kernel:
         """
         found = self._by_content_type(content_type)
         if found is None and not self._searched_all_serializers:
-            self._searched_all_serializers = True
             for name in catalog().names("serializer"):
                 try:
                     self.make_serializer(name)
                 except ImproperlyConfigured:  # every PluginError is one
                     continue  # nobody chose this one; whoever does is told
+            self._searched_all_serializers = True
             found = self._by_content_type(content_type)
         if found is None:
             registered = name_of_registered(content_type)
@@ -300,7 +305,7 @@ class Kernel:
         self._in_use.setdefault((info.kind, info.module), info)
 
     def _by_content_type(self, content_type: str) -> Serializer | None:
-        return next((one for one in self._serializers.values() if one.content_type == content_type), None)
+        return next((one for one in list(self._serializers.values()) if one.content_type == content_type), None)
 
 
 def scheme_of(url: str) -> str:

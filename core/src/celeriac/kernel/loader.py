@@ -7,6 +7,7 @@ Called by the kernel only. What goes wrong while a plugin is imported is the plu
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Loader:
     def __init__(self) -> None:
         self.manager = _make_manager()
         self._loaded: dict[tuple[str, int], LoadedPlugin] = {}
+        self._lock = threading.Lock()
 
     def load(self, info: PluginInfo) -> LoadedPlugin:
         """Import a plugin and register it; a second name for the same module gives the same plugin back.
@@ -55,9 +57,14 @@ class Loader:
             PluginIncompatible: It was written for another version of the contract.
         """
         plugin = _import(info)
-        known = self._loaded.get((info.kind, id(plugin)))
-        if known is not None:
-            return known
+        with self._lock:
+            return self._loaded.get((info.kind, id(plugin))) or self._register(info, plugin)
+
+    def after_fork(self) -> None:
+        """In a forked child: whoever held the lock may not be here."""
+        self._lock = threading.Lock()
+
+    def _register(self, info: PluginInfo, plugin: Any) -> LoadedPlugin:
         try:
             _check_version(info, plugin)
             _check_hooks(info, plugin)
