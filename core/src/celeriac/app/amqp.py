@@ -145,7 +145,7 @@ class Queues(MutableMapping[str, Any]):
         name = router.aliases.get(name, name)
         if name not in router.queues and not self._app.conf["task_create_missing_queues"]:
             raise KeyError(name)
-        return as_kombu(router.spec(name), router.alias_of(name))
+        return as_kombu(router.spec(name), router.alias_of(name), router.bindings.get(name, ()))
 
     def __setitem__(self, name: str, queue: Any) -> None:
         self.add(queue)
@@ -175,8 +175,7 @@ class Queues(MutableMapping[str, Any]):
     def add(self, queue: Any, **options: Any) -> Any:
         """Know one more queue: a `kombu.Queue`, or a name and the options of an entry of `task_queues`."""
         router = self._router
-        name = router.add(queue, **options)
-        return as_kombu(router.spec(name), router.alias_of(name))
+        return self[router.add(queue, **options)]
 
     def select(self, include: str | Iterable[str] | None) -> None:
         """Let workers consume these only."""
@@ -210,10 +209,10 @@ class Queues(MutableMapping[str, Any]):
         return f"{pad}{text}" if indent_first else text
 
 
-def as_kombu(spec: QueueSpec, alias: str | None) -> Any:
-    """A `kombu.Queue` that declares what the spec does."""
+def as_kombu(spec: QueueSpec, alias: str | None, bindings: Iterable[QueueSpec] = ()) -> Any:
+    """A `kombu.Queue` that declares what the spec does, and these further bindings."""
     kombu: Any = import_module("kombu")
-    return kombu.Queue(
+    queue = kombu.Queue(
         spec.name,
         kombu.Exchange(spec.exchange or spec.name, type=spec.exchange_type),
         routing_key=spec.routing_key or spec.name,
@@ -223,3 +222,8 @@ def as_kombu(spec: QueueSpec, alias: str | None) -> Any:
         queue_arguments=dict(spec.arguments) or None,
         alias=alias,
     )
+    for bound in bindings:  # given to `Queue`, they would be instead of its own exchange
+        queue.bindings.add(
+            kombu.binding(kombu.Exchange(bound.exchange, type=bound.exchange_type), routing_key=bound.routing_key)
+        )
+    return queue

@@ -217,7 +217,7 @@ def read_timezone(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError
     if value.upper() in ("UTC", "LOCAL", ""):
-        return value
+        return value.upper()
     import zoneinfo  # only programs that name a zone pay for it
 
     try:
@@ -239,9 +239,9 @@ def read_queues(value: Any) -> Any:
     """`kombu.Queue` objects or names, in a list, tuple or set; or a dict of options by name."""
     if isinstance(value, (str, bytes)):
         raise ValueError("one text")
-    if isinstance(value, (Mapping, list, tuple, set, frozenset)) or hasattr(value, "__iter__"):
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
         return value
-    raise ValueError
+    return list(value)  # what can be gone through once is needed more often
 
 
 def read_object(value: Any) -> Any:

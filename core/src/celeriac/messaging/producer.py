@@ -90,7 +90,7 @@ class Producer:
         self.send(payloads)
 
     def _declare(self, queue: str) -> None:
-        self._transport.declare([self._router.spec(queue)])
+        self._transport.declare(self._router.declarations(queue))
         self._declared.add(queue)
 
     def _pauses(self, retry: bool | None, policy: Mapping[str, Any] | None) -> Sequence[float | None]:

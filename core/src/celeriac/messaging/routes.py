@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from msgspec.structs import replace
+
 from celeriac.exceptions import ImproperlyConfigured, QueueNotFound
 from celeriac.spec.data import ExchangeSpec, QueueSpec, Route
 from celeriac.utils.names import get_cls_by_name
@@ -49,6 +51,7 @@ class Router:
         queues: By name.
         aliases: Other name → name: `Broadcast('news')` is known as `news`.
         broadcasts: Names of kombu's `Broadcast` queues: each worker has one of its own, and no sender declares it.
+        bindings: Name → the queue once more for each further binding of it, kombu's `Queue(name, [binding(…), …])`.
     """
 
     def __init__(self, conf: Mapping[str, Any], choice: QueueChoice | None = None) -> None:
@@ -57,6 +60,7 @@ class Router:
         self.queues: dict[str, QueueSpec] = {}
         self.aliases: dict[str, str] = {}
         self.broadcasts: set[str] = set()
+        self.bindings: dict[str, list[QueueSpec]] = {}
         self._broadcast_exchanges: dict[str, QueueSpec] = {}
         self.default_queue: str = conf["task_default_queue"]
         for queue, options in [*_declared_queues(conf), *self._choice.added]:
@@ -131,6 +135,11 @@ class Router:
             spec = self.queues[queue] = _missing_spec(queue, self._conf)
         return spec
 
+    def declarations(self, queue: str) -> list[QueueSpec]:
+        """All that there is to declare for a queue: its bindings, itself last."""
+        spec = self.spec(queue)
+        return [*self.bindings.get(spec.name, ()), spec]
+
     def broadcast_exchange(self, route: Route) -> ExchangeSpec:
         """The exchange of a route for which `is_broadcast` holds."""
         return ExchangeSpec(route.exchange, "fanout", durable=self._broadcast_exchanges[route.exchange].durable)
@@ -202,6 +211,7 @@ class Router:
             spec = _spec_from_options(queue, options, self._conf) if options else _missing_spec(queue, self._conf)
         else:
             spec = spec_from_queue(queue, self._conf)
+            self.bindings[spec.name] = _further_bindings(queue, spec)
             alias = getattr(queue, "alias", None)
             if alias:
                 self.aliases[alias] = spec.name
@@ -236,9 +246,10 @@ class Router:
         return Route(key if key is not None else default.routing_key, name, kind, "")
 
     def _exchange_type(self, exchange: str) -> str:
-        for spec in self.queues.values():
-            if spec.exchange == exchange:
-                return spec.exchange_type
+        for name, spec in list(self.queues.items()):
+            for bound in (spec, *self.bindings.get(name, ())):
+                if bound.exchange == exchange:
+                    return str(bound.exchange_type)
         return str(self._conf["task_default_exchange_type"])
 
 
@@ -270,6 +281,15 @@ def spec_from_queue(queue: Any, conf: Mapping[str, Any]) -> QueueSpec:
     )
 
 
+def _further_bindings(queue: Any, spec: QueueSpec) -> list[QueueSpec]:
+    return [
+        replace(
+            spec, exchange=bound.exchange.name, exchange_type=bound.exchange.type, routing_key=bound.routing_key or ""
+        )
+        for bound in getattr(queue, "bindings", None) or ()
+    ]
+
+
 def _declared_queues(conf: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
     declared = conf["task_queues"]
     if not declared:
@@ -287,12 +307,18 @@ def _spec_from_options(name: str, options: Mapping[str, Any], conf: Mapping[str,
     key = options.get("routing_key") or options.get("binding_key")
     arguments = dict(options.get("queue_arguments") or options.get("arguments") or {})
     _add_max_priority(arguments, conf)
+    flags = {"durable": True, "auto_delete": False, "exclusive": False}
+    for flag in flags:  # in kombu's words, of the queue alone or of its exchange too
+        said = options.get(f"queue_{flag}")
+        said = options.get(flag) if said is None else said
+        flags[flag] = flags[flag] if said is None else bool(said)
     return QueueSpec(
         name,
         options.get("exchange") or conf["task_default_exchange"] or conf["task_default_queue"],
         options.get("exchange_type") or conf["task_default_exchange_type"],
         key or conf["task_default_routing_key"] or conf["task_default_queue"],
         arguments=arguments,
+        **flags,
     )
 
 
