@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _local = threading.local()
 _default_app: Celery | None = None
+#: Somebody said which app is the default one; else it is the last that was made current.
+_default_chosen = False
 _make_default_app: Callable[[], Celery] | None = None
 _apps: weakref.WeakSet[Any] = weakref.WeakSet()
 #: Called with every app when it is finalized, now and in future (`shared_task`).
@@ -50,10 +52,20 @@ def set_current_app(app: Celery | None) -> None:
     _local.app = app
 
 
-def set_default_app(app: Celery | None) -> None:
-    """Make `app` the one that threads without a current app get."""
-    global _default_app
-    _default_app = app
+def set_default_app(app: Celery | None, *, chosen: bool = False) -> None:
+    """Make `app` the one that threads without a current app get.
+
+    Args:
+        chosen: It stays so when others become current: see `offer_default_app`.
+    """
+    global _default_app, _default_chosen
+    _default_app, _default_chosen = app, chosen
+
+
+def offer_default_app(app: Celery) -> None:
+    """Make `app` the default one unless somebody has chosen another."""
+    if _default_app is None or not _default_chosen:
+        set_default_app(app)
 
 
 def set_default_app_maker(make: Callable[[], Celery]) -> None:
@@ -89,15 +101,15 @@ def maybe_current_app() -> Celery | None:
     return getattr(_local, "app", None) or _default_app
 
 
-def remember_apps() -> tuple[Celery | None, Celery | None]:
+def remember_apps() -> tuple[Celery | None, Celery | None, bool]:
     """The current app of this thread and the default app, for `restore_apps`."""
-    return getattr(_local, "app", None), _default_app
+    return getattr(_local, "app", None), _default_app, _default_chosen
 
 
-def restore_apps(remembered: tuple[Celery | None, Celery | None]) -> None:
+def restore_apps(remembered: tuple[Celery | None, Celery | None, bool]) -> None:
     """Make current and default again what was when `remember_apps` was asked."""
-    _local.app, default = remembered
-    set_default_app(default)
+    _local.app, default, chosen = remembered
+    set_default_app(default, chosen=chosen)
 
 
 def connect_on_finalize(callback: Callable[[Any], Any]) -> None:
@@ -138,10 +150,27 @@ def running_request_of(task: Any) -> Any | None:
     return None
 
 
+class _TextOfObject(str):
+    """A text that every class has of its own (`__doc__`); a proxy's is that of what it stands for."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, proxy: Proxy | None, kind: type | None = None) -> Any:
+        if proxy is None:
+            return str(self)
+        try:
+            return getattr(proxy._get_current_object(), self._name, str(self))
+        except RuntimeError:
+            return str(self)
+
+
 class Proxy:
     """Stands for an object that is found anew at each use."""
 
     __slots__ = ("__find",)
+    __doc__ = _TextOfObject(__doc__)
+    __module__ = _TextOfObject(__module__)
 
     def __init__(self, find: Callable[[], Any]) -> None:
         object.__setattr__(self, "_Proxy__find", find)

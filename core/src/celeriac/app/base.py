@@ -5,6 +5,7 @@ Parts are made at first use, once per process: what speaks to a server is droppe
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import sys
@@ -28,6 +29,7 @@ from celeriac.app.registry import TaskRegistry
 from celeriac.app.revocations import Revocations
 from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
+from celeriac.app.settings_source import config_module_of_environment
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
 from celeriac.canvas.launch import Sending
 from celeriac.canvas.signature import Signature, signature
@@ -41,7 +43,7 @@ from celeriac.execution.execute import run_eagerly
 from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet, class_for_app
 from celeriac.utils.clock import LamportClock
 from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
-from celeriac.utils.names import get_cls_by_name
+from celeriac.utils.names import get_cls_by_name, import_package
 
 if TYPE_CHECKING:
     from celeriac.app.control import Control
@@ -71,7 +73,7 @@ class Celery:
             object), `include`.
         changes: Settings, as a dict; keywords that are not listed here are settings too.
         config_source: As `config_from_object`.
-        fixups: More functions of the app (or their paths) that fit it into its surroundings, besides `builtin_fixups`.
+        fixups: Functions of the app (or their paths) that fit it into its surroundings, instead of `builtin_fixups`.
         set_as_current: Make it the current app of this thread.
         task_cls: The base class of its tasks, or a dotted path to one.
         strict_typing: Arguments of calls are checked against the function's signature.
@@ -106,7 +108,7 @@ class Celery:
         log: Any = None,
         control: Any = None,
         set_as_current: bool = True,
-        tasks: TaskRegistry | None = None,
+        tasks: dict[str, Any] | None = None,
         broker: str | Sequence[str] | None = None,
         include: Sequence[str] | None = None,
         changes: Mapping[str, Any] | None = None,
@@ -124,6 +126,8 @@ class Celery:
         self.autofinalize = autofinalize
         self.namespace = namespace
         self.finalized = False
+        #: `finalized` is said when that begins, for what it calls may use the app; this, when it has ended.
+        self._ready = False
         self._given = {**(changes or {}), **{key: value for key, value in settings.items() if value is not None}}
         backend = backend if self.backend_cls is None else self.backend_cls
         for key, value in (("broker_url", broker), ("result_backend", backend), ("include", include)):
@@ -145,26 +149,34 @@ class Celery:
             on_after_configure=lambda _settings: self._after_configure(),
             on_change=lambda: self._parts.settings_changed(),
             prepare=self.prepare_config if type(self).prepare_config is not Celery.prepare_config else None,
+            from_loader=self._read_by_loader,
         )
         self._annotations: list[Any] | None = None
         #: Some task has a result backend of its own.
         self.has_own_stores = False
         self._shared: list[tuple[str, Callable[..., Any], dict[str, Any]]] = []
+        self._made_task_cls: type[Task[Any, Any]] | None = None
+        #: Tasks, until the app is finalized, whose base class is `Task`: their function, `bind`, and options.
+        self._of_our_class: list[tuple[Task[Any, Any], Callable[..., Any], bool, dict[str, Any]]] = []
         self.user_options: dict[str, set[Any]] = defaultdict(set)
         self.steps: dict[str, set[Any]] = defaultdict(set)
         self._loader, self._amqp, self._log = loader, amqp, log
-        self._registry = self.registry_cls() if tasks is None else tasks
+        self._control, self._events = control, events
+        self._registry = tasks if isinstance(tasks, TaskRegistry) else self.registry_cls(tasks or {})
         self._lock = threading.RLock()
         self._oid = ThreadOid()
         self._autodiscover: list[tuple[Any, str | None]] = []
         self._parts = Parts(self.conf, self._oid.get)
         self.clock = LamportClock()
+        if self.sends_its_own_way:
+            self._send = self._through_send_task  # type: ignore[method-assign]
         self.set_as_current = set_as_current
         if set_as_current:
             self.set_current()
         _state.register_app(self)
         self.on_init()
-        self.fixups = [*self.builtin_fixups, *(fixups or ())]
+        self._fixups = fixups
+        self.fixups = list(self.builtin_fixups if fixups is None else fixups)
         self._fixed = [fixed for fixed in map(self._fix_up, self.fixups) if fixed is not None]
 
     def _fix_up(self, fixup: str | Callable[[Celery], Any]) -> Any:
@@ -186,13 +198,13 @@ class Celery:
     # -- current --------------------------------------------------------------------------------------------
 
     def set_current(self) -> None:
-        """Make it the current app of this thread (and of threads without one, if it is the first)."""
+        """Make it the current app of this thread, and of threads without one unless `set_default` chose theirs."""
         _state.set_current_app(self)
-        _state.set_default_app(self)
+        _state.offer_default_app(self)
 
     def set_default(self) -> None:
-        """Make it the app of threads without a current one."""
-        _state.set_default_app(self)
+        """Make it the app of threads without a current one; it stays so when other apps are made."""
+        _state.set_default_app(self, chosen=True)
 
     # -- configuration --------------------------------------------------------------------------------------
 
@@ -300,16 +312,20 @@ class Celery:
         """Register an instance (or class) of a `Task` class; returns the task."""
         instance = task() if isinstance(task, type) else task
         kind = type(instance)
-        if not instance.name:
-            instance.name = kind.name = self.gen_task_name(kind.__name__, kind.__module__)
+        if not instance.name or (instance.name == kind._made_name and "name" not in kind.__dict__):  # its parent's
+            instance.name = kind.name = kind._made_name = self.gen_task_name(kind.__name__, kind.__module__)
         for key, value in options.items():
             setattr(kind, key, value)
+        is_static = isinstance(inspect.getattr_static(kind, "run"), staticmethod)
         if kind.__dict__.get("_check") is None and "run" in kind.__dict__:
-            check = make_check(kind.run, True)
+            check = make_check(kind.run, not is_static)
             if check is not None:
                 kind._check = staticmethod(check)
-            if kind.autoretry_for and not hasattr(kind.run, "__wrapped__"):
-                kind.run = autoretrying(kind.run, {}, kind)
+        if kind.autoretry_for and not ("run" in kind.__dict__ and hasattr(kind.run, "_tried")):
+            run = autoretrying(getattr(kind.run, "_tried", kind.run), {}, kind)
+            kind.run = staticmethod(run) if is_static else run
+        if kind.typing is None:
+            kind.typing = self.strict_typing
         kind.abstract = False
         known = self._registry.get(instance.name)
         if known is not None and known is not instance:
@@ -323,7 +339,7 @@ class Celery:
         name = options.pop("name", None) or self.gen_task_name(fun.__name__, fun.__module__)
         shared = bool(options.pop("shared", True))
         given = dict(options)
-        base = options.pop("base", None) or self.Task
+        base = options.pop("base", None)
         bind = bool(options.pop("bind", False))
         options.pop("lazy", None)
         narrow = options.pop("filter", None)
@@ -332,18 +348,29 @@ class Celery:
             if getattr(known, "__wrapped__", None) is not fun:
                 self._warn_duplicate(name, known, fun)
             return known
-        options.setdefault("typing", self.strict_typing)
-        kind = make_task_class(fun, base, name, bind, options)
-        if type(self).type_checker is not Celery.type_checker:
-            check = self.type_checker(fun, bound=bind)
-            kind._check = None if check is None else staticmethod(check)
-        task = kind()
+        task = self._class_of(fun, base or self.Task, name, bind, options)()
+        # Of the object: what a class has of that name, its objects do not.
+        task.__qualname__ = getattr(fun, "__qualname__", fun.__name__)  # type: ignore[attr-defined]
+        if base is None and not self.finalized:
+            self._of_our_class.append((task, fun, bind, options))
         if narrow is not None:
             task = narrow(task)
         self._add(task)
         if shared:
             self._shared.append((name, fun, given))
         return task
+
+    def _class_of(
+        self, fun: Callable[..., Any], base: type[Task[Any, Any]], name: str, bind: bool, options: dict[str, Any]
+    ) -> type[Task[Any, Any]]:
+        kind = make_task_class(fun, base, name, bind, options)
+        if kind.typing is None:
+            kind.typing = self.strict_typing
+        if type(self).type_checker is not Celery.type_checker:
+            check = self.type_checker(fun, bound=bind)
+            kind._check = None if check is None else staticmethod(check)
+        kind._app = self  # its `__init__` may ask for it
+        return kind
 
     @staticmethod
     def _warn_duplicate(name: str, known: Any, new: Any, *, keeps: bool = True) -> None:
@@ -402,14 +429,19 @@ class Celery:
 
     @property
     def Task(self) -> type[Task[Any, Any]]:
-        """The base class of its tasks."""
-        if isinstance(self.task_cls, str):
-            self.task_cls = get_cls_by_name(self.task_cls)
-        return self.task_cls  # type: ignore[return-value]
+        """The base class of its tasks. Another one is also that of tasks made before, until the app is finalized."""
+        if self._made_task_cls is None and type(self).create_task_cls is not Celery.create_task_cls:
+            self._made_task_cls = self.create_task_cls()
+        return self._made_task_cls or self._given_task_cls()
 
     @Task.setter
     def Task(self, value: type[Task[Any, Any]]) -> None:
-        self.task_cls = value
+        self.task_cls, self._made_task_cls = value, None
+        if type(self).create_task_cls is not Celery.create_task_cls:
+            self._made_task_cls = self._given_task_cls()
+        for task, fun, bind, options in self._of_our_class:
+            task.__class__ = self._class_of(fun, self.Task, task.name, bind, options)
+            task.__init__()  # type: ignore[misc] # that of the new class
 
     @property
     def tasks(self) -> TaskRegistry:
@@ -421,8 +453,8 @@ class Celery:
         """Import `package.tasks` of these packages when the worker starts (or now, with `force`).
 
         Args:
-            packages: Names, or a function that returns them. None: what the app's surroundings have, as Django's
-                INSTALLED_APPS.
+            packages: Names, or a function that returns them; also paths of Django's AppConfigs. None: what the app's
+                surroundings have, as Django's INSTALLED_APPS.
             related_name: The submodule; None imports the packages themselves.
         """
         if force:
@@ -450,12 +482,13 @@ class Celery:
             getattr(fixed, "begin_process", bool)()
 
     def _import_related(self, packages: Any, related_name: str | None) -> None:
-        if packages is None:
+        if not packages:
             asked = [getattr(fixed, "autodiscovered_packages", list) for fixed in self._fixed]
             packages = [package for ask in asked for package in ask()]
-        for package in (packages() if callable(packages) else packages) or ():
-            import_module(package)
-            if related_name is None:
+        found = packages() if callable(packages) else packages
+        for path in [found] if isinstance(found, str) else found or ():
+            package = import_package(path)
+            if not related_name:
                 continue
             name = f"{package}.{related_name}"
             try:
@@ -465,15 +498,21 @@ class Celery:
                     raise
 
     def finalize(self, auto: bool = False) -> None:
-        """Bind all tasks to the settings; done by the first use."""
-        if self.finalized:
+        """Bind all tasks to the settings; done by the first use. Other threads that use the app wait for it."""
+        if self._ready:
             return
-        if auto and not self.autofinalize:
+        if auto and not self.autofinalize and not self.finalized:
             raise RuntimeError("this app was made with autofinalize=False: call app.finalize() before it is used")
+        self.conf.finalize()  # ahead of our lock: what is called while settings are read may come back here
         with self._lock:
             first, self.finalized = not self.finalized, True  # another thread may have been quicker
             if first:
-                self._bind_tasks()
+                try:
+                    self._bind_tasks()
+                except BaseException:
+                    self.finalized = False  # whoever comes next is told, too
+                    raise
+                self._ready = True
         if first:
             self.on_after_finalize.send(sender=self)
 
@@ -484,6 +523,7 @@ class Celery:
             if app is not self:
                 for shared in list(app._shared):
                     self._take_shared(shared)
+        self._of_our_class.clear()
         for task in list(self._registry.values()):
             self.bind_task(task)
 
@@ -524,7 +564,18 @@ class Celery:
         for key, value in (("countdown", countdown), ("eta", eta), ("expires", expires)):
             if value is not None:
                 options[key] = value
-        return self._send(name, args, kwargs, task_id or uuid(), options)
+        sent = Celery._send(self, name, args, kwargs, task_id or uuid(), options)
+        return sent if result_cls is None else result_cls(sent.id)
+
+    @property
+    def sends_its_own_way(self) -> bool:
+        """Its class has a `send_task` of its own, which calls of tasks and in canvases go through too."""
+        return type(self).send_task is not Celery.send_task
+
+    def _through_send_task(
+        self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]
+    ) -> AsyncResult[Any]:
+        return self.send_task(name, args, kwargs, task_id=task_id, **options)
 
     def _send(self, name: str, args: Any, kwargs: Any, task_id: str, options: dict[str, Any]) -> AsyncResult[Any]:
         add_to_parent = options.pop("add_to_parent", True)
@@ -553,7 +604,7 @@ class Celery:
 
     def publish_calls(self, calls: Sequence[tuple[str, Any, Any, str, dict[str, Any]]]) -> list[Payload]:
         """As `send_calls`, for whoever has the results already."""
-        if not self.finalized:
+        if not self._ready:
             self.finalize(auto=True)
         if not calls:
             return []
@@ -725,13 +776,13 @@ class Celery:
     @cached_property
     def control(self) -> Control:
         """Asks workers and tells them what to do."""
-        made: Control = get_cls_by_name(self.control_cls)(self)  # by its path: only who steers pays for it
+        made: Control = get_cls_by_name(self._control or self.control_cls)(self)  # by its path: only who steers pays
         return made
 
     @cached_property
     def events(self) -> Events:
         """Sends events and hears them."""
-        made: Events = get_cls_by_name(self.events_cls)(self)  # likewise: only who watches
+        made: Events = get_cls_by_name(self._events or self.events_cls)(self)  # likewise: only who watches
         return made
 
     @property
@@ -759,6 +810,8 @@ class Celery:
         name = self.conf["timezone"]
         if isinstance(name, tzinfo):
             return name
+        if name and name.upper() == "LOCAL":
+            return _local_zone()
         if name:
             from zoneinfo import ZoneInfo
 
@@ -766,7 +819,7 @@ class Celery:
                 return ZoneInfo(name)
             except (KeyError, ValueError, OSError) as exc:
                 raise ImproperlyConfigured(f"timezone: no time zone is called {name!r}") from exc
-        return timezone.utc if self.conf["enable_utc"] else datetime.now().astimezone().tzinfo or timezone.utc
+        return timezone.utc if self.conf["enable_utc"] else _local_zone()
 
     def now(self) -> datetime:
         """The time now in the app's time zone."""
@@ -804,6 +857,15 @@ class Celery:
         """Finds settings and modules; see `celeriac.loaders`."""
         kind = import_module("celeriac.loaders").get_loader_cls(self._loader or self.loader_cls)
         return kind(self)
+
+    def _read_by_loader(self) -> Any:
+        """The settings that a loader of the program's own reads; None if it does not."""
+        made, wanted = self.__dict__.get("loader"), self._loader or self.loader_cls
+        if made is None and wanted == Celery.loader_cls:
+            return None
+        kind = import_module("celeriac.loaders").get_loader_cls(wanted) if made is None else type(made)
+        plain = import_module("celeriac.loaders.base").BaseLoader
+        return None if kind.read_configuration is plain.read_configuration else self.loader.read_configuration() or {}
 
     @cached_property
     def log(self) -> Any:
@@ -869,8 +931,13 @@ class Celery:
         return partial(import_module("celeriac.beat.program").Beat, self)
 
     def create_task_cls(self) -> type[Any]:
-        """A class of its own for this app's tasks, below `Task`."""
-        return type("Task", (self.Task,), {"_app": self, "abstract": True, "__module__": self.Task.__module__})
+        """A class of its own for this app's tasks, below `task_cls`. That of a subclass makes `app.Task`."""
+        return self.subclass_with_self(self._given_task_cls(), "Task", "_app", abstract=True)  # type: ignore[no-any-return]
+
+    def _given_task_cls(self) -> type[Any]:
+        if isinstance(self.task_cls, str):
+            self.task_cls = get_cls_by_name(self.task_cls)
+        return self.task_cls  # type: ignore[return-value]
 
     def subclass_with_self(
         self, Class: Any, name: str | None = None, attribute: str = "app", keep_reduce: bool = False, **members: Any
@@ -889,6 +956,8 @@ class Celery:
     def after_fork(self) -> None:
         """In a forked child: drop what speaks to servers, without speaking (B28)."""
         self._lock = threading.RLock()
+        self.finalized = self._ready  # a thread that was at it is not here
+        self.conf.after_fork()
         self._parts.after_fork()
         forget_pools()
         self.on_after_fork.send(sender=self)
@@ -924,6 +993,9 @@ class Celery:
             "loader": self._loader,
             "amqp": self._amqp,
             "log": self._log,
+            "control": self._control,
+            "events": self._events,
+            "fixups": self._fixups,
             "set_as_current": False,
         }
         return _rebuild_app, (type(self), made_by)
@@ -971,6 +1043,10 @@ def shared_task(*args: Any, **options: Any) -> Any:
 App = Celery
 
 
+def _local_zone() -> tzinfo:
+    return datetime.now().astimezone().tzinfo or timezone.utc
+
+
 def _where(fun: Any) -> str:
     return f"{getattr(fun, '__module__', '?')}.{getattr(fun, '__qualname__', fun)}"
 
@@ -1003,7 +1079,7 @@ def _rebuild_app(kind: type[Celery], made_by: dict[str, Any]) -> Celery:
     return kind.Pickler()(kind, **made_by)
 
 
-def _make_default_app() -> Celery:
+def make_default_app() -> Celery:
     """The app of a program that uses tasks without having made one: settings from `config_module()`, if it is there."""
     default = import_module("celeriac.loaders.default")
     return Celery(
@@ -1011,11 +1087,11 @@ def _make_default_app() -> Celery:
         loader="default",
         set_as_current=False,
         config_source=default.config_module(),
-        config_source_silent=True,
+        config_source_silent=config_module_of_environment() is None,  # one that was named must be there
     )
 
 
-_state.set_default_app_maker(_make_default_app)
+_state.set_default_app_maker(make_default_app)
 
 
 def _after_fork() -> None:

@@ -30,9 +30,7 @@ class PeriodicTasks:
         **options: Any,
     ) -> str:
         """See `Celery.add_periodic_task`."""
-        sig = sig.clone() if isinstance(sig, Signature) else Signature(sig, app=self._app)
-        sig["args"] = (*args, *(sig["args"] or ()))
-        sig["kwargs"] = {**dict(kwargs or {}), **(sig["kwargs"] or {})}
+        sig = (sig if isinstance(sig, Signature) else Signature(sig, app=self._app)).clone(args, kwargs)
         key = name or repr(sig)
         entry = {
             "schedule": schedule,

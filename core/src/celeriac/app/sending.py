@@ -61,7 +61,8 @@ def build_payload(
     conf = app.conf
     args = () if args is None else args
     if isinstance(args, (str, bytes)) or not isinstance(args, (list, tuple)):
-        if isinstance(args, (str, bytes, Mapping)) or not hasattr(args, "__iter__"):
+        # Of an iterator nothing may be left: the check of the arguments has been through it.
+        if isinstance(args, (str, bytes, Mapping)) or not hasattr(args, "__iter__") or hasattr(args, "__next__"):
             raise TypeError(
                 f"args of {name} must be a list or tuple, not {type(args).__name__}: did you forget a comma?"
             )

@@ -5,8 +5,9 @@ Settings come in layers; the upper one wins::
     command line        override()
     environment         CELERIAC_BROKER_URL, CELERY_BROKER_URL, … (`settings_source.ENVIRONMENT`)
     explicit changes    app.conf.x = y, app.conf.update(), Celery('tasks', x=y)
-    config source       config_from_object(), config_from_envvar(); without one: the module that CELERIAC_CONFIG_MODULE
-                        or CELERY_CONFIG_MODULE names (`celeriac --config`)
+    config source       config_from_object(), config_from_envvar(); without one: what a loader of the program's own
+                        reads, or the module that CELERIAC_CONFIG_MODULE or CELERY_CONFIG_MODULE names
+                        (`celeriac --config`)
     added defaults      add_defaults(): plugins, integrations
     defaults            `settings_table.TABLE`; `fill_in` says which of them follow from others
 
@@ -129,6 +130,7 @@ class Settings(MutableMapping[str, Any]):
         on_after_configure: Called with these settings after that.
         on_change: Called after each change, under the settings' lock.
         prepare: Given what the config source says, returns what is taken of it.
+        from_loader: Gives the config source of an app that names none, or None.
     Raises:
         SettingError: A name in `changes` is a slip of a known one, or a value is impossible.
     """
@@ -144,6 +146,7 @@ class Settings(MutableMapping[str, Any]):
         on_after_configure: Callable[[Settings], Any] | None = None,
         on_change: Callable[[], Any] | None = None,
         prepare: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+        from_loader: Callable[[], Any] | None = None,
     ) -> None:
         self._lock = threading.RLock()
         self._namespace = namespace
@@ -153,6 +156,7 @@ class Settings(MutableMapping[str, Any]):
         self._on_after_configure = on_after_configure
         self._on_change = on_change
         self._prepare = prepare
+        self._from_loader = from_loader
         self._overrides: dict[str, Any] = {}
         self._environment: dict[str, Any] = {}
         self._changes: dict[str, Any] = {}
@@ -234,6 +238,11 @@ class Settings(MutableMapping[str, Any]):
     def finalize(self) -> None:
         """Read the config source and settle every setting now."""
         self._all()
+
+    def after_fork(self) -> None:
+        """In a forked child: whoever held the lock may not be here."""
+        self._lock = threading.RLock()
+        self._configuring = False
 
     # -- the mapping --------------------------------------------------------------------------------------
 
@@ -454,7 +463,11 @@ class Settings(MutableMapping[str, Any]):
             if self._on_configure is not None:
                 self._on_configure()
             self._environment = self._read(read_environment(), "in the environment")
-            source = self._source_spec if self._source_spec is not None else config_module_of_environment()
+            source = self._source_spec
+            if source is None and self._from_loader is not None:
+                source = self._from_loader()
+            if source is None:
+                source = config_module_of_environment()
             if source is not None:
                 found = read_source(source, self._namespace, self._silent)
                 self._source = _read_values(found if self._prepare is None else self._prepare(dict(found)))

@@ -133,10 +133,16 @@ class Task(Generic[P, R]):
     Request: Any = "celeriac.worker.request:Request"
     _check: Callable[..., Any] | None = None
     _bound = False
+    #: The name that a class without one was given when it was registered.
+    _made_name: str | None = None
     #: What was given as `backend`: a result backend of its own.
     own_backend: Any = None
 
     # -- being a function -----------------------------------------------------------------------------------
+
+    @property
+    def __name__(self) -> str:
+        return type(self).__name__  # type: ignore[return-value] # which is that of the class, and no property
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The body; a class of the user's defines it."""
@@ -279,6 +285,9 @@ class Task(Generic[P, R]):
             logfile=logfile,
             ignore_result=options.get("ignore_result", False),
         )
+        if options.get("stamped_headers"):
+            request.stamped_headers = list(options["stamped_headers"])
+            request.stamps = {key: options.get(key) for key in request.stamped_headers}
         raises = bool(throw if throw is not None else app.conf["task_eager_propagates"])
         result: EagerResult[R] = app.run_eagerly(self, request, call_args, call_kwargs, raises=raises)
         if raises:
@@ -303,13 +312,13 @@ class Task(Generic[P, R]):
             exc: Why; raised itself when the tries are used up.
             throw: False returns the `Retry` instead of raising it.
             countdown: Seconds; default `default_retry_delay`.
-            max_retries: For this and the following tries, instead of the task's.
+            max_retries: Instead of the task's, for this decision.
         Raises:
             Retry: Always, unless the tries are used up, `throw` is false, or the task was called directly.
             MaxRetriesExceededError: The tries are used up and no `exc` was given.
         """
         request = self.request
-        limit = request.get("override_max_retries", self.max_retries) if max_retries is None else max_retries
+        limit = self.max_retries if max_retries is None else max_retries
         if request.called_directly:
             if exc is not None:
                 raise exc
@@ -319,7 +328,7 @@ class Task(Generic[P, R]):
         if limit is not None and request.retries >= limit:
             if exc is not None:
                 raise exc
-            raise MaxRetriesExceededError(
+            raise self.MaxRetriesExceededError(  # type: ignore[call-arg]
                 f"Can't retry {self.name}[{request.id}] args:{request.args} kwargs:{request.kwargs}",
                 task_args=request.args,
                 task_kwargs=request.kwargs,
@@ -674,8 +683,8 @@ def _validating(
 def make_check(fun: Callable[..., Any], bound: bool) -> Callable[..., Any] | None:
     """A function with the parameters of `fun` and no body: calling it checks arguments at a tenth of
     `inspect.signature().bind`'s cost. None for what has no signature."""
-    try:
-        parameters = list(inspect.signature(fun).parameters.values())
+    try:  # not what it wraps: a decorator may give it more arguments than a call has
+        parameters = list(inspect.signature(fun, follow_wrapped=False).parameters.values())
     except (TypeError, ValueError):
         return None
     parts: list[str] = []
@@ -732,7 +741,9 @@ def autoretrying(fun: Callable[..., Any], options: Mapping[str, Any], base: type
                 )
             task.retry(exc=exc, **settings)
 
-    return wraps(fun)(run)
+    retrying: Any = wraps(fun)(run)
+    retrying._tried = fun
+    return retrying  # type: ignore[no-any-return]
 
 
 def reconciled(task: Any, request: Context, args: Any, kwargs: Any) -> tuple[Any, Any]:

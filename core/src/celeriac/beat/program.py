@@ -73,7 +73,7 @@ class Beat:
         self.app.set_current()
         if self.loglevel is not None:
             self.app.log.setup(self.loglevel, self.logfile)
-        self.app.import_default_modules()
+        self.app.loader.import_default_modules()
         service = self.service
         _ = service.scheduler  # what is wrong with it is said before anybody is told that it runs
         if self._on_ready is not None:

@@ -98,6 +98,10 @@ PATIENCE_HEADER: Final = "x-celeriac-chord-patience"
 class Sending(Launch):
     """Sends what it gathers, a part at a time, so that a long group needs little memory."""
 
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self._one_by_one: bool = app.sends_its_own_way
+
     def call(self, task: str, args: Any, kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]) -> None:
         """See `Launch.call`.
 
@@ -105,11 +109,15 @@ class Sending(Launch):
             TypeError: The arguments do not fit the task.
         """
         own = self.app.tasks.get(task)
+        if self._one_by_one or (own is not None and own.sends_its_own_way):
+            self.flush()
+            options = {**self._marked(options), "task_id": task_id, "add_to_parent": False}
+            if own is not None:
+                own.apply_async(args, kwargs, **options)
+            else:
+                self.app.send_task(task, args, kwargs, **options)
+            return
         if own is not None:
-            if own.sends_its_own_way:
-                self.flush()
-                own.apply_async(args, kwargs, task_id=task_id, add_to_parent=False, **self._marked(options))
-                return
             own.check_arguments(args, kwargs)
         super().call(task, args, kwargs, task_id, options)
         if len(self.calls) >= SEND_AT_ONCE:

@@ -13,7 +13,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from celeriac.app.base import Celery
+from celeriac.app.base import Celery, make_default_app
 from celeriac.cli.errors import UserCodeFailed
 from celeriac.exceptions import ImproperlyConfigured
 
@@ -21,7 +21,7 @@ NAMES = ("app", "celery", "celeriac")
 
 
 def find_app(name: str | None) -> Celery:
-    """The app of this name; a new one if there is no name.
+    """The app of this name; if there is no name, one with the settings of `celeriacconfig` or `celeryconfig`.
 
     Raises:
         ImproperlyConfigured: There is no such module, or no app in it; says where it looked.
@@ -30,7 +30,9 @@ def find_app(name: str | None) -> Celery:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if not name:
-        return Celery("default")
+        app = make_default_app()
+        app.set_current()
+        return app
     module_name, colon, attribute = name.partition(":")
     if colon:
         found = _attribute(_import(module_name, name), attribute)
@@ -46,7 +48,7 @@ def find_app(name: str | None) -> Celery:
 def import_tasks(app: Any) -> None:
     """All modules with tasks of the app; an error is the user's, and is shown with its traceback."""
     try:
-        app.import_default_modules()
+        app.loader.import_default_modules()
     except (SystemExit, Exception) as exc:
         raise UserCodeFailed(f"The app's tasks could not be imported: {type(exc).__name__}: {exc}") from exc
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from types import FunctionType, ModuleType
 from typing import Any
 
 from celeriac.app.settings_source import config_module_of_environment
@@ -41,4 +42,9 @@ class Loader(BaseLoader):
             if exc.name == name:
                 return {}
             raise
-        return {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        helpers = (ModuleType, type, FunctionType)
+        return {
+            key: value
+            for key, value in vars(module).items()
+            if not key.startswith("_") and not isinstance(value, helpers)
+        }

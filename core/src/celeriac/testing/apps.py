@@ -64,7 +64,7 @@ def setup_default_app(app: Celery, use_trap: bool = False) -> Iterator[Celery]:
     try:
         if use_trap:
             trap = cast(Celery, Trap())
-            _state.restore_apps((trap, trap))
+            _state.restore_apps((trap, trap, False))
         yield app
     finally:
         _state.restore_apps(before)

@@ -49,6 +49,28 @@ def import_from_cwd(module: str) -> Any:
         sys.path.remove(here)
 
 
+def import_package(path: str) -> str:
+    """Import a package; its name.
+
+    Args:
+        path: The name, or the path of a class whose `name` is the package's: of an AppConfig, as in INSTALLED_APPS.
+    Raises:
+        ModuleNotFoundError: There is no such package, or no such class.
+    """
+    try:
+        import_module(path)
+    except ModuleNotFoundError as exc:
+        module, _, attribute = path.rpartition(".")
+        if exc.name != path or not module:  # something that it imports is missing
+            raise
+        name = getattr(getattr(import_module(module), attribute, None), "name", None)
+        if not isinstance(name, str):
+            raise
+        import_module(name)
+        return name
+    return path
+
+
 def gen_task_name(app: Any, name: str, module_name: str) -> str:
     """The name that `app` gives to a function's task; the module of a script has the app's."""
     return str(app.gen_task_name(name, module_name))

@@ -148,7 +148,7 @@ def make_program(pickled: bytes) -> TaskProgram:
     with _without_our_warnings():
         app = _make_app(words)
         app.begin_process()
-        app.import_default_modules()
+        app.loader.import_default_modules()
         for name in words.include:
             import_module(name)
         _bring_up_to_date(app, words.changes, is_last=True)

@@ -281,7 +281,7 @@ class Worker:
         app.finalize()
         for name in self._include:
             __import__(name)
-        app.import_default_modules()
+        app.loader.import_default_modules()
         app.codec.check_accept()
         self._check_rates()
         self._consumer_kind = consumer_class(app)
@@ -499,6 +499,9 @@ class Worker:
         app = self.app
         heard = [name for name in self._queue_names if name in app.router.broadcasts]
         queues: list[QueueSpec] = app.router.select(name for name in self._queue_names if name not in heard)
+        for queue in queues:
+            if app.router.bindings.get(queue.name):
+                app.transport.declare(app.router.declarations(queue.name))
         if heard:
             transport = app.make_transport(app.conf["broker_read_url"])
             app.kernel.require(transport, ["fanout"], because=f"the queue {heard[0]} is a Broadcast")
