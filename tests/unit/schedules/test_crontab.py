@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celeriac import Celery
-from celeriac.schedules import ParseException, crontab, crontab_parser
+from celeriac.schedules import ParseException, crontab, crontab_parser, schedule
 
 UTC = timezone.utc
 MINUTE = timedelta(minutes=1)
@@ -220,3 +220,33 @@ def test_a_run_missed_by_more_than_the_deadline_is_left_out() -> None:
     assert schedule.is_due(yesterday).is_due
     schedule.app.conf.beat_cron_starting_deadline = 600
     assert schedule.is_due(yesterday) == (False, 84580.0)
+
+
+def test_without_a_zone_and_without_utc_it_is_the_machines_time_summer_and_winter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = Celery("local", set_as_current=False, enable_utc=False)
+    try:
+        monkeypatch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        berlin, at_four = ZoneInfo("Europe/Berlin"), crontab(minute=0, hour=4, app=app)
+        for day, hour in ((datetime(2026, 1, 10, tzinfo=UTC), 3), (datetime(2026, 7, 10, tzinfo=UTC), 2)):
+            assert at_four.next_slot(day) == day.replace(hour=hour)
+        for hour in range(0, 24 * 365, 5):
+            moment = datetime(2026, 1, 1, 0, 30, tzinfo=UTC) + timedelta(hours=hour)
+            ours, theirs = moment.astimezone(app.timezone), moment.astimezone(berlin)
+            assert (ours.replace(tzinfo=None), ours.fold) == (theirs.replace(tzinfo=None), theirs.fold)
+        for wall in (datetime(2026, 3, 29, 2, 30), datetime(2026, 10, 25, 2, 30)):  # left out, and repeated
+            for fold in (0, 1):
+                wanted = wall.replace(tzinfo=berlin, fold=fold).astimezone(UTC)
+                assert wall.replace(tzinfo=app.timezone, fold=fold).astimezone(UTC) == wanted
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_in_another_zone_it_is_another_schedule() -> None:
+    apps = [Celery("zones", set_as_current=False, timezone=zone) for zone in ("UTC", "Europe/Berlin", "Asia/Tokyo")]
+    assert len({crontab(hour=4, app=app).describe() for app in apps}) == 3
+    assert len({schedule(86400, relative=True, app=app).describe() for app in apps}) == 3
+    assert len({schedule(86400, app=app).describe() for app in apps}) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,24 @@ def test_the_latest_slot_is_the_last_of_all(length: timedelta, after: datetime, 
             break
         wanted, slot = slot, one.next_slot(slot)
     assert one.latest_slot(after, until) == wanted
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Lord_Howe", "America/Sao_Paulo", "America/Havana"])
+@pytest.mark.parametrize("length", [timedelta(hours=1), timedelta(hours=2), timedelta(days=1), timedelta(days=2)])
+def test_a_relative_one_goes_on_where_the_clock_is_set(length: timedelta, zone: str) -> None:
+    begin = datetime(2017, 2, 1, 0, 30, tzinfo=UTC)
+    one, slots = at(NOON, length, True, zone), [begin]
+    while slots[-1] < begin + timedelta(days=300):
+        following = one.next_slot(slots[-1])
+        assert following is not None
+        assert slots[-1] < following <= slots[-1] + 2 * length
+        slots.append(following)
+    for index in range(10, len(slots) - 1, 5):
+        assert one.latest_slot(slots[index - 9], slots[index + 1] - timedelta(seconds=1)) == slots[index]
+    if length.days:  # at the beginning of each day, or at one o'clock where that is its beginning
+        days = [slot.astimezone(ZoneInfo(zone)) for slot in slots[1:]]
+        assert {later.date() - earlier.date() for earlier, later in pairwise(days)} == {length}
+        assert {day.hour for day in days} <= {0, 1}
 
 
 def test_a_year_of_missed_seconds_costs_one_division() -> None:
@@ -121,6 +140,20 @@ def test_the_sun_is_due_once_a_day(event: str) -> None:
         assert sun.latest_slot(earlier, later) == later
         assert sun.latest_slot(earlier, later - timedelta(seconds=1)) is None
         assert sun.next_slot(later - timedelta(hours=1)) == later
+
+
+@pytest.mark.parametrize(("event", "lat", "lon"), [("sunset", 48.0, -66.0), ("solar_noon", 10.0, 179.5)])
+def test_an_event_that_passes_midnight_of_greenwich_is_left_out_on_no_day(event: str, lat: float, lon: float) -> None:
+    sun, slot = solar(event, lat, lon), datetime(2026, 1, 1, 12, tzinfo=UTC)
+    ends, days = slot + timedelta(days=365), set()
+    while slot < ends:
+        following = sun.next_slot(slot)
+        assert following is not None
+        assert following - slot < timedelta(hours=25)
+        assert sun.latest_slot(slot, following + timedelta(minutes=1)) == following
+        days.add((following + timedelta(hours=6)).date())
+        slot = following
+    assert len(days) in (365, 366)
 
 
 def test_noon_in_greenwich_is_about_twelve_and_sunrise_before_it() -> None:

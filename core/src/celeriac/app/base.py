@@ -44,6 +44,7 @@ from celeriac.result import AsyncResult, EagerResult, GroupResult, ResultSet, cl
 from celeriac.utils.clock import LamportClock
 from celeriac.utils.ids import ThreadOid, anon_nodename, uuid
 from celeriac.utils.names import get_cls_by_name, import_package
+from celeriac.utils.times import LOCAL
 
 if TYPE_CHECKING:
     from celeriac.app.control import Control
@@ -811,7 +812,7 @@ class Celery:
         if isinstance(name, tzinfo):
             return name
         if name and name.upper() == "LOCAL":
-            return _local_zone()
+            return LOCAL
         if name:
             from zoneinfo import ZoneInfo
 
@@ -819,7 +820,7 @@ class Celery:
                 return ZoneInfo(name)
             except (KeyError, ValueError, OSError) as exc:
                 raise ImproperlyConfigured(f"timezone: no time zone is called {name!r}") from exc
-        return timezone.utc if self.conf["enable_utc"] else _local_zone()
+        return timezone.utc if self.conf["enable_utc"] else LOCAL
 
     def now(self) -> datetime:
         """The time now in the app's time zone."""
@@ -1041,10 +1042,6 @@ def shared_task(*args: Any, **options: Any) -> Any:
 
 
 App = Celery
-
-
-def _local_zone() -> tzinfo:
-    return datetime.now().astimezone().tzinfo or timezone.utc
 
 
 def _where(fun: Any) -> str:

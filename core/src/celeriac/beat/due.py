@@ -110,7 +110,8 @@ def find_due(
         slots = (Slot(now, f"after {last.isoformat()}"),) if due else ()
         return Due(slots, None, next_s)
     latest = schedule.latest_slot(last, now)
-    following = schedule.next_slot((latest or last) if is_interval(schedule) else max(now, last))
+    # Where the slots of an interval lie depends on the one before, those of a clock on nothing.
+    following = schedule.next_slot((latest or last) if isinstance(schedule, _interval) else max(now, last))
     next_s = None if following is None else max((following - now).total_seconds(), 0.0)
     if latest is None:
         return Due((), None, next_s)

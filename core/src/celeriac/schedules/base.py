@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from celeriac._state import get_current_app
 from celeriac.utils.times import UTC, as_delta
 
+HOUR: Final = timedelta(hours=1)
 _UNITS: Final = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 
 
@@ -112,6 +113,12 @@ class BaseSchedule:
     def tz(self, zone: tzinfo) -> None:
         self.__dict__["tz"] = zone
 
+    def _in_zone(self) -> str:
+        """For `describe`: in another zone it is another schedule."""
+        zone = self.tz
+        name = type(zone).__qualname__ if " at 0x" in str(zone) else str(zone)
+        return "" if name == "UTC" else f" in {name}"
+
     @property
     def utc_enabled(self) -> bool:
         """The setting `enable_utc`."""
@@ -176,8 +183,12 @@ class schedule(BaseSchedule):
 
     def next_slot(self, after: datetime) -> datetime | None:
         """One interval later."""
-        slot = after + self.run_every
-        return self._whole(slot) if self.relative else slot
+        later = self._later(after, 1)
+        if not self.relative:
+            return later
+        slot = self._whole(later)
+        # Where the clock is set back by half an hour, the whole hour may be the one that it began at.
+        return slot if slot > after else self._whole(later + HOUR)
 
     def latest_slot(self, after: datetime, until: datetime) -> datetime | None:
         """See `BaseSchedule.latest_slot`; one division, however long ago `after` is."""
@@ -187,7 +198,15 @@ class schedule(BaseSchedule):
         if not self.relative:
             return after + count * self.run_every if count > 0 else None
         # Whole units may lie anywhere in the interval: look from a little before.
-        return super().latest_slot(max(after, after + (count - 2) * self.run_every), until) if count >= 0 else None
+        begin = self._later(after, count - 2) if count > 2 else after
+        return super().latest_slot(begin, until) if count >= 0 else None
+
+    def _later(self, moment: datetime, count: int) -> datetime:
+        """So many intervals later. Whole days are counted on the wall: when clocks are set, one has 23 hours, or 25."""
+        if not self.relative or self.seconds < 86400:
+            return moment + count * self.run_every
+        wall = moment.astimezone(self.tz).replace(tzinfo=None) + count * self.run_every
+        return wall.replace(tzinfo=self.tz).astimezone(UTC)
 
     def _whole(self, moment: datetime) -> datetime:
         """The moment, down to the unit that the interval counts in, by the clock on the wall."""
@@ -202,7 +221,7 @@ class schedule(BaseSchedule):
 
     def describe(self) -> str:
         """See `BaseSchedule.describe`."""
-        return f"every {self.seconds!r} s{' relative' if self.relative else ''}"
+        return f"every {self.seconds!r} s{f' relative{self._in_zone()}' if self.relative else ''}"
 
     def __repr__(self) -> str:
         return f"<freq: {self.human_seconds}>"

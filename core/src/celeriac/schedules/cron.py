@@ -192,7 +192,8 @@ class crontab(BaseSchedule):
 
     def describe(self) -> str:
         """See `BaseSchedule.describe`."""
-        return "crontab " + " ".join(",".join(map(str, sorted(field))) for field in self._fields())
+        fields = " ".join(",".join(map(str, sorted(field))) for field in self._fields())
+        return f"crontab {fields}{self._in_zone()}"
 
     def __repr__(self) -> str:
         return (

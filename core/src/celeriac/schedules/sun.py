@@ -65,22 +65,29 @@ class solar(BaseSchedule):
         """See `BaseSchedule.next_slot`."""
         after = after.astimezone(UTC)
         days = (_midnight(after) + number * DAY for number in range(MOST_DAYS))
-        return next((slot for day in days if (slot := self._slot_of(day)) is not None and slot > after), None)
+        return next((slot for day in days for slot in self._slots_of(day) if slot > after), None)
 
     def latest_slot(self, after: datetime, until: datetime) -> datetime | None:
         """See `BaseSchedule.latest_slot`."""
         after, until = after.astimezone(UTC), until.astimezone(UTC)
         day, days = _midnight(until), 0
         while day + DAY > after and days < MOST_DAYS:
-            slot = self._slot_of(day)
-            if slot is not None and slot <= until:
-                return slot if slot > after else None
+            for slot in reversed(self._slots_of(day)):
+                if slot <= until:
+                    return slot if slot > after else None
             day, days = day - DAY, days + 1
         return None
 
-    def _slot_of(self, day: datetime) -> datetime | None:
-        """The event of one day (of UTC), in whole seconds. Always searched from midnight, since what the library
-        finds depends by seconds on where it begins, and a slot must be the same to everyone."""
+    def _slots_of(self, day: datetime) -> list[datetime]:
+        """The events of one day (of UTC): two, when one that comes sooner each day passes midnight. Always searched
+        from midnight and noon, since what the library finds depends by seconds on where it begins, and a slot must be
+        the same to everyone."""
+        first = self._search(day)
+        second = self._search(day + DAY / 2) if first is not None and first < day + DAY / 2 else None
+        return [slot for slot in (first, second) if slot is not None and slot < day + DAY]
+
+    def _search(self, begin: datetime) -> datetime | None:
+        """The first event from then on, in whole seconds."""
         ephem = self._ephem
         horizon, motion, centre = EVENTS[self.event]
         place = ephem.Observer()
@@ -88,11 +95,11 @@ class solar(BaseSchedule):
         place.elevation = place.pressure = 0
         more = {} if motion == "transit" else {"use_center": centre}
         try:
-            found = getattr(place, f"next_{motion}")(ephem.Sun(), start=day.replace(tzinfo=None), **more)
+            found = getattr(place, f"next_{motion}")(ephem.Sun(), start=begin.replace(tzinfo=None), **more)
         except ephem.CircumpolarError:
             return None
         slot: datetime = (found.datetime() + HALF_A_SECOND).replace(microsecond=0, tzinfo=UTC)
-        return slot if slot < day + DAY else None
+        return slot
 
     def describe(self) -> str:
         """See `BaseSchedule.describe`."""

@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 UTC = timezone.utc
 
 _cached_second = -1
 _cached_text = ""
+
+
+class LocalZone(tzinfo):
+    """This machine's zone with its summer time, as the C library knows it (`TZ`, `/etc/localtime`)."""
+
+    def utcoffset(self, moment: datetime | None, /) -> timedelta | None:
+        if moment is None:
+            return None
+        wall = moment.replace(tzinfo=None, microsecond=0)
+        return timedelta(seconds=round(wall.replace(tzinfo=UTC).timestamp() - wall.timestamp()))
+
+    def dst(self, moment: datetime | None, /) -> timedelta | None:
+        return None
+
+    def tzname(self, moment: datetime | None, /) -> str | None:
+        return None if moment is None else moment.replace(tzinfo=None).astimezone().tzname()
+
+    def fromutc(self, moment: datetime, /) -> datetime:
+        seconds = moment.replace(tzinfo=UTC, microsecond=0).timestamp()
+        return datetime.fromtimestamp(seconds).replace(microsecond=moment.microsecond, tzinfo=self)
+
+    def __repr__(self) -> str:
+        return "local time"
+
+
+LOCAL = LocalZone()
 
 
 def now_iso() -> str:
