@@ -44,6 +44,8 @@ def test_events_wait_for_a_broker_that_is_away_the_newest_of_them(
     other.enable()
     with pytest.raises(OperationalError):
         app.events.Dispatcher(buffer_while_offline=False).send("task-progress", number=9)
+    with pytest.raises((TypeError, ValueError)):
+        dispatcher.send("task-progress", number=object())  # which takes none of the others along
     redis.start()
     heard: list[Any] = []
     with app.events.Receiver(handlers={"*": heard.append}) as receiver:

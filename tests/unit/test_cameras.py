@@ -64,6 +64,29 @@ def test_a_camera_may_forget_what_has_ended(cluster: State) -> None:
     assert sorted(cluster.tasks) == ["t0"]
 
 
+def test_what_is_on_no_picture_is_not_forgotten(cluster: State) -> None:
+    camera = Camera(cluster, maxrate="1/h")
+    camera.clear_after = True
+    camera.capture()
+    cluster.event(Event("task-succeeded", uuid="t2", hostname="w@h", clock=3, pid=1))
+    camera.capture()
+    assert sorted(cluster.tasks) == ["t0", "t2"]
+
+
+def test_a_picture_that_fails_is_followed_by_others(cluster: State) -> None:
+    class Shaken(Camera):
+        clear_after = True
+
+        def on_shutter(self, state: State) -> None:
+            super().on_shutter(state)
+            if len(self.pictures) == 1:
+                raise ValueError("no film")
+
+    with Shaken(cluster, freq=0.01) as camera:
+        eventually(lambda: len(camera.pictures) > 2)
+    assert camera.pictures[:3] == [["t0", "t1"], ["t0", "t1"], ["t0"]]
+
+
 @pytest.mark.parametrize("path", ["celeriac.events.snapshot.Polaroid", "celeriac.events.snapshot:Polaroid"])
 def test_a_camera_is_found_by_its_path(path: str) -> None:
     assert find_camera(path) is Polaroid

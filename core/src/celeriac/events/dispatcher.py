@@ -5,6 +5,7 @@ The worker's own task events take another way, `celeriac.worker.remote`, which g
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from celeriac.utils.ids import anon_nodename
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
+    from celeriac.spec.data import Payload
 
 #: So many events are kept while the broker is away; older ones are dropped.
 BUFFERED: Final = 1000
@@ -134,20 +136,32 @@ class EventDispatcher:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._kept.clear()  # the parent has them, and sends them
-        app, conf = self.app, self.app.conf
-        batch = [*self._kept, *events]
-        self._kept.clear()
-        payloads = [make_event(event, routing_key(event["type"]), conf, app.codec, self.hostname) for event in batch]
-        transport = app.transport
+        transport = self.app.transport
         require_fanout(transport, "sending events")
+        new = self._pack(events)  # first: one that cannot be packed takes none of the kept along
+        kept = self._take_kept()
+        batch, payloads = [*kept, *events], [*self._pack(kept), *new]
+        exchange = event_exchange(self.app.conf)
         try:
-            transport.broadcast(event_exchange(conf), payloads, timeout_s=TIMEOUT_S)  # type: ignore[attr-defined]
+            transport.broadcast(exchange, payloads, timeout_s=TIMEOUT_S)  # type: ignore[attr-defined]
         except OperationalError as exc:
             if not self._keeps:
                 raise
             self.dropped += max(0, len(batch) - BUFFERED)
             self._kept.extend(batch)
             _log.warning("%d events wait for the broker: %s", len(self._kept), exc)
+
+    def _pack(self, events: Iterable[dict[str, Any]]) -> list[Payload]:
+        conf, codec = self.app.conf, self.app.codec
+        return [make_event(event, routing_key(event["type"]), conf, codec, self.hostname) for event in events]
+
+    def _take_kept(self) -> list[dict[str, Any]]:
+        """What is kept, each by one thread only."""
+        taken: list[dict[str, Any]] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._kept.popleft())
+        return taken
 
     def flush(self, errors: bool = True, groups: bool = True) -> None:
         """Send what is kept."""

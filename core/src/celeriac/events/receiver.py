@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,6 +85,8 @@ class EventReceiver:
         self.malformed = 0
         self._listener: Listener | None = None
         self._ears = Ears()
+        #: Messages that were heard and not handled yet, each the events in it.
+        self._heard: deque[deque[dict[str, Any]]] = deque()
         prefix = app.conf["event_queue_prefix"] if queue_prefix is None else queue_prefix
         self._queue = event_queue(
             app.conf,
@@ -134,18 +137,23 @@ class EventReceiver:
         count = 0
         quiet_since = time.monotonic()
         while not self._is_over(count, limit):
-            messages = self._hear(min(LOOK_S, LOOK_S if timeout is None else timeout))
-            if messages:
-                quiet_since = time.monotonic()
-            elif timeout is not None and time.monotonic() - quiet_since >= timeout:
-                raise TimeoutError(f"no event came within {timeout:g} s")
-            for events in messages:
-                for event in events:
-                    self.process(event["type"], event)
-                    yield event
-                count += 1
-                if self._is_over(count, limit):
-                    return
+            if not self._hear(min(LOOK_S, LOOK_S if timeout is None else timeout)):
+                if timeout is not None and time.monotonic() - quiet_since >= timeout:
+                    raise TimeoutError(f"no event came within {timeout:g} s")
+                continue
+            yield from self._handled()
+            count += 1
+            quiet_since = time.monotonic()
+
+    def _handled(self) -> Iterator[dict[str, Any]]:
+        """The events of the first message, each after it was handled. What a handler that raises, or a limit, leaves is
+        there for the next call."""
+        events = self._heard[0]
+        while events:
+            event = events.popleft()
+            self.process(event["type"], event)
+            yield event
+        self._heard.popleft()
 
     def _is_over(self, count: int, limit: int | None) -> bool:
         return self.should_stop or count == limit
@@ -154,14 +162,15 @@ class EventReceiver:
         """Handle what comes within this time, and return early with the first; how many events there were."""
         self.open()
         count = 0
-        for events in self._hear(timeout_s):
-            for event in events:
-                self.process(event["type"], event)
-                count += 1
+        self._hear(timeout_s)
+        while self._heard:
+            count += sum(1 for _ in self._handled())
         return count
 
-    def _hear(self, timeout_s: float) -> list[list[dict[str, Any]]]:
-        """Messages that have come, each a list of events; waits for the first at most so long."""
+    def _hear(self, timeout_s: float) -> bool:
+        """Whether there are messages to handle; waits for the first at most so long."""
+        if self._heard:
+            return True
         listener = self._listener
         assert listener is not None
         try:
@@ -172,7 +181,8 @@ class EventReceiver:
         except BaseException:
             self.close()
             raise
-        return [events for raw in raws if (events := self._read(raw))]
+        self._heard.extend(deque(events) for raw in raws if (events := self._read(raw)))
+        return bool(self._heard)
 
     def _read(self, raw: bytes) -> list[dict[str, Any]]:
         try:
@@ -207,6 +217,7 @@ class EventReceiver:
     def close(self) -> None:
         """Hear no more."""
         listener, self._listener = self._listener, None
+        self._heard.clear()
         if listener is not None:
             listener.close()
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from celeriac import signals
 from celeriac.events.state import State
+from celeriac.log import get_logger
 from celeriac.utils.rates import parse_rate
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
+
+_log = get_logger("celeriac.events")
 
 
 class Polaroid:
@@ -23,7 +26,7 @@ class Polaroid:
         maxrate: At most so many pictures (`10/m`), whatever `freq` says.
         cleanup_freq: Seconds between two calls of `on_cleanup`.
     Attributes:
-        clear_after: Forget what has ended after each picture.
+        clear_after: Forget what has ended after each picture that was taken.
     """
 
     shutter_signal = signals.Signal("snapshot_shutter", {"state"})
@@ -50,7 +53,7 @@ class Polaroid:
         self._threads: list[threading.Thread] = []
 
     def install(self) -> None:
-        """Take pictures until `cancel`."""
+        """Take pictures until `cancel`. What goes wrong with one is logged, and the next one follows."""
         for act, pause_s in ((self.capture, self.freq), (self.cleanup, self.cleanup_freq)):
             thread = threading.Thread(target=self._repeat, args=(act, pause_s), name="celeriac-camera", daemon=True)
             thread.start()
@@ -58,7 +61,10 @@ class Polaroid:
 
     def _repeat(self, act: Any, pause_s: float) -> None:
         while not self._end.wait(pause_s):
-            act()
+            try:
+                act()
+            except Exception as exc:
+                _log.exception("camera.failed", camera=type(self).__qualname__, during=act.__name__, error=str(exc))
 
     def on_shutter(self, state: State) -> None:
         """A picture: override it."""
@@ -71,18 +77,23 @@ class Polaroid:
         self.cleanup_signal.send(sender=self.state)
         self.on_cleanup()
 
-    def shutter(self) -> None:
-        """Take a picture, unless there was one just now."""
+    def shutter(self) -> bool:
+        """Take a picture, unless there was one just now; whether it did."""
         now = time.monotonic()
         if now - self._taken_at < self._least_s:
-            return
+            return False
         self._taken_at = now
         self.shutter_signal.send(sender=self.state)
         self.on_shutter(self.state)
+        return True
 
     def capture(self) -> None:
-        """Take a picture while nothing changes."""
-        self.state.freeze_while(self.shutter, clear_after=self.clear_after)
+        """Take a picture while nothing changes. Only what is on one may be forgotten afterwards."""
+        self.state.freeze_while(self._take)
+
+    def _take(self) -> None:
+        if self.shutter() is not False and self.clear_after:  # a subclass's own may say nothing
+            self.state.clear()
 
     def cancel(self) -> None:
         """Take no more."""

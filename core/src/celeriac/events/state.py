@@ -29,8 +29,11 @@ TASK_EVENT_STATES: Final = {
     "rejected": states.REJECTED,
     "cancelled": states.RETRY,
 }
-#: Said when the call arrives, so still right when the news of it comes last.
-CALL_FIELDS: Final = ("name", "args", "kwargs", "parent_id", "root_id", "retries", "eta", "expires")
+#: Said when the call is sent or arrives, so still right when the news of it comes last.
+CALL_FIELDS: Final = (
+    "name", "args", "kwargs", "parent_id", "root_id", "retries", "eta", "expires", "client", "queue", "exchange",
+    "routing_key",
+)  # fmt: skip
 
 
 class Worker:
@@ -271,6 +274,8 @@ class State:
         self.workers.update(workers or {})
         self.tasks.update(tasks or {})
         self.handlers: dict[str, Callable[..., Any]] = {}
+        #: Ids of tasks by that of a parent which is not known (yet).
+        self._orphans: dict[str, set[str]] = _Bounded(max_tasks_in_memory)
         self._names: set[str] = set()
         self._lock = threading.RLock()
 
@@ -305,10 +310,10 @@ class State:
         worker.event(subject, event.get("timestamp"), event.get("local_received"), event)
         if self.on_node_join is not None and subject != "offline" and not before:
             self.on_node_join(worker)
-        if subject == "offline":
-            self.workers.pop(hostname, None)
-            if self.on_node_leave is not None:
-                self.on_node_leave(worker)
+        if subject == "offline" and (is_new or self.on_node_leave is not None):
+            self.workers.pop(hostname, None)  # else whoever looks sees that it is offline
+        if subject == "offline" and self.on_node_leave is not None:
+            self.on_node_leave(worker)
         return worker, is_new
 
     def _task_event(self, event: dict[str, Any], subject: str) -> tuple[Task, bool]:
@@ -326,8 +331,12 @@ class State:
         task.event(subject, event.get("timestamp"), event.get("local_received"), fields)
         if task.name:
             self._names.add(task.name)
-        if task.parent_id and is_new and task.parent_id in self.tasks:
-            self.tasks[task.parent_id]._children.add(task.uuid)
+        if task.parent_id:
+            parent = self.tasks.get(task.parent_id)
+            children = self._orphans.setdefault(task.parent_id, set()) if parent is None else parent._children
+            children.add(task.uuid)
+            if len(children) > 2 * self.max_tasks_in_memory:
+                children.intersection_update(self.tasks)
         return task, is_new
 
     def get_or_create_worker(self, hostname: str, **fields: Any) -> tuple[Worker, bool]:
@@ -344,7 +353,7 @@ class State:
         task = self.tasks.get(uuid)
         if task is not None:
             return task, False
-        task = self.tasks[uuid] = Task(uuid, cluster_state=self)
+        task = self.tasks[uuid] = Task(uuid, cluster_state=self, children=self._orphans.pop(uuid, ()))
         return task, True
 
     # -- looking --------------------------------------------------------------------------------------------
@@ -411,6 +420,7 @@ class State:
         kept = {uuid: task for uuid, task in self.tasks.items() if not task.ready} if ready else {}
         self.tasks.clear()
         self.tasks.update(kept)
+        self._orphans.clear()
 
     def _clear(self, ready: bool = True) -> None:
         self.workers.clear()
