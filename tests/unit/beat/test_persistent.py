@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from celeriac import Celery
 from celeriac.beat import BeatLazyFunc, PersistentScheduler
 from celeriac.beat.file import FileState
-from celeriac.beat.ledger import Edit
+from celeriac.beat.ledger import MARK, Edit, key_of
 from celeriac.exceptions import TransportLost
 from celeriac.schedules import BaseSchedule, crontab, schedstate
 from celeriac.spec.state import Change, Entry, SharedState, Snapshot, holds
@@ -41,6 +42,7 @@ class World:
         self.keys: set[str] = set()
         self.broker_is_away = False
         self.steps_to_live: int | None = None
+        self.fault: Callable[[], BaseException] = Killed
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
@@ -53,7 +55,10 @@ class World:
             self.steps_to_live -= 1
             if self.steps_to_live < 0:
                 self.steps_to_live = None
-                raise Killed
+                raise self.fault()
+
+    def times(self) -> list[int]:
+        return [round(when - BEGIN) for when, _, _ in self.sent]
 
     def ids(self) -> list[str]:
         return [task_id for _, _, task_id in self.sent]
@@ -244,6 +249,37 @@ def test_an_occurrence_is_due_until_the_broker_has_taken_it(world: World) -> Non
     assert [name for _, name, _ in world.sent].count("u") >= 1
 
 
+@pytest.mark.parametrize("once", [True, False], ids=["a broker that knows repeats", "one that does not"])
+def test_a_connection_that_drops_once_stops_nothing_whichever_step_it_hits(once: bool) -> None:
+    for steps in range(40):
+        world = World(once)
+        world.steps_to_live, world.fault = steps, lambda: TransportLost("it dropped")
+        live(world, [make_beat(world, {"a": {"task": "t", "schedule": 10.0, "catch_up": "all"}})], 64)
+        assert world.steps_to_live is None
+        assert len(set(world.ids())) in (5, 6), steps
+        assert not once or len(world.ids()) == len(set(world.ids())), steps
+        assert max(later - earlier for earlier, later in pairwise(world.times())) < 14, steps
+
+
+def test_slots_are_sent_in_order_though_the_lease_could_not_be_renewed_in_time(world: World) -> None:
+    beat = make_beat(world, {"a": {"task": "t", "schedule": 10.0, "catch_up": "all"}})
+    live(world, [beat], 1)
+    world.run(9.5)
+    answers, may_send = [False], beat._may_send
+    beat._may_send = lambda: answers.pop() if answers else may_send()  # type: ignore[method-assign]
+    world.run(3)
+    live(world, [beat], 20)
+    assert len(world.sent) == 3
+    assert world.times()[0] <= 16
+
+
+def test_a_relative_interval_is_sent_when_it_is_due(world: World) -> None:
+    world.run(200)
+    entry = {"task": "t", "schedule": timedelta(minutes=20), "relative": True}
+    live(world, [make_beat(world, {"a": entry})], 2500, pace=1)
+    assert world.times() == [1380, 2580]
+
+
 def test_a_clock_that_is_set_changes_no_interval_and_doubles_no_crontab(world: World) -> None:
     beat = make_beat(world, {"a": {"task": "every", "schedule": 60.0}, "b": {"task": "cron", "schedule": crontab()}})
     live(world, [beat], 600)
@@ -298,6 +334,58 @@ def test_a_changed_schedule_begins_anew_and_one_that_cannot_be_read_stops_nobody
     beat.ledger.edit(Edit("bad", task="x", schedule={"crontab": "61 * * * *"}))
     live(world, [beat], 12)
     assert [name for _, name, _ in world.sent] == ["u"]
+
+
+def test_an_entry_that_was_away_begins_anew(world: World) -> None:
+    entries = {"a": {"task": "t", "schedule": crontab(minute=0)}}
+    for there in (entries, {}):
+        live(world, [beat := make_beat(world, there)], 2)
+        beat.close()
+    world.run(7200)
+    live(world, [make_beat(world, entries)], 5)
+    assert world.sent == []
+
+
+def test_an_entry_of_another_time_zone_begins_anew(world: World) -> None:
+    entries = {"a": {"task": "t", "schedule": crontab(minute=0, hour=13)}}
+    live(world, [beat := make_beat(world, entries, timezone="Europe/Moscow")], 2)
+    beat.close()
+    world.run(7200)
+    live(world, [make_beat(world, {"a": {"task": "t", "schedule": crontab(minute=0, hour=13)}}, timezone="UTC")], 5)
+    assert world.sent == []
+
+
+def test_an_entry_that_is_paused_is_sent_when_it_is_resumed(world: World) -> None:
+    beat = make_beat(world, {"a": {"task": "t", "schedule": 10.0, "paused": True}})
+    live(world, [beat], 35)
+    assert world.sent == []
+    beat.ledger.edit(Edit("a", since=beat.ledger.now()))
+    live(world, [beat], 25)
+    assert len(world.sent) == 2
+    beat.ledger.remove("a")
+    live(world, [beat], 25)
+    assert len(world.sent) == 2
+
+
+def test_what_cannot_be_sent_at_once_stands_in_nobodys_way(world: World) -> None:
+    far = {"task": "t", "schedule": 86400.0}
+    beat = make_beat(world, {"bad": {**far, "args": 5}, "good": far})
+    world.broker_is_away = True
+    wanted = [beat.ledger.trigger(name) for name in ("bad", "good", "bad", "good")]
+    live(world, [beat], 5)
+    assert len(beat.ledger.read_edits()[1].triggers) >= 2  # until the broker is back
+    world.broker_is_away = False
+    live(world, [beat], 5)
+    assert set(world.ids()) == {wanted[1], wanted[3]}
+    assert beat.ledger.read_edits()[1].triggers == {}
+
+
+def test_a_mark_that_makes_no_sense_stops_nobody(world: World) -> None:
+    beat = make_beat(world, {"a": {"task": "t", "schedule": 10.0}, "b" * 300: {"task": "u", "schedule": 10.0}})
+    for name, text in (("a", b'{"name":"a","last":1e300}'), ("b" * 300, b"{")):
+        beat.ledger.state.write(beat.ledger.space, [Change(key_of(MARK, name), text)])
+    live(world, [beat], 12)
+    assert Counter(name for _, name, _ in world.sent) == {"t": 1, "u": 1}
 
 
 class Odd(BaseSchedule):

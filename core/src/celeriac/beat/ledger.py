@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -115,7 +115,7 @@ class Ledger:
         marks = {}
         for key, entry in self.state.read(self.space).entries.items():
             if key.startswith(MARK):
-                mark = _decode(entry.value, Mark) or Mark(key.removeprefix(MARK), 0.0)
+                mark = _read_mark(key, entry.value)
                 marks[mark.name] = mark, entry.version
         return marks
 
@@ -132,6 +132,10 @@ class Ledger:
         changes = [Change(key_of(MARK, name), msgspec.json.encode(mark)) for name, (mark, _) in marks.items()]
         given = {key_of(MARK, name): version for name, (_, version) in marks.items()}
         return self.state.write(self.space, changes, given={LEASE: lease, **given})
+
+    def forget(self, names: Iterable[str], lease: int) -> int | None:
+        """Remove the marks of these entries as long as the lease is ours; the version, or None."""
+        return self.state.write(self.space, [Change(key_of(MARK, name), None) for name in names], given={LEASE: lease})
 
     def read_edits(self) -> tuple[int, Edits]:
         """The version of people's changes, and these."""
@@ -208,6 +212,15 @@ def read_schedule(written: Mapping[str, Any]) -> Any:
         event, lat, lon = written["solar"]
         return solar(event, lat, lon)
     raise ValueError(f"{json.dumps(dict(written))} is no schedule; wanted: every, crontab or solar")
+
+
+def _read_mark(key: str, value: bytes) -> Mark:
+    mark: Mark = _decode(value, Mark) or Mark(key.removeprefix(MARK), 0.0)
+    try:
+        _ = mark.last_run_at
+    except (OverflowError, ValueError, OSError):  # a number, and no time
+        mark.last = 0.0
+    return mark
 
 
 def _decode(value: bytes, kind: Any) -> Any:

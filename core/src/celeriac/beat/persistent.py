@@ -103,6 +103,8 @@ class PersistentScheduler(Scheduler):
         self._agenda: list[tuple[float, str]] = []
         self._looks: dict[str, float] = {}
         self._failures: dict[str, int] = {}
+        #: Marks, edits and agenda are what the state has.
+        self._is_fresh = False
         self._away = False
         super().__init__(app, *args, **kwargs)
 
@@ -139,14 +141,18 @@ class PersistentScheduler(Scheduler):
     def tick(self, **_: Any) -> float:
         """Lead or wait; send what is due; return in how many seconds to call again."""
         try:
-            if self.clock.monotonic() - self._looked >= self.look_s or self._lease is None:
+            if self._lease is None or not self._is_fresh or self.clock.monotonic() - self._looked >= self.look_s:
                 self._look()
             if self._lease is None:
                 return self.follow_s
             wait_s = self._send_next()
             self._back()
             return max(0.0, min(wait_s, self.max_interval, self.look_s))
-        except _AWAY as exc:
+        except Exception as exc:
+            # Nobody knows whether the step was made, and what was taken off the agenda for it is off: begin anew.
+            self._is_fresh = False
+            if not isinstance(exc, _AWAY):
+                raise
             if not self._away:
                 self.logger.warning("schedule_state.lost", error=str(exc))
             self._away = True
@@ -164,7 +170,9 @@ class PersistentScheduler(Scheduler):
         jump_s = self.clock.set(snapshot.now)
         self._looked = began
         found = snapshot.entries.get(LEASE)
-        if self._lease is not None and (found is None or found.version != self._lease):
+        if found is not None and found.version != self._lease and found.value == self.owner.encode():
+            self._lease, self._is_fresh = found.version, False  # it was taken or renewed, and the answer was lost
+        elif self._lease is not None and (found is None or found.version != self._lease):
             self._lose("another one leads" if found is not None else "the lease had run out")
         if self._lease is None:
             # A lease with far too long to go was given before the store's clock was set back.
@@ -174,17 +182,12 @@ class PersistentScheduler(Scheduler):
             self._lease = self.ledger.take_lease(self.owner, given, self.lease_s)
             if self._lease is None:
                 return
-            self._renewed = began
+            self._renewed, self._is_fresh = began, False
             self.logger.info("beat.leads", owner=self.owner)
-            self._edits_version, self._edits = self.ledger.read_edits()
-            self._take_over()
         elif began - self._renewed > self.lease_s / 3:
             self._renew()
-        if jump_s and self.is_leader:
-            self._shift_intervals(jump_s)
-        if self.is_leader and self.ledger.edits_version() != self._edits_version:
-            self._edits_version, self._edits = self.ledger.read_edits()
-            self._take_over()
+        if self.is_leader and (jump_s or not self._is_fresh or self.ledger.edits_version() != self._edits_version):
+            self._take_over(jump_s)
         if self.is_leader and self._edits.triggers:
             self._send_triggered()
 
@@ -203,26 +206,53 @@ class PersistentScheduler(Scheduler):
         return self._lease is not None and self.clock.monotonic() - self._renewed < self.lease_s - self.margin_s
 
     def _lose(self, why: str) -> None:
-        self._lease = None
+        self._lease, self._is_fresh = None, False
         self.logger.warning("beat.leads_no_more", owner=self.owner, why=why)
 
     # -- what there is to send ------------------------------------------------------------------------------
 
-    def _take_over(self) -> None:
-        """Read the marks, and make the schedule of the app's entries and of people's changes."""
+    def _take_over(self, jump_s: float = 0.0) -> None:
+        """Read what was noted and what people changed, and make the schedule of that and of the app's entries.
+
+        Args:
+            jump_s: By so much the clock was set. What counts time goes on counting; what looks at the clock looks at
+                the new one.
+        """
+        if jump_s:
+            self.logger.warning("clock.set", seconds=round(jump_s, 1))
+        self._is_fresh = False
+        self._edits_version, self._edits = self.ledger.read_edits()
         self._marks = self.ledger.read_marks()
         self.data.clear()
         self.data.update(merge_edits(self._configured, self._edits, self._make_live))
+        if not self._forget_others():
+            return
         now, fresh = self.clock.now(), {}
         for name, entry in self.data.items():
             mark, version = self._marks.get(name, (None, ABSENT))
             since = self._edits.entries[name].since if name in self._edits.entries else None
-            anchored = anchor(entry, mark, now, since)
+            moved = mark
+            if mark is not None and mark.last and jump_s and is_interval(entry.schedule):
+                moved = _changed(mark, last=mark.last + jump_s)
+            anchored = anchor(entry, moved, now, since)
             if anchored is not mark:
                 fresh[name] = anchored, version
-        if fresh:
-            self._note(fresh)
+        if fresh and not self._note(fresh):
+            return
         self._plan()
+        self._is_fresh = True
+
+    def _forget_others(self) -> bool:
+        """Whether it still leads. What was sent of entries that are no more is forgotten: one that comes back begins
+        anew."""
+        gone = self._marks.keys() - self.data.keys()
+        assert self._lease is not None
+        if gone and self.ledger.forget(gone, self._lease) is None:
+            self._lose("the lease had run out")
+            return False
+        for name in gone:
+            del self._marks[name]
+        return True
 
     def _make_live(self, edit: Edit) -> Any:
         try:
@@ -245,18 +275,6 @@ class PersistentScheduler(Scheduler):
         when = self.clock.monotonic() + (self.max_interval if wait_s is None else min(wait_s, self.max_interval))
         self._looks[name] = when
         heapq.heappush(self._agenda, (when, name))
-
-    def _shift_intervals(self, jump_s: float) -> None:
-        """The clock was set: what counts time goes on counting; what looks at the clock looks at the new one."""
-        self.logger.warning("clock.set", seconds=round(jump_s, 1))
-        moved = {}
-        for name, entry in self.data.items():
-            if name in self._marks and is_interval(entry.schedule):
-                mark, version = self._marks[name]
-                moved[name] = _changed(mark, last=mark.last + jump_s), version
-        if moved:
-            self._note(moved)
-        self._plan()
 
     # -- sending --------------------------------------------------------------------------------------------
 
@@ -290,9 +308,8 @@ class PersistentScheduler(Scheduler):
             return self._look_at(name, due.next_s)
         try:
             for slot in due.slots:
-                self._send_slot(entry, slot.key, slot.at, due)
-                if self._lease is None:
-                    return None
+                if not self._send_slot(entry, slot.key, slot.at, due):
+                    return self._look_at(name, 0.0)
         except SchedulingError as exc:
             failures = self._failures[name] = self._failures.get(name, 0) + 1
             pause_s = min(RETRY_S[1], RETRY_S[0] * 2 ** min(failures - 1, 6))
@@ -305,10 +322,11 @@ class PersistentScheduler(Scheduler):
             self.logger.warning("entry.left_out", entry=name, slot=due.reached.isoformat())
         self._look_at(name, due.next_s)
 
-    def _send_slot(self, entry: Any, key: str, at: datetime, due: Due) -> None:
+    def _send_slot(self, entry: Any, key: str, at: datetime, due: Due) -> bool:
+        """Whether it was sent and noted; if not, no later slot may be."""
         if not self._may_send():
             self._looked = float("-inf")
-            return
+            return False
         name = entry.name
         mark, version = self._marks[name]
         occurrence = occurrence_id(self.ledger.group, name, mark.schedule, key)
@@ -317,11 +335,12 @@ class PersistentScheduler(Scheduler):
             keep_s = min(max(2 * (due.next_s or 0.0), KEEP_S[0]), KEEP_S[1])
             options["once"] = (occurrence, keep_s)
         elif not self._note({name: (_changed(mark, sending=key), version)}):
-            return
+            return False
         self.logger.info("entry.due", entry=name, task=entry.task, task_id=options["task_id"], slot=at.isoformat())
         self.apply_async(entry, advance=False, **options)
         mark, version = self._marks[name]
-        self._note({name: (_changed(mark, last=at.timestamp(), count=mark.count + 1, sending=None), version)})
+        sent = _changed(mark, last=at.timestamp(), count=mark.count + 1, sending=None)
+        return self._note({name: (sent, version)})
 
     def _note(self, marks: dict[str, tuple[Mark, int]]) -> bool:
         """Write marks down; False (and no leader any more) if somebody else did meanwhile."""
@@ -350,7 +369,9 @@ class PersistentScheduler(Scheduler):
                     self.apply_async(entry, advance=False, task_id=trigger.id, **options)
                 except SchedulingError as exc:
                     self.logger.error("entry.not_sent", entry=entry.name, error=str(exc.__cause__ or exc))
-                    return
+                    if isinstance(exc.__cause__, _AWAY):
+                        return
+                    # Nothing about the call will change: it must not stand in the way of others.
             del self._edits.triggers[key]
             self.ledger.forget_trigger(key)
 
@@ -366,6 +387,7 @@ def anchor(entry: Any, mark: Mark | None, now: datetime, since: float | None = N
     ahead = mark.last_run_at - now
     if ahead > (timedelta(0) if is_interval(entry.schedule) else FAR_AHEAD):
         return _changed(mark, last=now.timestamp())
+    since = None if since is None else min(since, now.timestamp())  # the clock may have been set back
     if since is not None and mark.last < since:
         return _changed(mark, last=since)
     return mark
@@ -374,15 +396,13 @@ def anchor(entry: Any, mark: Mark | None, now: datetime, since: float | None = N
 def merge_edits(configured: dict[str, Any], edits: Edits, make: Callable[[Edit], Any]) -> dict[str, Any]:
     """The app's entries with people's changes: entries added or replaced, known ones paused."""
     entries = dict(configured)
-    for entry in entries.values():
-        entry.paused = False
     for name, edit in edits.entries.items():
         if edit.task is not None:
             entry = make(edit)
             if entry is not None:
                 entries[name] = entry
         elif name in entries:
-            entries[name].paused = edit.paused
+            entries[name] = type(entries[name])(**{**dict(entries[name]), "paused": edit.paused})
     return entries
 
 

@@ -186,7 +186,10 @@ class Scheduler:
         return n + drift if n and n > 0 else n
 
     def is_due(self, entry: Any) -> Any:
-        """`(is_due, seconds)` of an entry; one whose schedule fails is asked again later, and stops nobody else."""
+        """`(is_due, seconds)` of an entry; one that is paused never is. One whose schedule fails is asked again later,
+        and stops nobody else."""
+        if getattr(entry, "paused", False):
+            return False, self.max_interval
         try:
             return entry.is_due()
         except Exception as exc:

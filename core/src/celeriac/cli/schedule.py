@@ -125,7 +125,7 @@ def add(state: State, /, name: str, task: str, file: str | None, **given: Any) -
             raise ValueError("--every must be more than 0 seconds")
         read_catch_up(given["catch_up"])
         written = write_schedule(read_schedule(when))
-    except ValueError as exc:
+    except (ValueError, OverflowError) as exc:
         raise click.UsageError(f"{exc}.") from exc
     view = View(state, file)
     if task not in view.app.tasks:
@@ -139,6 +139,7 @@ def add(state: State, /, name: str, task: str, file: str | None, **given: Any) -
             kwargs=_read_json(given["kwargs"], dict, "--kwargs"),
             options=_read_json(given["options"], dict, "--options"),
             catch_up=given["catch_up"],
+            since=_begin_of(view, name),
         )
     )
     click.echo(f"Added {name}.")
@@ -190,6 +191,14 @@ def remove(view: View, name: str) -> str:
 def trigger(view: View, name: str) -> str:
     """Have a running beat send NAME once, now, besides its schedule; prints the id of the task."""
     return view.ledger.trigger(name)
+
+
+def _begin_of(view: View, name: str) -> float | None:
+    """From when on it is made up for what was missed of an entry: a new one begins now, as does one that was paused."""
+    entry, edit = view.entries.get(name), view.edits.entries.get(name)
+    if entry is None or entry.paused:
+        return view.ledger.now()
+    return edit.since if edit is not None else None
 
 
 def _set_paused(view: View, name: str, paused: bool) -> None:
