@@ -144,7 +144,12 @@ class ResultStore:
         if request is None:
             made = StoredResult(task_id, state, data)
         else:
-            made = StoredResult(task_id, state, data, request.reply_to, request.group)
+            reply_to, group = request.reply_to, request.group  # as the message says: others may write numbers
+            if reply_to is not None and type(reply_to) is not str:
+                reply_to = str(reply_to)
+            if group is not None and type(group) is not str:
+                group = str(group)
+            made = StoredResult(task_id, state, data, reply_to, group)
         if self.keeper:
             made.keeper = self.keeper
         return made

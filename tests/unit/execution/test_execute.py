@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from celeriac import Celery, Task, signals
@@ -368,3 +369,86 @@ def test_what_follows_from_a_run_is_announced_like_what_a_program_sends(app: Cel
         signals.after_task_publish.disconnect(after)
     assert seen == [("before", "again"), ("after", "again"), ("before", "back"), ("after", "back")]
     assert [payload.headers["trace"] for payload in (*retried.publish, *called.publish)] == ["id-1", "id-2"]
+
+
+def run_body(app: Celery, body: Any, headers: dict[str, Any] | None = None) -> JobReport:
+    """A call of the task `t` with this body, whoever may have written it."""
+    app.finalize()
+    payload = app.make_payload("t", (), {}, "id-1", {"reply_to": "client"})
+    payload.body = json.dumps(body).encode()
+    payload.headers.update(headers or {})
+    program = TaskProgram(app, envelope.unpack, "w@h", detail=True)
+    return program.run(Job(7, envelope.pack(payload, "tag"), "celery"), lambda report: None)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    "embed",
+    [{"chain": 5}, {"chain": [5]}, {"callbacks": 5}, {"errbacks": [5]}, {"chord": 5}, {"chord": {"options": 5}}],
+)
+def test_B26_what_is_no_chain_and_no_chord_is_a_failure_of_its_call_and_not_of_its_slot(
+    app: Celery, embed: dict[str, Any], fails: bool
+) -> None:
+    @app.task(name="t")
+    def t(fails: bool) -> None:
+        if fails:
+            raise KeyError("its own")
+
+    report = run_body(app, [[fails], {}, embed], {"group": "g"})
+    assert report.outcome == ("succeeded" if not fails and "errbacks" in embed else "failed")
+    assert result_in(report)["status"] == ("SUCCESS" if report.outcome == "succeeded" else "FAILURE")
+
+
+def test_B26_numbers_where_texts_should_be_reach_the_worker_as_texts(app: Celery) -> None:
+    """Celery's clients send a `group_id` as it is given to them."""
+    app.task(name="t")(lambda: 5)
+    body = {"task": "body", "args": [], "kwargs": {}, "options": {"task_id": "b"}}
+    report = run_body(app, [[], {}, {"chord": body}], {"group": 5, "group_index": "x"})
+    assert (report.outcome, report.stored[0].group) == ("succeeded", "5")
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(report), type=JobReport) == report
+    chained = {"task": "t", "args": [], "kwargs": {}, "options": {"task_id": 6, "routing_key": 7}}
+    report = run_body(app, [[], {}, {"chain": [chained]}])
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(report), type=JobReport) == report
+
+
+def test_B26_a_call_without_an_id_is_set_aside(app: Celery) -> None:
+    app.task(name="t")(lambda: 5)
+    report = run_body(app, [[], {}, {}], {"id": ""})
+    assert (report.outcome, report.dead) == (
+        "rejected",
+        "malformed: it has no id, under which its result could be kept",
+    )
+
+
+def test_one_class_will_do_as_what_a_task_throws_as_in_celery(app: Celery) -> None:
+    @app.task(name="t", throws=KeyError)
+    def t() -> None:
+        raise KeyError("as said")
+
+    report = run(app, "t")
+    assert (report.outcome, report.traceback) == ("failed", None)
+
+
+def test_a_failure_that_no_store_takes_is_set_aside_and_costs_no_slot(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> bytes:
+        raise LookupError("a fault of the plugin's")
+
+    app.task(name="t")(lambda: 5)
+    monkeypatch.setattr(type(app.backend.plugin), "encode", refuse)
+    report = run(app, "t")
+    assert report.outcome == "rejected"
+    assert "a fault of the plugin's" in report.dead
+
+
+def test_a_message_whose_reader_is_ended_by_it_is_set_aside(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a pickle that raises SystemExit, or a body for which there is no memory: nothing has run."""
+
+    def end(data: bytes) -> Any:
+        raise MemoryError
+
+    app.task(name="t")(lambda: 5)
+    monkeypatch.setitem(app.codec._loaders, "application/json", end)
+    report = run(app, "t")
+    assert (report.outcome, report.dead) == ("rejected", "malformed: it cannot be read: MemoryError()")

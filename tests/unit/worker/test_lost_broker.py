@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from celeriac import Celery
-from celeriac.exceptions import TransportLost
-from celeriac.spec import StoredResult
+from celeriac.exceptions import ImproperlyConfigured, TransportLost
+from celeriac.spec import JobReport, StoredResult
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, eventually
 from celeriac.worker import consumer
 from celeriac.worker.clock import Clock
-from celeriac.worker.flights import Flight
+from celeriac.worker.endings import Endings
+from celeriac.worker.flights import Flight, Flights
 from celeriac.worker.link import Link
 from celeriac.worker.patience import ENDLESS, Patience, patience_of
 from celeriac.worker.plans import TaskPlan
@@ -217,3 +218,68 @@ def test_what_was_acknowledged_before_it_ran_has_its_result_though_the_broker_ne
     lost.link.settle_flight(lost.flight, None, [state])
     lost.link.close(0.1)
     assert app.AsyncResult("its-id").get(timeout=5) == 7
+
+
+def test_queues_that_are_refused_when_the_broker_is_back_are_tried_for_again_and_end_nobody(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has made a queue anew on other terms: RabbitMQ says so to each who declares it as it was."""
+    lost = Lost(app, ENDLESS, monkeypatch)
+    calls: list[float] = []
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        calls.append(lost.now)
+        raise ImproperlyConfigured("queue 'celery' is not what this app declares")
+
+    monkeypatch.setattr(lost.link._transport, "consumer", refuse)
+    lost.link.lose(TransportLost("gone"))
+    lost.wait(20)
+    assert 5 <= len(calls) <= 15, "with pauses"
+    assert "refuses what this worker consumes: queue 'celery' is not what" in caplog.text
+    monkeypatch.undo()
+    lost.wait(3)
+    assert lost.link.consumer is not None
+    lost.link.close(0.1)
+
+
+def test_a_queue_that_the_broker_refuses_is_not_asked_for_at_the_next_opening(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Lost(app, ENDLESS, monkeypatch)
+
+    def refuse(queue: Any) -> None:
+        raise ImproperlyConfigured("queue 'other' is not what this app declares")
+
+    monkeypatch.setattr(lost.link.consumer, "subscribe", refuse)
+    with pytest.raises(ImproperlyConfigured):
+        lost.link.subscribe(app.router.spec("other"))
+    assert [queue.name for queue in lost.link.queues] == ["celery"]
+    lost.link.close(0.1)
+
+
+@pytest.mark.parametrize("busy", [{"worker_cancel_long_running_tasks_on_connection_loss": True}], indirect=True)
+def test_a_broker_is_lost_once_however_often_it_is_tried_in_vain(
+    busy: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with monkeypatch.context() as patch:
+        patch.setattr(busy.transport, "consumer", gone)
+        busy.loop.rebuild("another test")
+        eventually(lambda: busy.link._failures >= 3, within_s=10)
+    eventually(lambda: busy.link.consumer, within_s=10)
+    assert caplog.text.count("Cannot cancel wait[") == 1
+
+
+def test_a_call_whose_link_is_lost_on_its_way_to_a_slot_is_not_taken_for_acknowledged(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message comes again, and is run again unless it is known here."""
+    lost = Lost(app, ENDLESS, monkeypatch)
+    flight, flights, unused = lost.flight, Flights(), None
+    flight.acked = False
+    flight.plan = TaskPlan(app.task(name="early", acks_late=False)(lambda: None), None, None, announce=False)
+    flights.add(1, flight)
+    endings: Any = Endings(app, lost.link, flights, unused, unused, unused, "node", 3, 20)  # type: ignore[arg-type]
+    lost.link.lose(TransportLost("gone"))
+    endings.digest([JobReport(1, "accepted", pid=1)])
+    assert not flight.acked

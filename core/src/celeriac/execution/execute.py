@@ -89,7 +89,7 @@ class ReadyTask:
         self.on_failure = own("on_failure")
         self.on_retry = own("on_retry")
         self.after_return = _when_over(own("after_return"))
-        self.throws = tuple(task.throws or ())
+        self.throws = task.throws if isinstance(task.throws, type) else tuple(task.throws or ())
         self.repr_chars = task.resultrepr_maxsize
 
 
@@ -189,6 +189,8 @@ class TaskProgram:
                 self._seal.check(payload)
             args, kwargs, embed, headers = read_call(payload, self._app.codec)
             name = headers["task"]
+            if not headers.get("id"):
+                raise ValueError("it has no id, under which its result could be kept")
             ready = self._ready.get(name) or self._prepare(name)
         except NotRegistered as exc:
             return JobReport(job.token, "rejected", detail=str(exc), dead=f"unknown task: {exc}")
@@ -427,26 +429,44 @@ class TaskProgram:
         try:
             following = followup.after_failure(self._app, self._store, request, exc, traceback)
         except Exception:
+            if not request.errbacks:  # any words may stand where a message has its chain and its chord
+                _log.exception("what follows from the failure of %s[%s] cannot be made", request.task, request.id)
+                return
             _log.exception("errback of %s[%s] raised", request.task, request.id)
             request.errbacks = None
-            following = followup.after_failure(self._app, self._store, request, exc, traceback)
+            self._add_following(request, report, exc, traceback)
+            return
         report.stored.extend(following.stored)
         report.publish.extend(following.publish)
         report.chords = following.chords
 
     def _failed_internally(self, job: Job, begun: Begun | JobReport | None, exc: BaseException) -> JobReport:
-        """The run ended in a way that no step foresaw: a failure like others, and said as such."""
-        request = begun[1] if isinstance(begun, tuple) else None
-        report = JobReport(job.token, "failed", detail=bounded_repr(exc, 2048), traceback=_traceback(exc))
+        """The run ended in a way that no step foresaw: a failure like others, and said as such.
+
+        A message that could not even be read, or a failure that cannot be said, is set aside: the worker stores what it
+        can of that.
+        """
+        detail, traceback = bounded_repr(exc, 2048), _traceback(exc)
+        if not isinstance(begun, tuple):
+            return JobReport(job.token, "rejected", detail=detail, dead=f"malformed: it cannot be read: {detail}")
+        try:
+            return self._said_as_failure(job, begun, exc, detail, traceback)
+        except Exception as trouble:
+            _log.exception("the failure of %s[%s] cannot be said", begun[1].task, begun[1].id)
+            dead = f"it failed ({detail}), and that cannot be stored: {bounded_repr(trouble)}"
+            return JobReport(job.token, "rejected", detail=detail, dead=dead)
+
+    def _said_as_failure(self, job: Job, begun: Begun, exc: BaseException, detail: str, traceback: str) -> JobReport:
+        ready, request, ignored, _ = begun
+        report = JobReport(job.token, "failed", detail=detail, traceback=traceback)
         report.timed_out = isinstance(exc, SoftTimeLimitExceeded)
-        store = self._app.store_of(request.task) if request is not None else self._store
-        if isinstance(begun, tuple) and store.plugin is not None and (not begun[2] or begun[0].store_errors):
-            report.stored = [self._failure(store, begun[1], exc, report.traceback or "")]
-        if request is not None:
-            self._add_following(request, report, exc, report.traceback or "")
-        if signals.task_internal_error.receivers and request is not None:
+        store = self._app.store_of(request.task)
+        if store.plugin is not None and (not ignored or ready.store_errors):
+            report.stored = [self._failure(store, request, exc, traceback)]
+        self._add_following(request, report, exc, traceback)
+        if signals.task_internal_error.receivers:
             signals.task_internal_error.send(
-                sender=self._app.tasks.get(request.task),
+                sender=ready.task,
                 task_id=request.id,
                 args=request.args,
                 kwargs=request.kwargs,

@@ -111,8 +111,8 @@ def after_failure(
         for leaf in calls_of(step):
             keeper = app.store_of(leaf.task)
             if keeper.plugin is not None and leaf.id:
-                failed = keeper.make(leaf.id, states.FAILURE, stored, traceback)
-                failed.reply_to = leaf.options.get("reply_to") or request.reply_to
+                failed = keeper.make(str(leaf.id), states.FAILURE, stored, traceback)
+                failed.reply_to = str(leaf.options.get("reply_to") or request.reply_to or "") or None
                 following.stored.append(failed)
         for end in ends_of(step):
             following.parts += _part_of_call(app, store, end, stored)
@@ -129,7 +129,9 @@ def part_of(app: Any, store: ResultStore, request: Context, state: str, result: 
     body["options"] = {**(body.get("options") or {}), "parent_id": request.id}
     body["options"].setdefault("root_id", request.root_id)
     data = store.serializer.dumps([1, request.id, state, result])
-    return [ChordPart(request.group, request.id, request.group_index, data, write_body(app, body))]
+    # Others than we may have written the message, with numbers where we have texts, and texts where we have numbers.
+    place = request.group_index if type(request.group_index) is int else None
+    return [ChordPart(str(request.group), str(request.id), place, data, write_body(app, body))]
 
 
 def after_join(app: Any, store: ResultStore, claim: ChordClaim, body: Any) -> Following:

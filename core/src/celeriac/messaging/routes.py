@@ -233,6 +233,8 @@ class Router:
         if exchange is not None and not isinstance(exchange, str):
             options = {**options, "exchange_type": exchange.type}
             exchange = exchange.name
+        if key is not None and not isinstance(key, str):  # a number, in a signature that came over the wire
+            key = str(key)
         if queue is None and exchange is None and key is None:
             return self.direct(self.default_queue)
         if queue is not None:

@@ -148,6 +148,8 @@ class Admission:
         self._buckets.pop(name, None)
 
     def _judge_rate(self, head: Head, plan: TaskPlan, now: float, waiting: int) -> Verdict:
+        if not parse_rate(plan.task.rate_limit):  # `0/m`, which is no limit
+            return RUN
         bucket = self._buckets.get(plan.name)
         if head.id in self._promised:  # its time has come
             self._promised.discard(head.id)

@@ -58,6 +58,8 @@ GAP_S: Final = 2.0
 ASK_AGAIN_S: Final = 1.0
 #: After a new opening, so long there is room for the messages of what runs since before it.
 ADOPT_S: Final = 5.0
+#: Of so many unknown tasks it is said but once that they are; then some of them are told of again.
+UNKNOWN_TOLD: Final = 1000
 
 _log = logging.getLogger("celeriac.worker")
 
@@ -387,6 +389,8 @@ class Loop:
         if delivery.attempt > flight.delivery.attempt:
             self.endings.spare(flight.head.id)
         flight.delivery, flight.epoch, flight.received = delivery, self._epoch, self._link.received_at
+        if flight.started:
+            self.endings.acknowledge_early(flight)
         _log.info("The message of %s[%s] came again; its run goes on.", flight.plan.name, flight.head.id)
         return True
 
@@ -687,6 +691,8 @@ class Loop:
             signals.task_unknown.send(sender=self, **told)
         if head.task in self._told_unknown:
             return
+        if len(self._told_unknown) >= UNKNOWN_TOLD:  # names come from outside
+            self._told_unknown.clear()
         self._told_unknown.add(head.task)
         _log.error(
             "Received unregistered task of type %r: this worker does not know it. The message is offered to other "

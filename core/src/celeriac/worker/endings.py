@@ -145,7 +145,15 @@ class Endings:
 
     def _accept(self, flight: Flight, report: JobReport) -> None:
         flight.pid, flight.started = report.pid, time.time()
-        if flight.plan.early and not flight.acked:
+        self.acknowledge_early(flight)
+
+    def acknowledge_early(self, flight: Flight) -> None:
+        """It runs from now on: acknowledge it, if its task is one that is acknowledged before it runs.
+
+        What is not ours any more (its link or lease was lost on its way to the slot) cannot be: its message comes
+        again, so the run is one like others whose message was lost.
+        """
+        if flight.plan.early and not flight.acked and self._link.holds(flight):
             self._link.settle_flight(flight, Settlement(flight.delivery.tag))
             flight.acked = True
 
@@ -297,7 +305,7 @@ class Endings:
         self._remember_crashes(head.id, crashes)
         if self.feed is not None:
             self.feed.note("task-retried", head.id, exception=f"WorkerLostError({cause!r})", traceback="")
-        request, store = self.request(flight.delivery), self._store
+        request, store = self.request(flight.delivery), self._app.store_of(task.name)
         following = Following([again])
         ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
         if store.plugin is not None and not ignored:
@@ -413,13 +421,14 @@ class Endings:
             )
 
     def request(self, delivery: Delivery) -> Context:
-        """The request of a message that no slot has run; what cannot be read stays unsaid."""
+        """The request of a message that no slot has run; what cannot be read stays unsaid. Never raises."""
         head = delivery.head
         request = Context(id=getattr(head, "id", None) or uuid(), task=getattr(head, "task", ""), hostname=self._node)
+        fields = vars(request)  # headers are the sender's, who may call one as a method of ours
         with contextlib.suppress(ValueError):  # the head was readable, the rest need not be
             payload = self._transport.unpack(delivery.raw)
-            request.update(payload.headers)
-            request.update(properties=payload.properties, reply_to=payload.properties.get("reply_to"))
+            fields.update((name, value) for name, value in payload.headers.items() if name[:1] != "_")
+            fields["properties"], fields["reply_to"] = payload.properties, payload.properties.get("reply_to")
         return request
 
     def unpack(self, delivery: Delivery) -> Payload:
@@ -440,11 +449,16 @@ class Endings:
             return following
         # A body that cannot be read has nothing that could follow; nor one that nobody sealed, for what follows is.
         with contextlib.suppress(Exception):
-            request.update(read_call(self.sealed(delivery), self._app.codec)[2])
+            vars(request).update(read_call(self.sealed(delivery), self._app.codec)[2])
             following = after_failure(self._app, store, request, exc, "", state=state, in_slot=False)
         own = self._app.store_of(request.task)
         if own.plugin is not None and self._keeps_errors(request):
-            following.stored.insert(0, own.make(request.id, state, own.failure(exc), None, request))
+            try:
+                made = own.make(request.id, state, own.failure(exc), None, request)
+            except Exception:  # the store's fault, or the message's: its delivery is to be ended all the same
+                _log.exception("How %s[%s] has ended cannot be stored", request.task, request.id)
+            else:
+                following.stored.insert(0, made)
         return following
 
     def _keeps_errors(self, request: Context) -> bool:

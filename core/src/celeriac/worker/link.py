@@ -163,7 +163,7 @@ class Link:
         self._lost_at = 0.0
         self._declared: set[str] = set()
         self.consumer: Consumer | None = None
-        self.epoch = 0
+        self.epoch = self._openings = 0
         self.received = 0
         self.received_at = 0.0
         self._fences = False
@@ -177,10 +177,11 @@ class Link:
         Raises:
             OperationalError, ImproperlyConfigured: As `Transport.consumer`.
         """
-        self.epoch += 1
+        self._openings += 1
         self._window = window
-        owner = f"{self._owner}.{self.epoch}"
+        owner = f"{self._owner}.{self._openings}"
         self.consumer = self._transport.consumer(self._queues, owner=owner, poller=self._poller, window=window)
+        self.epoch = self._openings  # not of one that came to nothing: what runs is lost once, whatever it takes
         joint = self._backend is not None and self._backend.joint is not None
         joint = joint and self._backend.joint == self._transport.joint  # type: ignore[union-attr]
         self._fences = self._backend is not None and not joint and "fence" in self._backend.abilities
@@ -234,7 +235,7 @@ class Link:
             return
         try:
             self.open(window)
-        except OperationalError as exc:
+        except (OperationalError, ImproperlyConfigured) as exc:
             self._failures += 1
             longest_s = self._patience.longest_s
             if longest_s is not None and now - self._lost_at >= longest_s:
@@ -249,8 +250,12 @@ class Link:
                 return
             pause_s = self._clock.uniform(0.1, min(LONGEST_PAUSE_S, 0.2 * 2 ** min(self._failures, 10)))
             self._reopen_at = now + pause_s
-            level = logging.WARNING if self._failures in (1, 10, 100, 1000) else logging.DEBUG
-            _log.log(level, "Broker still away: %s. Next try in %.1f s.", _sentence(exc), pause_s)
+            level, what = logging.WARNING, "Broker still away"
+            if isinstance(exc, ImproperlyConfigured):  # somebody has made a queue anew on other terms, or taken a right
+                level, what = logging.ERROR, "The broker is there, but refuses what this worker consumes"
+            if self._failures not in (1, 10, 100, 1000):
+                level = logging.DEBUG
+            _log.log(level, "%s: %s. Next try in %.1f s.", what, _sentence(exc), pause_s)
             return
         _log.info("The broker is back; consuming again.")
 
@@ -365,11 +370,14 @@ class Link:
             self._try(self.consumer.resize, window)
 
     def subscribe(self, queue: QueueSpec) -> None:
-        """Consume from this queue too, from now on and after each opening."""
+        """Consume from this queue too, from now on and after each opening.
+
+        Raises:
+            ImproperlyConfigured: The broker refuses it; then nothing has changed."""
         if all(known.name != queue.name for known in self._queues):
-            self._queues.append(queue)
             if self.consumer is not None:
                 self._try(self.consumer.subscribe, queue)
+            self._queues.append(queue)
 
     def unsubscribe(self, queue: str) -> None:
         """The opposite; unknown ones are no error."""
@@ -399,6 +407,10 @@ class Link:
             self._joiner.add(settlement, following.stored, following.publish, following.chords, False)
         else:
             self._settler_of(following.stored).add(settlement, following.stored, following.publish)
+
+    def holds(self, flight: Flight) -> bool:
+        """Its delivery is the present link's to end."""
+        return self._settler is not None and flight.epoch == self.epoch
 
     def settle_flight(
         self,
