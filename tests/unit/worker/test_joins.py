@@ -10,8 +10,9 @@ import pytest
 
 from celeriac import Celery
 from celeriac.canvas.launch import write_body
-from celeriac.exceptions import BackendLost
+from celeriac.exceptions import BackendLost, ChordError, PublishRejected
 from celeriac.spec import Chord, ChordPart, ChordWork, Payload, Route, Settlement
+from celeriac.utils.ids import derived_uuid
 from celeriac.worker.clock import Clock
 from celeriac.worker.joins import SWEEP_S, Joiner
 
@@ -22,7 +23,7 @@ class Bench:
     def __init__(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.done: list[str] = []
-        self.failing = ""
+        self.failing = self.unroutable = ""
         self.app = app
         self.plugin: Any = app.backend.plugin
         self.joiner = Joiner(app, Clock(monotonic=lambda: self.now, uniform=lambda low, high: high))
@@ -40,6 +41,8 @@ class Bench:
         return failing
 
     def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
+        if self.unroutable in [payload.headers["task"] for payload in publish]:
+            raise PublishRejected("nowhere")
         self.done += [f"publish {payload.headers['task']}" for payload in publish]
         self.done += [f"{settlement.verb} {settlement.tag}" for settlement in batch]
 
@@ -92,3 +95,13 @@ def test_an_overdue_chord_whose_body_cannot_be_read_here_is_left_to_others(
     assert "The body of chord g0 cannot be read here" in caplog.text
     assert "The body of chord g1 cannot be read here" in caplog.text
     assert bench.joiner._unclosed == []
+
+
+def test_a_body_that_has_nowhere_to_go_has_failed_and_its_chord_is_over(bench: Bench) -> None:
+    bench.unroutable = "body"
+    bench.end_part()
+    bench.turn(3)
+    assert bench.done == ["publish callback", "ack tag"]
+    error = bench.app.AsyncResult(derived_uuid("g body")).result
+    assert isinstance(error, ChordError)
+    assert "body could not be sent: nowhere" in str(error)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import BackendLost, TransportLost
+from celeriac.exceptions import BackendLost, PublishRejected, TransportLost
 from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload, Route, Settlement, StoredResult
 from celeriac.worker.clock import Clock
 from celeriac.worker.settle import Settler
@@ -20,7 +20,9 @@ class Ledger:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.is_away = self.is_cut = self.is_silent = self.is_broken = False
+        self.is_stale = False
         self.refused: set[str] = set()
+        self.unroutable: set[str] = set()
 
     def store(self, batch: Sequence[StoredResult]) -> None:
         if self.is_away or self.refused & {result.task_id for result in batch}:
@@ -32,6 +34,11 @@ class Ledger:
     def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
         if self.is_cut:
             raise TransportLost("cut")
+        if self.unroutable & {payload.headers["id"] for payload in publish}:
+            raise PublishRejected("nowhere")
+        if self.is_stale and batch:
+            return
+        self.done += [f"store {result.task_id}" for result in joined or ()]
         self.done += [f"publish {payload.headers['id']}" for payload in publish]
         self.done += [f"{settlement.verb} {settlement.tag}" for settlement in batch]
 
@@ -202,3 +209,35 @@ def test_a_fault_of_the_store_s_plugin_is_trouble_like_others() -> None:
     bench.ledger.is_broken = False
     bench.pass_by()
     assert bench.ledger.done == ["store a", "ack a"]
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_what_follows_from_a_call_acknowledged_before_does_not_hang_on_others_acknowledgements(joint: bool) -> None:
+    """A batch of which nothing counts any more does nothing: its leases are lost, which nobody here knows yet."""
+    bench = Bench(joint=joint)
+    bench.ledger.is_stale = True
+    bench.end("lost", follows=True)
+    bench.end("own", follows=True, owned=True)
+    bench.settler.perform()
+    assert [word for word in bench.ledger.done if word.endswith("own")] == ["store own", "publish after-own"]
+    assert "publish after-lost" not in bench.ledger.done
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_delivery_is_set_aside_if_what_follows_from_it_has_nowhere_to_go_and_others_are_not(joint: bool) -> None:
+    bench = Bench(joint=joint)
+    bench.ledger.unroutable = {"after-a", "after-own"}
+    for tag in "abc":
+        bench.end(tag, follows=tag != "c")
+    bench.end("own", follows=True, owned=True)
+    bench.settler.perform()
+    done = bench.ledger.done
+    assert sorted(word for word in done if not word.startswith("store")) == [
+        "ack b",
+        "ack c",
+        "dead a",
+        "publish after-b",
+    ]
+    assert sorted(word for word in done if word.startswith("store")) == ["store a", "store b", "store c", "store own"]
+    assert done.index("publish after-b") < done.index("ack b")
+    assert bench.settler.owned() == []

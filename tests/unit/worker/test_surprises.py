@@ -14,6 +14,7 @@ from celeriac.exceptions import WorkerShutdown, WorkerTerminate
 from celeriac.spec import JobReport
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import eventually
+from celeriac.worker import consumer
 from celeriac.worker.worker import Worker
 
 
@@ -181,3 +182,46 @@ def test_a_worker_is_ended_coldly_or_warmly_as_it_is_told_from_within(
         gate.set()
     assert run.end() == code
     gate.set()
+
+
+def test_B26_headers_that_are_called_as_something_of_ours_cost_nobody_anything(app: Celery) -> None:
+    for name in ("update", "get", "_children", "_emit"):
+        app.send_task("kit.task", headers={name: [1]}, expires=-1)
+        app.send_task("kit.task", headers={name: [1]})
+    run = Run(app)
+    assert app.send_task("kit.task").get(timeout=10) == "done"
+    assert run.worker.link.epoch == 1, "the link is the first one still"
+    run.worker.stop()
+    assert run.end() == 0
+
+
+def test_a_task_whose_rate_is_none_in_an_hour_has_no_limit_as_in_celery(app: Celery) -> None:
+    app.task(name="free", rate_limit="0/h")(lambda: "done")
+    run = Run(app)
+    assert [app.send_task("free").get(timeout=10) for _ in range(3)] == ["done"] * 3
+    run.worker.stop()
+    assert run.end() == 0
+
+
+def test_what_follows_and_has_nowhere_to_go_costs_its_own_delivery_and_nobody_else_s(app: Celery) -> None:
+    run = Run(app)
+    transport: Any = app.make_transport()
+    nowhere = app.signature("kit.task", exchange="nowhere", exchange_type="direct", routing_key="x")
+    result = app.send_task("kit.task", link=nowhere)
+    (letter,) = eventually(lambda: transport.browse_dead("celery"), within_s=10)
+    assert (letter.reason, letter.attempt) == ("what follows from it has nowhere to go", 1)
+    assert result.get(timeout=10) == "done"
+    assert run.worker.link.epoch == 1, "the link is the first one still"
+    run.worker.stop()
+    assert run.end() == 0
+
+
+def test_of_endless_names_of_unknown_tasks_only_some_are_kept(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "UNKNOWN_TOLD", 3)
+    run = Run(app)
+    for n in range(10):
+        app.send_task(f"unknown.{n}")
+    eventually(lambda: run.worker.loop.endings.given_back >= 10, within_s=10)
+    assert len(run.worker.loop._told_unknown) <= 3
+    run.worker.stop()
+    assert run.end() == 0

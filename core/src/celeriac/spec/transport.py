@@ -78,6 +78,8 @@ class Consumer(Protocol):
 
         May return before the broker has answered, as long as the order holds; what goes wrong is then raised by
         the next `receive` or `settle`. A settlement of a tag that this consumer no longer owns changes nothing.
+        Where the store can tell, a batch of which it owns nothing any more does nothing else either; what follows from
+        no delivery comes with an empty batch.
 
         Args:
             batch: Endings of deliveries of this consumer.
@@ -85,6 +87,8 @@ class Consumer(Protocol):
             joined: What `ResultBackend.commands` made, if its `joint` equals this consumer's.
         Raises:
             TransportLost: As in `receive`; nothing, all or (never part of one settlement) some was done.
+            PublishRejected: One of `publish` has nowhere to go. Nothing was done, everything is owned as before, and
+                the connection is well. A consumer that learns of it too late to say so sets such a message aside.
         """
 
     def flush(self, timeout_s: float) -> None:

@@ -27,7 +27,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -682,6 +682,26 @@ class BrokerConformance(AbilityAware):
         consumer.flush(5)
         bench.take_none(consumer)
         assert len(set(seen)) == 5
+
+    def test_B03_what_follows_and_has_nowhere_to_go_costs_neither_the_consumer_nor_others(
+        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+    ) -> None:
+        exchange = f"kit-{uuid.uuid4().hex[:8]}"
+        transport.declare([QueueSpec(queue, exchange, "direct", "bound")])
+        transport.send([make_payload(queue) for _ in range(2)])
+        consumer = open_consumer(queue, window=2)
+        first, second = bench.take(consumer, 2)
+        with suppress(PublishRejected):  # else the consumer sees to that message by itself
+            consumer.settle([Settlement(first.tag)], publish=[make_payload(route=Route("unbound", exchange, "direct"))])
+        consumer.settle([Settlement(first.tag), Settlement(second.tag)])
+        consumer.flush(10)
+        transport.send([make_payload(queue)])
+        (other,) = bench.take(consumer, 1)
+        assert not other.redelivered
+        consumer.settle([Settlement(other.tag)])
+        consumer.flush(10)
+        consumer.close()
+        bench.take_none(open_consumer(queue))
 
     def test_B29_stop_takes_no_more_and_settle_still_works(
         self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer

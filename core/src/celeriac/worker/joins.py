@@ -15,9 +15,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
+from celeriac import states
 from celeriac.canvas.launch import read_body
 from celeriac.canvas.signature import Signature
-from celeriac.exceptions import BackendError
+from celeriac.exceptions import BackendError, ChordError, PublishRejected
 from celeriac.execution.followup import Following, after_join
 from celeriac.resultstore import Stores
 from celeriac.spec.backend import CLAIM_S
@@ -195,7 +196,7 @@ class Joiner:
             backend.open_chords(opened)
         if publish:
             declare(publish)
-            consumer.settle((), publish=publish)
+            self._send(consumer, (), publish)
             if any(join.owned for join in joins):  # their messages come no more
                 consumer.flush(FLUSH_S)
         for join in joins:  # all but the part itself is done, and is not done again with it
@@ -244,10 +245,33 @@ class Joiner:
             raise BackendError("the chord took so long to end that its claim may be another's by now")
         if publish:
             declare(publish)
-        consumer.settle(settlements, publish=publish)
+        self._send(consumer, settlements, publish)
         if publish:
             consumer.flush(FLUSH_S)  # a chord is closed when its body is safe, not before
         self._unclosed += ended
+
+    def _send(self, consumer: Consumer, settlements: Sequence[Settlement], publish: Sequence[Payload]) -> None:
+        """Send these, then end those deliveries. A call that has nowhere to go has failed; the others go."""
+        try:
+            consumer.settle(settlements, publish=publish)
+            return
+        except PublishRejected:
+            pass  # nothing was done, and it says not for which of them
+        failed: list[StoredResult] = []
+        for payload in publish:
+            try:
+                consumer.settle((), publish=[payload])
+            except PublishRejected as exc:
+                name, task_id = payload.headers.get("task"), str(payload.headers.get("id"))
+                _log.error("%s[%s] follows from a chord and was not sent: %s", name, task_id, exc)
+                store = self._app.store_of(name)
+                if store.plugin is not None:
+                    error = store.failure(ChordError(f"{name} could not be sent: {exc}"))
+                    failed.append(store.make(task_id, states.FAILURE, error))
+        if failed:
+            self._results.store(failed)
+        if settlements:
+            consumer.settle(settlements)
 
     def _can_read(self, claim: ChordClaim) -> bool:
         """Whether the body of a chord can be made here: it may be of another app, with serializers of its own."""

@@ -3,6 +3,9 @@
 Order (R12): results → messages that follow → ack. Where broker and result store are one, that is one atomic step.
 While the result store is away, results are held in a bounded spool together with the messages and the acks that wait
 for them; when that is full, the loop takes no more. Nothing is acknowledged unstored (R5).
+
+What goes to the broker with settlements is done only if one of these still counts. So what follows from runs whose
+messages were acknowledged before goes by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from celeriac.exceptions import BackendError
+from celeriac.exceptions import BackendError, PublishRejected
 from celeriac.resultstore import Stores
 from celeriac.spec.backend import ResultBackend
 from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload, Settlement, StoredResult
@@ -27,6 +30,9 @@ LONGEST_PAUSE_S: Final = 4.0
 LOOK_S: Final = 0.02
 #: How long the broker may take to say that it has what follows from a message that was acknowledged before it ran.
 FLUSH_S: Final = 10.0
+
+#: What is to be sent, with the settlement of the delivery that it follows from, if there is one.
+Follower = tuple[Settlement | None, Sequence[Payload]]
 
 
 class Settler:
@@ -53,7 +59,7 @@ class Settler:
         self._clock = clock
         self._apart = backend is not None and not joint
         self._stored: list[StoredResult] = []
-        self._publish: list[Payload] = []
+        self._followers: list[Follower] = []
         self._batch: list[Settlement] = []
         self._endings: list[Ending] = []
         self._owned: list[Ending] = []  # those of `owned` whose effects the broker may not have
@@ -77,12 +83,14 @@ class Settler:
         if self._apart:
             self._endings.append((settlement, stored, publish, owned))
             return
-        if owned and (stored or publish):
-            self._owned.append((settlement, stored, publish, owned))
-        if stored and self._joint:
-            self._stored.extend(stored)
-        if publish:
-            self._publish.extend(publish)
+        if owned:
+            if publish or (stored and self._joint):
+                self._owned.append((settlement, stored, publish, owned))
+        else:
+            if stored and self._joint:
+                self._stored.extend(stored)
+            if publish:
+                self._followers.append((settlement, publish))
         if settlement is not None:
             self._batch.append(settlement)
 
@@ -110,17 +118,46 @@ class Settler:
                 endings, self._endings = self._endings, []
                 self._perform_apart(endings)
             return
-        if not (self._stored or self._publish or self._batch):
-            return
-        joined: Any = None
-        if self._stored and self._backend is not None:
-            joined = self._backend.commands(self._stored)  # type: ignore[union-attr] # only what is joint gets here
-        self._stored = []
-        batch, self._batch = self._batch, []
-        publish, self._publish = self._publish, []
-        self._consumer.settle(batch, publish=publish, joined=joined)
+        if self._stored or self._followers or self._batch:
+            stored, self._stored = self._stored, []
+            batch, self._batch = self._batch, []
+            followers, self._followers = self._followers, []
+            self._hand_over(batch, followers, self._commands(stored))
         if self._owned:
+            stored = [state for ending in self._owned for state in ending[1]]
+            self._hand_over((), [(None, ending[2]) for ending in self._owned if ending[2]], self._commands(stored))
             self._make_sure()
+
+    def _commands(self, stored: Sequence[StoredResult]) -> Any:
+        """What stores these in the consumer's own exchange; None if there is nothing to store so."""
+        if not stored or self._backend is None or not self._joint:
+            return None
+        return self._backend.commands(stored)  # type: ignore[union-attr] # only what is joint gets here
+
+    def _hand_over(self, batch: Sequence[Settlement], followers: Sequence[Follower], joined: Any = None) -> None:
+        publish = [payload for _, payloads in followers for payload in payloads]
+        try:
+            self._consumer.settle(batch, publish=publish, joined=joined)
+        except PublishRejected:
+            self._hand_over_singly(batch, followers, joined)
+
+    def _hand_over_singly(self, batch: Sequence[Settlement], followers: Sequence[Follower], joined: Any) -> None:
+        """One of the messages has nowhere to go, so nothing was done. They go one by one, and only a delivery from
+        which such a one follows is set aside: who gives it back when there is a queue has both done again."""
+        aside: dict[int, Settlement] = {}
+        for settlement, payloads in followers:
+            try:
+                self._consumer.settle((), publish=payloads)
+            except PublishRejected as exc:
+                headers = payloads[0].headers
+                _log.error(
+                    "%s[%s] follows from a task and was not sent: %s", headers.get("task"), headers.get("id"), exc
+                )
+                if settlement is not None:
+                    reason = "what follows from it has nowhere to go"
+                    aside[id(settlement)] = Settlement(settlement.tag, "dead", None, reason, str(exc), started=True)
+        if batch or joined is not None:
+            self._consumer.settle([aside.get(id(one), one) for one in batch], joined=joined)
 
     def forget(self, tags: set[Any]) -> None:
         """The leases of these deliveries are lost: nothing that waits here for them is stored, sent or settled."""
@@ -166,12 +203,13 @@ class Settler:
 
     def _settle(self, endings: Sequence[Ending]) -> None:
         batch = [ending[0] for ending in endings if ending[0] is not None]
-        publish = [payload for ending in endings for payload in ending[2]]
-        if batch or publish:
-            self._owned += [ending for ending in endings if ending[3] and ending[2]]
-            self._consumer.settle(batch, publish=publish)
-            if self._owned:
-                self._make_sure()
+        followers = [(ending[0], ending[2]) for ending in endings if ending[2] and not ending[3]]
+        self._owned += [ending for ending in endings if ending[2] and ending[3]]
+        if batch or followers:
+            self._hand_over(batch, followers)
+        if self._owned:
+            self._hand_over((), [(None, ending[2]) for ending in self._owned])
+            self._make_sure()
 
     def _make_sure(self) -> None:
         """What was acknowledged before it ran comes no more, so nothing of it is forgotten before the broker has it."""

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.spec import Settlement
 from celeriac.testing.services import RedisService
+from celeriac_broker_redis import waits
 from celeriac_support_redis.wire import ReplyError, WireUnreachable, pack
 
 #: Takes two messages, starts waiting for more, says so, and hangs until it is killed.
@@ -662,3 +663,68 @@ def test_the_traces_of_a_dead_owner_are_removed_in_time(redis_url: str, desks: A
     (delivery,) = desk.receive(consumer, 1)
     assert delivery.attempt == 2
     desk.settle(consumer, [delivery])
+
+
+def test_a_lost_message_is_named_while_the_claim_that_should_record_it_is_on_its_way(desk: Any, server: Any) -> None:
+    """A worker that was stopped at that very moment wakes up when others have the message."""
+    consumer = desk.consumer()
+    desk.idle(consumer)
+    desk.send("a")
+    (delivery,) = desk.receive(consumer, 1)
+    (adoption,) = consumer._to_adopt.values()
+    assert consumer.renew() == [], "it lies in its inbox"
+    server.call("DEL", adoption.inbox)
+    consumer._claim(0)
+    assert consumer.renew() == [delivery.tag]
+    desk.until(lambda: consumer.receive(0) == [] and not consumer._adopting)
+    assert consumer.renew() == [delivery.tag]
+
+
+def test_an_answer_that_nobody_has_read_yet_is_no_silence_of_the_server(desk: Any) -> None:
+    """As when the worker itself was stopped for long: its connection is well, and is kept."""
+    desk.send("a")
+    consumer = desk.consumer()
+    consumer.receive(1)  # the claim is written
+    assert consumer._wire.wait(5.0)
+    consumer._wire.last_heard -= 1000
+    consumer.renew()
+    desk.take(consumer, 1)
+    assert consumer._mended_at == 0.0
+
+
+def test_notices_are_asked_for_again_when_the_server_had_no_connection_left(
+    desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "HINTS_AGAIN_S", 0.1)
+    consumer = desk.consumer()
+    dial = consumer._waits._dial
+
+    def refuse(protocol: int) -> Any:
+        if protocol == 3:
+            raise WireUnreachable("Redis refuses us: ERR max number of clients reached.", "")
+        return dial(protocol)
+
+    consumer._waits._dial = refuse
+    desk.idle(consumer)
+    assert consumer._waits._hints is None
+    consumer._waits._dial = dial
+    desk.until(lambda: consumer.receive(10) == [] and consumer._waits._hints is not None)
+
+
+def test_what_celerys_workers_left_that_no_queue_takes_does_not_hold_up_the_rest(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    message = {"body": "", "headers": {"id": "x", "task": "t"}, "properties": {"delivery_info": {}}}
+    old = time.time() - 100_000
+    commands: list[Any] = []
+    for n in range(450):
+        entry = [message, "nowhere", "x"] if n < 440 else [message, "", "celery"]
+        commands += [("HSET", "unacked", f"tag-{n}", json.dumps(entry)), ("ZADD", "unacked_index", old + n, f"tag-{n}")]
+    server.pipeline(commands)
+
+    def sweep() -> bool:
+        server.call("DEL", consumer._keys.sweep)
+        consumer._leases.sweep()
+        return bool(desk.transport.depth("celery") == 10)
+
+    desk.until(sweep)
+    assert server.call("HLEN", "unacked") == 440, "the others wait for a queue"

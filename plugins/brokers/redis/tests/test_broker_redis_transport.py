@@ -532,3 +532,14 @@ def test_a_message_without_a_route_to_a_list_goes_where_its_key_says(desk: Any) 
     payload.route = Route("other", queue="celery")
     desk.transport.send([payload])
     assert desk.transport.depth("other") == 1
+
+
+def test_what_has_nowhere_to_go_leaves_the_delivery_as_it_was(desk: Any, server: Any) -> None:
+    desk.send("a")
+    consumer = desk.consumer()
+    (delivery,) = desk.receive(consumer, 1)
+    lost = desk.payload("next", exchange="nowhere", key="x")
+    with pytest.raises(PublishRejected, match="no queue is bound"):
+        consumer.settle([Settlement(delivery.tag)], publish=[lost])
+    desk.settle(consumer, [delivery])
+    assert server.call("HLEN", "unacked") == 0

@@ -216,6 +216,7 @@ class RedisConsumer:
         odd = False
         others: list[Settlement] = []
         adopted: list[Adoption] = []
+        words = self._words(publish) if publish else []  # first: what cannot be sent leaves all as it was
         held, tag = self._held, self._tag
         for settlement in batch:
             number = settlement.tag
@@ -235,7 +236,7 @@ class RedisConsumer:
             self._attempt(lambda: self._claim(0))
         if publish or joined is not None:
             if acks or adopted or others or not batch:
-                self._post(Settled(1, self._settling(acks, odd, adopted, others, publish, joined), adopted))
+                self._post(Settled(1, self._settling(acks, odd, adopted, others, words, joined), adopted))
         elif acks or adopted:
             self._post(self._acknowledging(acks, odd, adopted))
         if others:
@@ -267,13 +268,22 @@ class RedisConsumer:
             commands.append(("DEL", *(adoption.inbox for adoption in adopted)))
         return Settled(len(commands), b"".join(map(pack, commands)), adopted)
 
+    def _words(self, publish: Sequence[Payload]) -> list[Any]:
+        """What has these messages sent, in words for `scripts.SETTLE`; raises as `Producer.commands`."""
+        words: list[Any] = []
+        exchanges = self._producer.exchanges(publish)
+        tables = self._aside(lambda: self._leases.tables(exchanges)) if exchanges else None
+        for command in self._producer.commands(publish, tables):
+            words += (len(command), *command)
+        return words
+
     def _settling(
         self,
         acks: list[bytes],
         odd: bool,
         adopted: list[Adoption],
         others: list[Settlement],
-        publish: Sequence[Payload],
+        words: list[Any],
         joined: Any,
     ) -> bytes:
         """The script call that stores results, publishes and acknowledges; see `scripts.SETTLE`."""
@@ -283,12 +293,6 @@ class RedisConsumer:
             script = self._settle_scripts[text] = settle_script(text)
             self._aside(lambda: self._leases.load(script))
         tags = acks + [self._tag % settlement.tag for settlement in others]
-        words: list[Any] = []
-        if publish:
-            exchanges = self._producer.exchanges(publish)
-            tables = self._aside(lambda: self._leases.tables(exchanges)) if exchanges else None
-            for command in self._producer.commands(publish, tables):
-                words += (len(command), *command)
         sizes = (len(tags), len(acks), len(words), int(odd))
         keys = (*self._records, *(adoption.inbox for adoption in adopted))
         return self._script(script, keys, [*sizes, *tags, *words, *joined_words])
@@ -377,12 +381,12 @@ class RedisConsumer:
             held = [number for number in list(self._held) if number not in self._adopting]
             positions = self._leases.renew([self._tag % number for number in held], self._queues)
             lost = [held[position] for position in positions if held[position] in self._held]
-            lost += self._lost_from_inboxes()
+            lost += self._lost_unrecorded()
             self._leases.sweep()
         except (WireLost, ReplyError) as exc:
             raise TransportLost(f"{exc}.") from exc
-        if self._pending and time.monotonic() - self._wire.last_heard > 2 * self._conf.address.timeout_s:
-            self._wire.shutdown()  # it fell silent: now the worker's descriptor says so
+        if self._pending and self._wire.is_silent(2 * self._conf.address.timeout_s):
+            self._wire.shutdown()  # now the worker's descriptor says so
         return lost
 
     def stand_in(self) -> tuple[str, dict[str, Any]]:
@@ -397,16 +401,15 @@ class RedisConsumer:
             "look_s": options.visibility_timeout_s / 3,
         }
 
-    def _lost_from_inboxes(self) -> list[int]:
-        """Deliveries that lay in an inbox, not recorded yet, and lie there no more."""
-        waiting = list(self._to_adopt.values())
-        sizes = self._leases.sizes([adoption.inbox for adoption in waiting]) if waiting else []
-        # One that is being recorded meanwhile by a claim of our own is no longer among those to adopt.
-        return [
-            adoption.number
-            for adoption, size in zip(waiting, sizes, strict=True)
-            if not size and adoption.number in self._to_adopt
-        ]
+    def _lost_unrecorded(self) -> list[int]:
+        """Deliveries not known to be recorded yet, which are neither that nor in their inbox any more. A claim that
+        records them may be on its way."""
+        waiting = list(self._adopting.values())
+        places = [(adoption.inbox, self._tag % adoption.number) for adoption in waiting]
+        gone = self._leases.are_gone(places) if places else []
+        numbers = [adoption.number for adoption, is_gone in zip(waiting, gone, strict=True) if is_gone]
+        # What was recorded or settled meanwhile is none of these.
+        return [number for number in numbers if number in self._adopting and number in self._held]
 
     def inherit(self, gone: Sequence[RedisConsumer]) -> None:
         """Return what consumers held that are gone: those of this process that could not say goodbye, and any others.

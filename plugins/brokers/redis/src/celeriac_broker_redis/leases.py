@@ -49,6 +49,8 @@ class Leases:
         self._lock = threading.Lock()
         self._wire: Wire | None = None
         self._may_look = True
+        #: How many abandoned entries are passed over when the next ones are looked at: nobody takes their messages.
+        self._passed_over = 0
         #: The server's number for the consumer's connection for work.
         self.client_id = 0
         #: Names the server's process since its start.
@@ -115,9 +117,13 @@ class Leases:
             )
         _in_use.add(store)
 
-    def sizes(self, lists: Sequence[str]) -> list[int]:
-        """How many messages lie in these lists."""
-        return self._call([("LLEN", key) for key in lists])
+    def are_gone(self, places: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Which of these messages lie neither in their inbox nor in our records, by (inbox, tag)."""
+        # A claim takes them from there to here in one step, so what is not there, and then not here, is elsewhere.
+        looks: list[tuple[Any, ...]] = [("LLEN", inbox) for inbox, _ in places]
+        looks += [("ZSCORE", self._keys.index, tag) for _, tag in places]
+        found = self._call(looks)
+        return [not size and score is None for size, score in zip(found, found[len(places) :], strict=False)]
 
     def end(self) -> None:
         """Give up the lease, after everything was given back."""
@@ -230,10 +236,17 @@ class Leases:
         return returned
 
     def _restore_abandoned(self, now: float) -> int:
-        """As kombu does for Celery's workers: return what they have held for longer than the visibility timeout."""
+        """As kombu does for Celery's workers: return what they have held for longer than the visibility timeout.
+
+        What goes to an exchange that leads to no list stays, until one does. It must not stand before the others: so
+        each look goes on where the last one ended, and begins anew when it has seen all.
+        """
         oldest = now - self._conf.options.visibility_timeout_s
-        tags = self._call([("ZRANGEBYSCORE", self._keys.index, 0, oldest, "LIMIT", 0, SWEEP_BATCH)])[0]
-        return self._return(tags, "", f"{oldest:.6f}") if tags else 0
+        limit = ("LIMIT", self._passed_over, SWEEP_BATCH)
+        tags = self._call([("ZRANGEBYSCORE", self._keys.index, 0, oldest, *limit)])[0]
+        returned = self._return(tags, "", f"{oldest:.6f}") if tags else 0
+        self._passed_over = self._passed_over + len(tags) - returned if len(tags) == SWEEP_BATCH else 0
+        return returned
 
     def _return(self, tags: Sequence[bytes], token: str, oldest: str) -> int:
         """Send entries back to their lists, flagged, if they are still as abandoned as they were."""

@@ -9,6 +9,7 @@ second.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ GRACE_S: Final = 5.0
 REFUSALS: Final = frozenset({"OOM", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN", "ASK"})
 #: So long after one of them there is no waiting but looking again: claims are what a full server performs.
 REST_S: Final = 1.0
+#: A connection for hints that is not to be had is tried for again after so long.
+HINTS_AGAIN_S: Final = 30.0
 
 Dial = Callable[[int], Wire]
 
@@ -115,7 +118,8 @@ class Waits:
         self._dial = dial
         self._most = most
         self._hints: Hints | None = None
-        self._may_hint = True
+        #: Before this moment no connection for hints is tried for.
+        self._hint_at = 0.0
         #: list → inboxes that hold nothing and are not waited for
         self._free: dict[str, deque[str]] = {}
         self._trouble: WireLost | ReplyError | None = None
@@ -141,7 +145,7 @@ class Waits:
             if room > 0 and not self.refused and source.key not in blocked and self._block(source, timeout_s):
                 blocked.add(source.key)
                 room -= 1
-        if self._may_hint:
+        if self._hints is not None or time.monotonic() >= self._hint_at:
             self._listen([key for key in order.keys if key not in blocked], order.delayed_keys)
 
     def hear(self) -> list[News]:
@@ -269,9 +273,16 @@ class Waits:
                 return
             try:
                 wire = self._dial(3)
+            except WireUnreachable:  # it has no connection left, or is an older server, which never will
+                self._hint_at = time.monotonic() + HINTS_AGAIN_S
+                return
+            try:
                 wire.call("CLIENT", "TRACKING", "ON")
-            except (ReplyError, WireUnreachable):
-                self._may_hint = False  # an older server, or one that forbids it: then everything is asked by turns
+            except (ReplyError, WireLost) as exc:
+                wire.close()
+                if isinstance(exc, WireLost):
+                    raise
+                self._hint_at = math.inf  # it is forbidden: everything is asked by turns
                 return
             self._hints = Hints(wire)
             self._poller.watch(wire.fileno())

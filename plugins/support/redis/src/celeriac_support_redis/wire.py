@@ -374,6 +374,17 @@ class Wire:
             return True
         return bool(self._poll.poll(max(0.0, timeout_s) * 1000))
 
+    def is_silent(self, seconds: float) -> bool:
+        """From any thread: nothing was heard for so long, and nothing lies there unread, as when we have slept."""
+        if time.monotonic() - self.last_heard <= seconds:
+            return False
+        poll = select.poll()  # one of its own: the owner may be waiting on the other
+        try:
+            poll.register(self.sock.fileno(), select.POLLIN)
+        except ValueError:
+            return False  # it is closed
+        return not poll.poll(0)
+
     def is_stale(self, *, ignore_news: bool = False) -> bool:
         """Whether an idle connection must not be used again: it is closed, or says something nobody asked for.
 
