@@ -262,3 +262,20 @@ def test_importing_it_does_not_import_rich() -> None:
     code = "import celeriac.log, sys; print('rich' in sys.modules); import rich; print(rich.__name__)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.split() == ["False", "rich"]
+
+
+def test_a_line_of_an_errback_names_the_call_that_has_failed(stream: io.StringIO) -> None:
+    class Failed:
+        name, id = "proj.add", "id-7"
+
+    class Errback:
+        name, id = "proj.tell", None  # called as a function: it has no id of its own
+
+    configure("json", "INFO", stream, False)
+    outer = _state.push_running(Failed, Failed)
+    inner = _state.push_running(Errback, Errback)
+    logging.getLogger("proj").warning("told")
+    _state.pop_running(inner)
+    _state.pop_running(outer)
+    line = json.loads(stream.getvalue())
+    assert (line["task_id"], line["task_name"]) == ("id-7", "proj.add")

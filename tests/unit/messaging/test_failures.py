@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import types
+from typing import Any
 
 import pytest
 
@@ -89,3 +92,19 @@ def test_what_ended_the_task_does_not_end_who_reads_of_it(error: BaseException) 
     exc = rebuild(describe(error))
     assert isinstance(exc, Exception)
     assert (type(exc).__name__, exc.args) == (type(error).__name__, error.args)
+
+
+def test_R6_a_module_is_not_asked_for_a_class_for_it_may_import_what_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    class Lazy(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            raise ImportError(f"no {name} here")
+
+    monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
+    exc = rebuild({"exc_type": "Big", "exc_message": ["x"], "exc_module": "lazy"})
+    assert (type(exc).__name__, exc.args if exc else ()) == ("Big", ("x",))
+    assert asked == []

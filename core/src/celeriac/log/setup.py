@@ -142,8 +142,12 @@ def _is_task_logger(name: str) -> bool:
 
 
 def _running_task() -> dict[str, Any]:
-    """Names the task that runs here, if one does."""
-    now = running()
+    """Names the task that runs here, if one does: where it has called another as a function (or an errback is called),
+    that whose call it is."""
+    first = now = running()
+    while now is not None and getattr(now.request, "id", None) is None:
+        now = now.outer
+    now = now or first
     if now is None:
         return {}
     return {"task_id": getattr(now.request, "id", None), "task_name": getattr(now.task, "name", None)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import sys
 import traceback as traceback_module
+from collections.abc import Mapping
 from typing import Any
 
 from celeriac import exceptions
@@ -99,16 +100,21 @@ def _find_class(name: str, module: Any) -> type[BaseException] | None:
     else:
         module = str(module)
         holder = sys.modules.get(module) or sys.modules.get(_SAME_MODULE.get(module, ""))
-        if module in _SAME_MODULE and not hasattr(holder, name.partition(".")[0]):
+        if module in _SAME_MODULE and name.partition(".")[0] not in _names_in(holder):
             holder = sys.modules.get(_SAME_MODULE[module])
     found = holder
     for part in name.split("."):
-        found = getattr(found, part, None)
+        found = _names_in(found).get(part)
         if found is None:
             return None
     if not (isinstance(found, type) and issubclass(found, BaseException)):
         raise SecurityError(f"expected an exception class, got {module}.{name} with payload of a stored result")
     return found
+
+
+def _names_in(holder: Any) -> Mapping[str, Any]:
+    """What a module or a class has by itself. It is not asked for, since a module may import what is asked of it."""
+    return getattr(holder, "__dict__", {})
 
 
 def _restore(exc: BaseException, args: tuple[Any, ...]) -> None:

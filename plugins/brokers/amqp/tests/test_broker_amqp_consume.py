@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from celeriac.exceptions import ImproperlyConfigured, TransportLost
 from celeriac.spec import Delivery, Head, Malformed, Payload, QueueSpec, Route, Settlement
 from celeriac.testing.services import RabbitMQService
+from celeriac_broker_amqp.consumer import Settled
 from celeriac_broker_amqp.transport import AmqpTransport
 
 KINDS = [pytest.param({}, id="classic"), pytest.param({"x_queue_type": "quorum"}, id="quorum")]
@@ -48,7 +50,8 @@ def test_settling_in_any_order_leaves_nothing(transport: AmqpTransport, listen: 
         listener.consumer.settle(acks(batch))
     listener.consumer.settle(acks(got))  # stale now: changes nothing
     listener.consumer.flush(5.0)
-    assert (listener.consumer._low, listener.consumer._settled) == (60, set())
+    settled = listener.consumer._settled
+    assert (settled.low, settled._lasts, settled._firsts) == (60, {}, {})
     listener.consumer.close()
     assert transport.depth("q") == 0
 
@@ -372,3 +375,24 @@ def test_a_window_that_widens_at_every_turn_costs_no_connection(
     assert len(got) == 32
     listener.consumer.settle(acks(got))
     assert len(listener.take(8)) == 8
+
+
+def test_settled_tags_are_known_by_few_numbers_however_many_pass_one_that_is_held() -> None:
+    settled, plain, chance = Settled(), set[int](), random.Random(5)
+    order = list(range(2, 2000))
+    for at in range(0, len(order), 50):  # mostly in turn
+        piece = order[at : at + 50]
+        chance.shuffle(piece)
+        order[at : at + 50] = piece
+    while order:
+        count = chance.randint(1, 20)
+        batch, order = order[:count], order[count:]
+        settled.add(batch)
+        plain.update(batch)
+        assert settled.low == 0
+        runs = {(first, last) for first, last in settled._lasts.items()}
+        assert sorted(tag for first, last in runs for tag in range(first, last + 1)) == sorted(plain)
+        assert runs == {(first, last) for last, first in settled._firsts.items()}
+        assert len(runs) <= 26
+    settled.add([1])
+    assert (settled.low, settled._lasts, settled._firsts) == (1999, {}, {})

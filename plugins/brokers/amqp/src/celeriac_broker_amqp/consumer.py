@@ -68,6 +68,49 @@ class _Subscription(Struct):
     ready: deque[tuple[int, int, bytes]]
 
 
+class Settled:
+    """Which delivery tags are settled.
+
+    One may be held for hours while millions behind it are settled: those are known by their first and last only.
+
+    Attributes:
+        low: All tags up to here are.
+    """
+
+    __slots__ = ("_firsts", "_lasts", "low")
+
+    def __init__(self) -> None:
+        self.low = 0
+        self._lasts: dict[int, int] = {}  # of each run above: first tag → last
+        self._firsts: dict[int, int] = {}  # and last → first
+
+    def add(self, tags: Sequence[int]) -> None:
+        """Some more, each for the first time."""
+        tags = sorted(tags)
+        if tags[-1] - tags[0] == len(tags) - 1:
+            self._add_run(tags[0], tags[-1])
+            return
+        first = last = tags[0]
+        for tag in tags[1:]:
+            if tag != last + 1:
+                self._add_run(first, last)
+                first = tag
+            last = tag
+        self._add_run(first, last)
+
+    def _add_run(self, first: int, last: int) -> None:
+        behind = self._lasts.pop(last + 1, None)
+        if behind is not None:
+            last = behind
+        if first == self.low + 1:
+            self.low = last
+            if behind is not None:
+                del self._firsts[behind]
+        else:
+            first = self._firsts.pop(first - 1, first)
+            self._lasts[first], self._firsts[last] = last, first
+
+
 class AmqpConsumer:
     """An open consumer.
 
@@ -114,8 +157,7 @@ class AmqpConsumer:
         self._is_paused = False
         self._owned: dict[int, Delivery] = {}  # handed out, not settled
         self._waiting: list[tuple[float, int, Delivery]] = []  # a heap by due time
-        self._low = 0  # all tags up to here are settled at the broker
-        self._settled: set[int] = set()  # those above it that are
+        self._settled = Settled()  # at the broker
         self._newest = 0  # the last tag that came
         self._holding = Holding(
             terms,
@@ -467,10 +509,8 @@ class AmqpConsumer:
 
     def _acknowledge(self, tags: list[int]) -> None:
         """Acknowledge: one number for the tags finished without a gap, one each for the stragglers."""
-        for tag in tags:
-            self._settled.add(tag)
-        self._advance()
-        low = self._low
+        self._settled.add(tags)
+        low = self._settled.low
         stragglers = [tag for tag in tags if tag > low]
         out = [methods.ack(CHANNEL, tag, False) for tag in stragglers]
         if len(stragglers) < len(tags):
@@ -478,15 +518,7 @@ class AmqpConsumer:
         self._link.send(b"".join(out))
 
     def _note_settled(self, tag: int) -> None:
-        self._settled.add(tag)
-        self._advance()
-
-    def _advance(self) -> None:
-        settled, low = self._settled, self._low + 1
-        while low in settled:
-            settled.remove(low)
-            low += 1
-        self._low = low - 1
+        self._settled.add((tag,))
 
     def _count(self, delivery: Delivery, settlement: Settlement) -> Item | None:
         """A delivery whose task was lost, published anew with that counted in it, for RabbitMQ's own flag says but
