@@ -82,10 +82,7 @@ class Inspect:
             pattern=self.pattern,
             matcher=self.matcher,
         )
-        merged: Reply = {}
-        for reply in replies or ():
-            merged.update(reply)
-        return merged or None
+        return flatten_reply(replies or ()) or None
 
     def report(self) -> Any:
         """Versions and settings, for bug reports."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import pprint
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from celeriac.app.control import flatten_reply
 from celeriac.cli.errors import UNREACHABLE, say
 from celeriac.cli.group import Command, F, State, option
 from celeriac.cli.types import Words
@@ -16,6 +17,8 @@ from celeriac.exceptions import CeleryCommandException
 from celeriac.worker.control import CommandInfo, Panel
 
 _INDENT = " " * 4
+#: Commands that are more than a word to the workers that are there: the app keeps what they say for those to come.
+KEPT: Final = ("revoke", "terminate", "revoke_by_stamped_headers")
 
 
 def _asking(fun: F) -> F:
@@ -60,7 +63,7 @@ def inspect(state: State, /, **given: Any) -> None:
     """
     replies = _command("inspect", state, **given)
     if replies and not given["as_json"]:
-        _say_count(state, replies)
+        _say_count(state, flatten_reply(replies))
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
@@ -91,19 +94,31 @@ def _command(
         _list_commands(kind, as_json, required=listed)
         return []
     info = _find(kind, command)
-    replies: list[dict[str, Any]] = _require(
-        app.control.broadcast(
-            command,
-            arguments=_read_arguments(info, arguments),
-            destination=destination or None,
-            reply=True,
-            timeout=timeout or info.default_timeout,
-            callback=None if as_json else _say_reply,
-        )
-    )
+    given = _read_arguments(info, arguments)
+    options: dict[str, Any] = {
+        "destination": destination or None,
+        "reply": True,
+        "timeout": timeout or info.default_timeout,
+        "callback": None if as_json else _say_reply,
+    }
+    if command in KEPT:
+        replies = _revoke(app, command, given, options)
+    else:
+        replies = app.control.broadcast(command, arguments=given, **options)
+    _require(replies)
     if as_json:
-        merged = {node: value for reply in replies for node, value in reply.items()}
-        click.echo(json.dumps(merged if kind == "inspect" else replies, default=str))
+        click.echo(json.dumps(flatten_reply(replies) if kind == "inspect" else replies, default=str))
+    return replies
+
+
+def _revoke(app: Any, command: str, given: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a program's `app.control.revoke` does: keep it where workers look, then tell those that are there."""
+    try:
+        replies: list[dict[str, Any]] = getattr(app.control, command)(**given, **options)
+    except ValueError as exc:  # no such signal, no such stamp
+        raise click.UsageError(f"{exc}.") from exc
+    if not replies and options["destination"] is None and app.shared_state is not None:
+        say("It is kept: workers that start from now on obey it.")
     return replies
 
 

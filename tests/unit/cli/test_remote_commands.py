@@ -1,0 +1,67 @@
+"""`control revoke` and its kin: what is said at a terminal holds as what a program says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from celeriac import Celery
+from celeriac.app.revocations import SPACE, id_key, stamp_key, unpack
+from celeriac.cli.group import run
+from celeriac.exceptions import DuplicateNodenameWarning
+from celeriac.testing.threaded import start_worker
+
+
+@pytest.fixture
+def app(request: pytest.FixtureRequest) -> Iterator[Celery]:
+    url = f"memory://{request.node.name}"
+    made = Celery("remote", broker=url, backend=url, set_as_current=False)
+    made.task(name="kit.task")(lambda: "done")
+    yield made
+    made.close()
+
+
+def kept(app: Celery) -> dict[str, int]:
+    """What is revoked in the app's shared state, and by which signals."""
+    assert app.shared_state is not None
+    entries = app.shared_state.read(SPACE).entries
+    return {key: found.signum for key, entry in entries.items() if (found := unpack(entry.value)) is not None}
+
+
+def test_a_revocation_at_the_terminal_is_kept_for_workers_to_come(
+    app: Celery, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["control", "-t", "0.1", "revoke", "one", "two"], app) == 69
+    assert "It is kept" in capsys.readouterr().err
+    assert run(["control", "-t", "0.1", "terminate", "KILL", "three"], app) == 69
+    assert run(["control", "-t", "0.1", "revoke_by_stamped_headers", "customer=a"], app) == 69
+    wanted = {id_key("one"): 0, id_key("two"): 0, id_key("three"): 9, stamp_key("customer", "a"): 0}
+    assert kept(app) == wanted
+    late = app.send_task("kit.task", task_id="one")
+    with start_worker(app, pool="threads", perform_ping_check=False) as worker:
+        late.get(timeout=10, propagate=False)
+        assert late.state == "REVOKED"
+        assert run(["control", "-t", "10", "-d", worker.hostname, "revoke", "four"], app) == 0
+    assert "tasks four flagged as revoked" in capsys.readouterr().out
+    assert kept(app) == wanted, "one that is for some workers only is not for all"
+
+
+def test_a_signal_or_a_stamp_that_is_none_is_a_usage_error(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["control", "-t", "0.1", "terminate", "NONSENSE", "one"], app) == 2
+    assert "there is no signal 'NONSENSE'" in capsys.readouterr().err
+    assert run(["control", "-t", "0.1", "revoke_by_stamped_headers", "customer"], app) == 2
+    assert kept(app) == {}
+
+
+def test_two_workers_of_one_name_are_told_of(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        start_worker(app, hostname="w@h", pool="threads", perform_ping_check=False),
+        start_worker(app, hostname="w@h", pool="threads", perform_ping_check=False),
+    ):
+        assert run(["inspect", "-t", "1", "clock"], app) == 0
+        said = capsys.readouterr().err
+        assert "several workers are named w@h" in said
+        assert "1 node online." in said
+        with pytest.warns(DuplicateNodenameWarning, match="w@h"):
+            assert app.control.inspect(timeout=1).ping() == {"w@h": {"ok": "pong"}}
