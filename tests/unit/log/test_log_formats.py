@@ -8,6 +8,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import structlog
 
 from celeriac import Celery, signals
 from celeriac._state import running
-from celeriac.app.log import LoggedStream, Logging
+from celeriac.app.log import LONGEST_LINE, LoggedStream, Logging
 from celeriac.cli.group import cli
 from celeriac.cli.logs import set_up_log
 from celeriac.cli.worker import worker
@@ -197,3 +199,48 @@ def test_options_of_the_log_come_from_the_environment_too(monkeypatch: pytest.Mo
     monkeypatch.setenv(name.replace("LOGLEVEL", "LOGFILE"), "%n.log")
     given = worker.make_context("worker", [], parent=cli.make_context("celeriac", ["worker"]))
     assert (given.params["loglevel"], given.params["logfile"]) == (logging.DEBUG, "%n.log")
+
+
+def test_what_several_threads_print_at_once_is_all_there_in_whole_lines() -> None:
+    lines: list[str] = []
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            time.sleep(0.0001)  # others print meanwhile
+            lines.append(record.getMessage())
+
+    logger = logging.Logger("printed")
+    logger.addHandler(Slow())
+    stream = LoggedStream(logger, logging.WARNING)
+
+    def work(number: int) -> None:
+        for count in range(50):
+            print(f"{number}:", end=" ", file=stream)
+            print(count, file=stream)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(lines) == sorted(f"{number}: {count}" for number in range(4) for count in range(50))
+
+
+def test_what_never_ends_its_line_is_logged_in_pieces() -> None:
+    stream = lines_of(Formats("%(message)s"))
+    printed = LoggedStream(logging.getLogger("x"), logging.WARNING)
+    for _ in range(3 * LONGEST_LINE // 10):
+        printed.write("." * 10)
+    assert 2 * LONGEST_LINE < len(stream.getvalue()) < 4 * LONGEST_LINE
+
+
+def test_a_field_that_a_record_lacks_ends_no_worker() -> None:
+    formats = Formats("%(levelname)s %(request_id)s %(message)s")
+    stream = lines_of(formats)
+    task_log = TaskLog("console", "info", stream, formats=formats)
+    task_log.line(logging.INFO, "task.ignored", task_id="1", task_name="t")
+    task_log.flush()
+    logging.getLogger("mine").warning("with it", extra={"request_id": "r1"})
+    assert stream.getvalue().splitlines() == ["INFO ??? Task t[1] ignored", "WARNING r1 with it"]
+    with pytest.raises(ValueError, match="cannot be filled in"):
+        TaskLog("console", "info", stream, formats=Formats("%(request_id)d %(message)s"))

@@ -279,3 +279,15 @@ def test_a_line_of_an_errback_names_the_call_that_has_failed(stream: io.StringIO
     _state.pop_running(outer)
     line = json.loads(stream.getvalue())
     assert (line["task_id"], line["task_name"]) == ("id-7", "proj.add")
+
+
+def test_a_value_called_like_ours_takes_no_place_of_ours_in_json(stream: io.StringIO) -> None:
+    configure("json", "info", stream)
+    extra = {"event": "signup", "level": "gold", "timestamp": "now", "logger": "mine", "exception": "none", "plain": 1}
+    logging.getLogger("shop").info("somebody came", extra=extra)
+    found = json.loads(stream.getvalue())
+    assert (found["event"], found["level"], found["logger"]) == ("somebody came", "info", "shop")
+    assert {name: found[f"{name}_"] for name in ("event", "level", "timestamp", "logger")} == {
+        name: extra[name] for name in ("event", "level", "timestamp", "logger")
+    }
+    assert (found["exception"], found["plain"]) == ("none", 1)

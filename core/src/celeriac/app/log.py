@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import _state, signals
 from celeriac.log import Formats, configure, has_colors, open_stream, route_structlog
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from celeriac.app.base import Celery
 
 __all__ = ["Logging", "TaskFormatter"]
+
+#: What is printed without ever ending its line (a progress bar) becomes a line when it is as long as this.
+LONGEST_LINE: Final = 8192
 
 
 class TaskFormatter(ColorFormatter):
@@ -119,8 +123,15 @@ class Logging:
         return not logfile and has_colors(sys.stderr)
 
 
+class _Begun(threading.local):
+    """What a thread has begun to print, and whether its handlers write just now."""
+
+    rest = ""
+    writing = False
+
+
 class LoggedStream:
-    """Stands in for standard output: whole lines go to a logger."""
+    """Stands in for standard output: whole lines go to a logger, each thread's by themselves."""
 
     encoding = "utf-8"
     closed = False
@@ -128,23 +139,26 @@ class LoggedStream:
     def __init__(self, logger: logging.Logger, level: int) -> None:
         self._logger = logger
         self._level = level
-        self._rest = ""
-        self._writing = False
+        self._begun = _Begun()
         self._printed = sys.__stdout__
 
     def write(self, text: str | bytes) -> int:
         """Log the lines that are complete."""
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        if self._writing:  # a handler that prints would come here again, for ever
+        begun = self._begun
+        if begun.writing:  # a handler that prints would come here again, for ever
             return len(text)
-        *lines, self._rest = (self._rest + text).split("\n")
-        self._writing = True
+        *lines, begun.rest = (begun.rest + text).split("\n")
+        if len(begun.rest) > LONGEST_LINE:
+            lines.append(begun.rest)
+            begun.rest = ""
+        begun.writing = True
         try:
             for line in lines:
                 if line.strip():
                     self._logger.log(self._level, "%s", line.rstrip())
         finally:
-            self._writing = False
+            begun.writing = False
         return len(text)
 
     def writelines(self, lines: Any) -> None:

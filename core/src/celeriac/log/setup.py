@@ -42,6 +42,8 @@ Event = MutableMapping[str, Any]
 
 #: The attribute of a record in which `_hand_over` leaves `(event, values)` for `_Formatter`.
 EVENT = "celeriac_event"
+#: What every JSON line has of its own.
+_OURS = frozenset({"timestamp", "level", "event", "logger"})
 _OF_EVERY_RECORD = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
 
 
@@ -128,6 +130,9 @@ class _Formatter(logging.Formatter):
         if self._console is not None:
             name = record.name
             return self._console.line(record.created, record.levelno, event, fields, logger=name, behind=traces)
+        ours = {*_OURS, "exception"} if traces else _OURS
+        if not ours.isdisjoint(fields):  # a value of the program's must not stand where the event is looked for
+            fields = {f"{key}_" if key in ours else key: value for key, value in fields.items()}
         if traces:
             fields["exception"] = "\n".join(traces)
         return json_line(record.created, record.levelno, event, {"logger": record.name, **fields})

@@ -6,13 +6,15 @@ A template of the standard library's `logging`. What goes into it is escaped as 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from celeriac.log.lines import clean, indent, put_in_words
 
 #: What the fields of a task are in a line that no task wrote.
 NO_TASK = "???"
+_FIELD: Final = re.compile(r"%\((\w+)\)")
 
 
 class Formats(NamedTuple):
@@ -38,12 +40,20 @@ class Formats(NamedTuple):
 class Template:
     """Writes lines as `lines.Console` does, in another format.
 
+    A field that a record lacks (a filter of the program's may add it to others) is shown as that of no task.
+
     Raises:
         ValueError: The format is no template of `logging`.
     """
 
     def __init__(self, format: str, date: str | None) -> None:
-        self._formatter = logging.Formatter(format, date)
+        sample = logging.makeLogRecord({"task_id": NO_TASK, "task_name": NO_TASK})
+        others = set(_FIELD.findall(format)) - {*vars(sample), "message", "asctime"}
+        self._formatter = logging.Formatter(format, date, defaults=dict.fromkeys(others, NO_TASK))
+        try:
+            self._formatter.format(sample)  # now, rather than with the first line of the worker's loop
+        except (TypeError, ValueError) as exc:
+            raise ValueError(f"{format!r} cannot be filled in: {exc}") from exc
 
     def line(
         self,
