@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kombu import Connection
+from kombu.exceptions import OperationalError
 
 from celeriac import bootsteps
 from celeriac.bootsteps import Blueprint, in_order
@@ -94,3 +97,30 @@ def test_a_circle_is_named() -> None:
 
     with pytest.raises(ValueError, match="circle"):
         in_order({One, Two})
+
+
+class Ears(bootsteps.ConsumerStep):
+    """Fails at first, as a program's own may, and as a broker that stays away makes kombu do."""
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        self.troubles: list[Exception] = [OperationalError("away for long"), KeyError("the program's")]
+        self.listens = threading.Event()
+
+    def get_consumers(self, channel: Any) -> Any:
+        if self.troubles:
+            raise self.troubles.pop()
+        self.listens.set()
+        return []
+
+
+def test_a_consumer_step_listens_again_whatever_it_met() -> None:
+    step = Ears(None)
+    step.start(SimpleNamespace(app=SimpleNamespace(connection_for_read=lambda: Connection("memory://"))))
+    try:
+        assert step.listens.wait(20)
+    finally:
+        step.stop(None)
+
+
+def test_a_step_may_be_named_by_its_path() -> None:
+    assert in_order({f"{__name__}:B", A}) == [A, B]

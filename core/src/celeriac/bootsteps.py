@@ -11,7 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Any, ClassVar
+
+from celeriac.utils.names import get_cls_by_name
 
 __all__ = ["Blueprint", "ConsumerStep", "StartStopStep", "Step"]
 
@@ -83,6 +86,7 @@ class ConsumerStep(StartStopStep):
     """Consumes messages of the program's own, beside tasks: `get_consumers(channel)` returns kombu consumers.
 
     They are served by a thread and a connection of their own, so their callbacks do not run in the worker's loop.
+    When the broker is lost, or one of them raises, that is logged, and they are made anew.
     """
 
     requires = ("celeriac.worker.consumer:Connection",)
@@ -108,6 +112,7 @@ class ConsumerStep(StartStopStep):
     shutdown = stop
 
     def _serve(self, app: Any) -> None:
+        refused = import_module("kombu.exceptions").OperationalError  # what a broker that stays away ends in
         while not self._ending.is_set():
             connection = app.connection_for_read()
             try:
@@ -122,8 +127,11 @@ class ConsumerStep(StartStopStep):
                         pass  # nothing came in this while
                 for consumer in self.consumers:
                     consumer.cancel()
-            except connection.connection_errors + connection.channel_errors as exc:
+            except (refused, *connection.connection_errors, *connection.channel_errors) as exc:
                 _log.warning("%r lost the broker: %s. Trying again in 1 s.", self, exc)
+                self._ending.wait(1)
+            except Exception:  # the program's; a thread that dies unseen would leave its queues to nobody
+                _log.exception("%r raised. Its consumers are made anew in 1 s.", self)
                 self._ending.wait(1)
             finally:
                 connection.release()
@@ -132,7 +140,7 @@ class ConsumerStep(StartStopStep):
 class Blueprint:
     """Starts and stops the steps of one set, in the order of what they require."""
 
-    def __init__(self, steps: Iterable[type[Step]], parent: Any, options: dict[str, Any]) -> None:
+    def __init__(self, steps: Iterable[type[Step] | str], parent: Any, options: dict[str, Any]) -> None:
         self._parent = parent
         self.steps: list[Any] = []
         for kind in in_order(steps):
@@ -172,13 +180,17 @@ class Blueprint:
         return {key: value for step in self.steps for key, value in (step.info(self._parent) or {}).items()}
 
 
-def in_order(steps: Iterable[type[Step]]) -> list[type[Step]]:
+def in_order(steps: Iterable[type[Step] | str]) -> list[type[Step]]:
     """Each after what it requires; `last` ones at the end; otherwise by name, so that every start is alike.
 
+    Args:
+        steps: Classes, or dotted paths to them.
     Raises:
+        ImportError, AttributeError: A path leads to nothing.
         ValueError: They require each other in a circle.
     """
-    kinds = sorted(set(steps), key=lambda kind: (kind.last, f"{kind.__module__}:{kind.__qualname__}"))
+    given: set[type[Step]] = {get_cls_by_name(step) for step in steps}
+    kinds = sorted(given, key=lambda kind: (kind.last, f"{kind.__module__}:{kind.__qualname__}"))
     names = {name: kind for kind in kinds for name in _names(kind)}
     found: list[type[Step]] = []
     visiting: set[type[Step]] = set()

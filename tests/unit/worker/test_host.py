@@ -9,6 +9,7 @@ import pytest
 
 from celeriac import Celery, bootsteps
 from celeriac.exceptions import ImproperlyConfigured
+from celeriac.testing.threaded import start_worker
 from celeriac.worker.consumer import Agent, Consumer
 from celeriac.worker.host import agent_class, consumer_class
 
@@ -28,6 +29,20 @@ class Plain:
 
 class AgentStep(bootsteps.StartStopStep):
     """An agent that is a step already."""
+
+
+class Told(bootsteps.Step):
+    """Says something of itself."""
+
+    def info(self, parent: Any) -> dict[str, Any]:
+        return {"told": type(parent).__name__}
+
+
+class ToldToo(Told):
+    """Another, of the consumer."""
+
+    def info(self, parent: Any) -> dict[str, Any]:
+        return {"told too": type(parent).__name__}
 
 
 class Own(Consumer):
@@ -70,3 +85,12 @@ def test_what_is_a_part_of_celery_s_loop_is_said_not_to_be_called(caplog: pytest
     with caplog.at_level(logging.WARNING, "celeriac.worker"):
         assert consumer_class(app(worker_consumer=Own)) is Own
     assert "Own: this worker does not call create_task_handler" in caplog.text
+
+
+def test_inspect_stats_shows_what_steps_say_of_themselves() -> None:
+    made = app()
+    made.steps["worker"].add(f"{__name__}:Told")
+    made.steps["consumer"].add(ToldToo)
+    with start_worker(made, pool="threads", perform_ping_check=False) as worker:
+        stats = made.control.inspect([worker.hostname], timeout=10).stats()[worker.hostname]
+    assert (stats["told"], stats["told too"]) == ("ThreadedWorker", "Consumer")

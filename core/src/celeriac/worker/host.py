@@ -92,6 +92,10 @@ class Consumer:
         """Called when the worker begins to stop. Stops the steps."""
         self._steps.stop(by_force=self.by_force)
 
+    def info(self) -> dict[str, Any]:
+        """What its steps say of themselves."""
+        return self._steps.info()
+
     def add_task_queue(
         self,
         queue: Any,

@@ -233,6 +233,7 @@ class Worker:
         self._broadcasts: Broadcasts | None = None
         self._steps = Blueprint((), self, {})
         self._consumer_kind = Consumer
+        self._consumer: Consumer | None = None
         self.timer = Timer(on_exit=self.stop)
 
     # -- running --------------------------------------------------------------------------------------------
@@ -604,7 +605,7 @@ class Worker:
         if self._beat_words is not None:  # when the first processes are forked
             self._beat = EmbeddedService(self.app, **self._beat_words)
             self._beat.start()
-        consumer = self._consumer_kind(
+        consumer = self._consumer = self._consumer_kind(
             app=self.app, controller=self, hostname=self.hostname, pool=pool, timer=self.timer,
             worker_options=self.options,
         )  # fmt: skip
@@ -796,7 +797,9 @@ class Worker:
     def extra_stats(self) -> dict[str, Any]:
         """What `inspect stats` shows besides."""
         remote = self.remote
-        extra: dict[str, Any] = {} if self.autoscaler is None else {"autoscaler": self.autoscaler.info()}
+        extra: dict[str, Any] = {**self._steps.info(), **({} if self._consumer is None else self._consumer.info())}
+        if self.autoscaler is not None:
+            extra["autoscaler"] = self.autoscaler.info()
         extra.update(describe(self._stand_in))
         if remote is not None:
             feed = remote.feed
