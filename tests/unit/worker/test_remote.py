@@ -30,3 +30,20 @@ def test_an_answer_that_its_asker_s_exchange_refuses_holds_up_no_other(monkeypat
         app.transport.broadcast(control_exchange(app.conf), [odd])  # type: ignore[attr-defined]
         assert app.control.ping(timeout=10, limit=1) == [{worker.hostname: {"ok": "pong"}}]
     app.close()
+
+
+def test_an_answer_that_cannot_be_sent_at_all_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Celery(broker="memory://oddest", set_as_current=False)
+    with start_worker(app, pool="threads", perform_ping_check=False) as worker:
+        transport: Any = worker.transport
+        broadcast = transport.broadcast
+
+        def refuse(exchange: Any, *args: Any, **kwargs: Any) -> None:
+            exchange.name.encode()  # as any broker does that is not in memory
+            broadcast(exchange, *args, **kwargs)
+
+        monkeypatch.setattr(transport, "broadcast", refuse)
+        odd = make_request(Request("ping", {}, ticket="1", reply_to=("\udc80", "key")), app.conf, app.codec, None)
+        app.transport.broadcast(control_exchange(app.conf), [odd])  # type: ignore[attr-defined]
+        assert app.control.ping(timeout=10, limit=1) == [{worker.hostname: {"ok": "pong"}}]
+    app.close()

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celeriac.events.dispatcher import Event, routing_key, utc_offset_h
 from celeriac.exceptions import CeleriacError, OperationalError
@@ -51,6 +51,7 @@ ANSWER_S: Final = 5.0
 IDENTITY: Final = "py-celeriac"
 
 _log = logging.getLogger("celeriac.worker.remote")
+T = TypeVar("T")
 
 
 class Errands:
@@ -294,15 +295,10 @@ class Remote(threading.Thread):
         if now < self._send_at:
             return
         try:
-            while self._said:
-                event = self._said[0]
-                self._broadcast_events(event, routing_key(event["type"]))
-                self._said.popleft()
+            _empty(self._said, lambda event: self._broadcast_events(event, routing_key(event["type"])))
             if self.feed is not None and len(self.feed):
                 self._send_feed(self.feed)
-            while self._replies:
-                self._send_reply(*self._replies[0])
-                self._replies.popleft()
+            _empty(self._replies, lambda reply: self._send_reply(*reply))
         except OperationalError as exc:
             self._send_at = now + 1.0
             _log.debug("answers and events wait for the broker: %s", exc)
@@ -329,7 +325,7 @@ class Remote(threading.Thread):
             except OperationalError:
                 feed.put_back(events)
                 raise
-            except (TypeError, ValueError) as exc:
+            except Exception as exc:  # whatever it is: others wait behind them
                 _log.warning("%d events of %s cannot be sent as %s: %s", len(events), self._node,
                              app.conf["event_serializer"], exc)  # fmt: skip
 
@@ -337,3 +333,16 @@ class Remote(threading.Thread):
         app = self._app
         payload = make_event(events, key, app.conf, app.codec, self._node)
         self._transport.broadcast(event_exchange(app.conf), [payload], timeout_s=TIMEOUT_S)
+
+
+def _empty(waiting: deque[T], send: Callable[[T], None]) -> None:
+    """Send what waits, in its order. What the broker did not take stays until it is back. What cannot be sent at all is
+    dropped (anybody may ask for an answer to an odd place): it would be in the way of the rest for ever."""
+    while waiting:
+        try:
+            send(waiting[0])
+        except OperationalError:
+            raise
+        except Exception:
+            _log.exception("dropped what cannot be sent")
+        waiting.popleft()
