@@ -38,19 +38,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+#: An option of a URL, and its value: to white space, a quote, the next option, or the URL behind a semicolon.
+_OPTION: Final = re.compile(r"""([?&][^=&?\s]*=)[^&\s"']*?(?=;[\w+.-]+\Z|[&\s"']|\Z)""")
+_SECRET: Final = re.compile(r"passw|pwd|secret|token|api_?key|access_?key", re.IGNORECASE)
 
 
 def mask_url(url: str) -> str:
     """A URL, or a text with URLs in it, that is safe to print: passwords replaced by `***`.
 
     A password may hold what people forget to quote (`@`, `/`, `:`): it ends at the last `@` before white space or
-    the next URL. Where that is too much, too much is masked. Linear in the length, whatever the text.
+    the next URL. Where that is too much, too much is masked. So are the secrets among a URL's options
+    (`redis://host/0?password=…`). Linear in the length, whatever the text.
     """
-    if "@" not in url:
+    if "://" not in url:
         return url
     before, *pieces = url.split("://")
-    return "://".join([before, *map(_mask_password, pieces)])
+    return "://".join([before, *map(_mask_piece, pieces)])
+
+
+def _mask_piece(piece: str) -> str:
+    masked = _mask_password(piece) if "@" in piece else piece
+    return _OPTION.sub(_mask_option, masked) if "=" in masked else masked
+
+
+def _mask_option(found: re.Match[str]) -> str:
+    return f"{found[1]}***" if _SECRET.search(found[1]) else found[0]
 
 
 def _mask_password(piece: str) -> str:
