@@ -88,3 +88,32 @@ def test_a_retrying_receiver_is_called_again() -> None:
 
     signal.connect(flaky, retry=True)
     assert signal.send("x")[0][1] == "ok"
+
+
+def test_the_sender_may_be_given_by_its_place() -> None:
+    signal = Signal("s")
+    heard: list[Any] = []
+
+    def one(sender: Any, **_: Any) -> None:
+        heard.append(sender)
+
+    @signal.connect("named")
+    def two(sender: Any, **_: Any) -> None:
+        heard.append(("two", sender))
+
+    signal.connect(one, "only")
+    for sender in ("only", "named", "other"):
+        signal.send(sender)
+    assert heard == ["only", ("two", "named")]
+
+
+def test_a_retrying_receiver_is_connected_once_and_can_be_disconnected() -> None:
+    signal = Signal("s")
+
+    def receiver(**_: Any) -> None: ...
+
+    signal.connect(receiver, retry=True)
+    signal.connect(receiver, retry=True)
+    assert len(signal.send("x")) == 1
+    assert signal.disconnect(receiver)
+    assert not signal.has_listeners()

@@ -29,16 +29,16 @@ class Signal:
         self._lock = threading.Lock()
 
     def connect(self, *args: Any, **kwargs: Any) -> Any:
-        """Connect a receiver, as a call or as a decorator.
+        """Connect a receiver, as a call (the receiver first) or as a decorator.
 
-        Args (keywords):
+        Args (by name, or in this order):
             sender: Only for this sender.
             weak: Hold the receiver weakly (default), so that it goes with its owner.
             dispatch_uid: A second connect with the same one replaces the first.
         """
         if args and callable(args[0]):
-            return self._connect(args[0], **kwargs)
-        return lambda receiver: self._connect(receiver, **kwargs)
+            return self._connect(*args, **kwargs)
+        return lambda receiver: self._connect(receiver, *args, **kwargs)
 
     def disconnect(self, receiver: Any = None, sender: Any = None, weak: bool = True, dispatch_uid: Any = None) -> bool:
         """Disconnect; True if it was connected."""
@@ -80,10 +80,10 @@ class Signal:
         dispatch_uid: Any = None,
         retry: bool = False,
     ) -> Any:
+        key = self._key(receiver, sender, dispatch_uid)  # of what the caller knows, and disconnects
         if retry:
             receiver = _Retrying(receiver)
             weak = False
-        key = self._key(receiver, sender, dispatch_uid)
         held: Any = receiver
         if weak:
             held = (
