@@ -151,3 +151,37 @@ except PermissionError:
     assert "for good" in said
     said = daemons.run("-A", "suite_app", "worker", "--uid", "nobody-here", code=2)
     assert "there is no user 'nobody-here'" in said
+
+
+THREADED = """
+import pathlib, threading, time
+from celeriac import Celery
+
+app = Celery("threaded", broker={url!r}, backend={url!r})
+
+def tick():
+    while True:
+        pathlib.Path({ticks!r}).touch()
+        time.sleep(0.05)
+
+threading.Thread(target=tick, daemon=True).start()
+"""
+
+
+def test_a_daemon_has_what_importing_its_app_began_and_hup_keeps_its_process(daemons: Daemons) -> None:
+    place = daemons.house.place
+    (place / "threaded.py").write_text(THREADED.format(url=daemons.house.broker, ticks=str(place / "ticks")))
+    (place / "inner").mkdir()
+    env = {"PYTHONPATH": str(place)}
+    words = ("-A", "threaded", "--workdir", "inner", "worker", "-P", "solo", "-l", "info", "--detach")
+    daemons.run(*words, "--pidfile", "../w1.pid", "--logfile", "../w1.log", env=env)
+    pid = daemons.pid("w1")
+    for count in (1, 2):
+        wait_until(lambda: (place / "w1.log").read_text().count(" ready.") == count, 30, "the worker")  # noqa: B023
+        (place / "ticks").unlink(missing_ok=True)
+        wait_until((place / "ticks").exists, 10, "the app's thread")
+        os.kill(pid, signal.SIGHUP)
+    wait_until(lambda: (place / "w1.log").read_text().count(" ready.") == 3, 30, "the worker")
+    assert daemons.pid("w1") == pid
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_alive(pid), 30, "its end")

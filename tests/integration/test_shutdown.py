@@ -104,3 +104,14 @@ def test_a_cold_stop_stores_the_failure_of_what_cannot_be_run_again(sqlite_house
     with pytest.raises(WorkerLostError, match="told to stop"):
         result.get(timeout=5)
     assert not os.path.exists(f"/proc/{worker.pid}")
+
+
+def test_hup_goes_to_the_working_folder_from_where_the_process_began(sqlite_house: House) -> None:
+    inner = sqlite_house.place / "inner"
+    inner.mkdir()
+    worker = sqlite_house.worker("-c", "1", "--workdir", "inner", "--ready-file", "ready")
+    wait_until((inner / "ready").exists, 20, "the ready file")
+    worker.send(signal.SIGHUP)
+    wait_until(lambda: worker.log.count(" ready.") == 2, 30, "the new worker")
+    wait_until((inner / "ready").exists, 20, "the new ready file")
+    assert worker.stop() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pwd
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from celeriac import platforms
 from celeriac.platforms import LockFailed, Pidfile, create_pidlock, detached, maybe_drop_privileges, signals
+from celeriac.testing.kit import eventually
 
 
 def test_a_pid_file_is_held_by_one_and_gone_after_it(tmp_path: Path) -> None:
@@ -109,3 +111,53 @@ def test_errors_of_the_system_are_passed_over_by_name() -> None:
         os.unlink("/no/such/file")
     with pytest.raises(FileNotFoundError), platforms.ignore_errno(errno.EPIPE):
         os.unlink("/no/such/file")
+
+
+def test_a_file_that_was_taken_away_under_our_hands_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pid"
+    first = Pidfile(path).acquire()
+    flock = fcntl.flock
+
+    def late(fd: int, operation: int) -> None:  # as if the first had ended between our opening and locking it
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.remove()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Pidfile(path) as second:
+        assert second.read_pid() == os.getpid()
+        assert Pidfile(path).is_locked()
+
+
+def test_what_a_killed_worker_has_forked_does_not_hold_its_pid_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    code = (
+        "import os, signal; from celeriac.cli.daemon import PidFile\n"
+        f"held = PidFile({str(path)!r})\n"
+        "child = os.fork()\n"
+        "if not child: signal.pause()\n"
+        "print(child, flush=True)\n"
+        "os._exit(0)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        try:
+            holder.wait(20)
+            assert path.exists()
+            eventually(lambda: not Pidfile(path).is_locked())
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_all_descriptors_are_closed_but_those_to_be_kept() -> None:
+    code = (
+        "import os; from celeriac.platforms import close_open_fds; kept, other = os.pipe()\n"
+        "close_open_fds([0, 1, 2, kept]); os.fstat(kept)\n"
+        "try: os.fstat(other)\n"
+        "except OSError: os.write(1, b'as it should be')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"as it should be"

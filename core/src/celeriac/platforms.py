@@ -105,18 +105,29 @@ class Pidfile:
         Raises:
             LockFailed: Somebody else holds it, or it cannot be written.
         """
-        try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as exc:
-            raise LockFailed(f"cannot write {self.path!r}: {exc.strerror}") from exc
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked children share it: held until all are gone
-        except OSError as exc:
-            os.close(fd)
-            raise self._held() from exc
-        self._fd = fd
+        while self._fd is None:
+            try:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as exc:
+                raise LockFailed(f"cannot write {self.path!r}: {exc.strerror}") from exc
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked children share it: held until all are gone
+            except OSError as exc:
+                os.close(fd)
+                raise self._held() from exc
+            if self._is_there(fd):
+                self._fd = fd
+            else:  # whoever held it took it away before we had it: it is no file that anybody will look at
+                os.close(fd)
         self.write_pid()
         return self
+
+    def _is_there(self, fd: int) -> bool:
+        """Whether this is still the file of our path."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def write_pid(self) -> None:
         """Write our pid into the file that is held."""
@@ -484,7 +495,8 @@ def close_open_fds(keep: Iterable[Any] | None = None) -> None:
     kept = sorted({one if isinstance(one, int) else one.fileno() for one in keep or ()})
     end = get_fdmax() or 65536
     for low, high in zip([-1, *kept], [*kept, end], strict=True):
-        os.closerange(low + 1, high)
+        if low + 1 < high:  # of an empty range that begins with 0, Linux closes all
+            os.closerange(low + 1, high)
 
 
 def isatty(fh: Any) -> bool:

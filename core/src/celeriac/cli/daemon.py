@@ -10,14 +10,15 @@ import contextlib
 import os
 import select
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
-from celeriac.cli.group import F, option
+from celeriac.cli.group import F, State, option
 from celeriac.exceptions import SecurityError
-from celeriac.platforms import LockFailed, Pidfile, maybe_drop_privileges
+from celeriac.platforms import LockFailed, Pidfile, close_open_fds, maybe_drop_privileges
 from celeriac.utils.nodenames import node_format
 
 #: How long `--detach` waits for the daemon to say that it works, before it lets it be.
@@ -37,8 +38,9 @@ SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
         "umask": "events_umask", "executable": "events_executable",
     },
 }  # fmt: skip
-#: In the environment of a daemon that was started anew with the Python of `--executable`: that Python.
-STARTED_WITH: Final = "_CELERIAC_STARTED_WITH"
+#: In the environment of a process in the background whose program begins anew: its pid, and the descriptor by which it
+#: is waited for, if it is.
+DETACHED: Final = "_CELERIAC_DETACHED"
 
 
 class PidFile(Pidfile):
@@ -57,6 +59,25 @@ class PidFile(Pidfile):
         except LockFailed as exc:
             todo = "Name a file where this user may write" if exc.holder is None else "Stop it, or name another file"
             raise click.UsageError(f"--pidfile: {exc}. {todo}.") from exc
+        _held.add(self)
+
+    def let_go(self) -> None:
+        """In a forked child: the lock is our parent's alone. What a task has forked may outlive the worker, and must
+        not keep the next one away."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+_held: weakref.WeakSet[PidFile] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for pidfile in list(_held):
+        pidfile.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def read_pid(path: str) -> int | None:
@@ -123,15 +144,19 @@ class _Background(Detached):
             os.write(self._fd, word)
 
 
-def detach(logfile: str | None) -> Detached:
-    """Go on in the background, in a session of its own; output goes to the log file, or nowhere.
+def detach(logfile: str | None, executable: str | None) -> NoReturn:
+    """Begin anew in the background, in a session of its own; output goes to the log file, or nowhere.
 
-    The process that was called ends when the daemon works, with code 0, or when it has failed, with its words.
+    Anew, for what importing the app has begun (threads, connections) does not survive a fork. The process that was
+    called ends when the daemon works, with code 0, or when it has failed, with its words.
+
+    Args:
+        executable: Another Python.
     """
     target = os.open(logfile or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     read_fd, write_fd = os.pipe()
     if os.fork():
-        os.close(write_fd)
+        close_open_fds([0, 1, 2, read_fd])  # a port that the app has taken is the daemon's to take
         os._exit(_await_daemon(read_fd))
     os.close(read_fd)
     os.setsid()
@@ -143,7 +168,39 @@ def detach(logfile: str | None) -> Detached:
     os.dup2(target, 2)
     os.close(null)
     os.close(target)
-    return _Background(write_fd)
+    os.set_inheritable(write_fd, True)
+    begin_anew(executable, write_fd)
+
+
+def begin_anew(executable: str | None = None, waited_by: int | None = None) -> NoReturn:
+    """Run the same command line in this process, as one that is in the background already.
+
+    Args:
+        executable: Another Python.
+        waited_by: The descriptor by which the caller is told when it works.
+    """
+    os.environ[DETACHED] = f"{os.getpid()}:{'' if waited_by is None else waited_by}"
+    run_anew(executable)
+
+
+def run_anew(executable: str | None = None) -> NoReturn:
+    """Run the same command line in this process."""
+    program = os.path.abspath(executable or sys.executable)
+    state = click.get_current_context().find_object(State)
+    if state is not None:
+        state.go_back()
+    os.execv(program, [program, *(("-m", "celeriac", *sys.argv[1:]) if executable else sys.orig_argv[1:])])
+
+
+def _background() -> Detached | None:
+    """The way to whoever waits for this process, if it is in the background already."""
+    pid, _, fd = os.environ.pop(DETACHED, "").partition(":")
+    if pid != str(os.getpid()):
+        return None
+    if not fd:
+        return Detached()
+    os.set_inheritable(int(fd), False)
+    return _Background(int(fd))
 
 
 def _await_daemon(read_fd: int) -> int:
@@ -152,6 +209,8 @@ def _await_daemon(read_fd: int) -> int:
         os.write(2, f"It has not said that it works within {READY_S:g} s; it goes on in the background.\n".encode())
         return 0
     word = os.read(read_fd, 1)
+    if not word:
+        os.write(2, b"It has ended without a word before it worked: killed, or by os._exit.\n")
     while word == b"-" and (words := os.read(read_fd, 4096)):
         os.write(2, words)
     return 0 if word == b"+" else 1
@@ -188,30 +247,13 @@ def daemonized(
         command: Whose settings count: `worker`, `beat` or `events`.
         find_app: Whose settings.
     """
-    drop_privileges(options["uid"], options["gid"])
-    app = find_app()
-    for name, setting in SETTINGS[command].items() if app is not None else ():
-        value = app.conf[setting]
-        if options[name] is None and value is not None:
-            options[name] = f"{value:o}" if name == "umask" and isinstance(value, int) else str(value)
-    if options["detach"] and options["executable"]:
-        _go_on_with(options["executable"])
-    if options["umask"]:
-        os.umask(_read_umask(options["umask"]))
-    drop_privileges(options["uid"], options["gid"])
-    for name in ("logfile", "pidfile"):
-        if options.get(name):
-            options[name] = os.path.abspath(expand(options[name], node)) if options[name] != "-" else "-"
-    logfile = options.get("logfile")
-    if options["detach"] and logfile and logfile != "-":
-        with contextlib.suppress(OSError):  # whoever opens it says what is wrong
-            os.makedirs(os.path.dirname(logfile), exist_ok=True)
-    try:
-        detached = detach(None if logfile == "-" else logfile) if options["detach"] else Detached()
-    except OSError as exc:
-        raise click.UsageError(f"--detach: cannot write to {exc.filename!r}: {exc.strerror}.") from exc
+    background = _background()
+    detached = background or Detached()
     pidfile: PidFile | None = None
     try:
+        _complete(options, node, command, find_app)
+        if options["detach"] and background is None:
+            _detach(options)
         pidfile = PidFile(options["pidfile"]) if options["pidfile"] else None
         yield detached
     except BaseException:
@@ -229,15 +271,35 @@ def _read_umask(text: str) -> int:
         raise click.UsageError(f"--umask: {text!r} is no octal number such as 022.") from None
 
 
-def _go_on_with(executable: str) -> None:
-    """Run the same command line with another Python, unless this is the one."""
-    if os.environ.pop(STARTED_WITH, None) == executable:
-        return
-    os.environ[STARTED_WITH] = executable
+def _complete(options: dict[str, Any], node: str, command: str, find_app: Callable[[], Any]) -> None:
+    """Be who is asked for, and have all options as they will be used."""
+    drop_privileges(options["uid"], options["gid"])
+    app = find_app()
+    for name, setting in SETTINGS[command].items() if app is not None else ():
+        value = app.conf[setting]
+        if options[name] is None and value is not None:
+            options[name] = f"{value:o}" if name == "umask" and isinstance(value, int) else str(value)
+    if options["umask"]:
+        os.umask(_read_umask(options["umask"]))
+    drop_privileges(options["uid"], options["gid"])
+    for name in ("logfile", "pidfile"):
+        if options.get(name):
+            options[name] = os.path.abspath(expand(options[name], node)) if options[name] != "-" else "-"
+
+
+def _detach(options: dict[str, Any]) -> NoReturn:
+    executable, logfile = options["executable"], options.get("logfile")
+    if executable and not os.access(executable, os.X_OK):
+        raise click.UsageError(f"--executable: cannot run {executable!r}.")
+    if logfile == "-":
+        logfile = None
+    if logfile:
+        with contextlib.suppress(OSError):  # whoever opens it says what is wrong
+            os.makedirs(os.path.dirname(logfile), exist_ok=True)
     try:
-        os.execv(executable, [executable, "-m", "celeriac", *sys.argv[1:]])
+        detach(logfile, executable)
     except OSError as exc:
-        raise click.UsageError(f"--executable: cannot run {executable!r}: {exc.strerror}.") from exc
+        raise click.UsageError(f"--detach: cannot write to {exc.filename!r}: {exc.strerror}.") from exc
 
 
 def expand(text: str, node: str) -> str:

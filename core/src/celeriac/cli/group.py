@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import warnings
@@ -82,6 +83,7 @@ class State:
         self._app = app
         self._was_given = app is not None
         self._applied: Common | None = None
+        self._began_in = ""
 
     def take(self, options: Mapping[str, Any]) -> None:
         """Note common options; those that were not given leave earlier ones as they are."""
@@ -129,8 +131,16 @@ class State:
         """Whether the app was found already."""
         return self._applied is not None
 
+    def go_back(self) -> None:
+        """To the folder where this process began, for the same command line to run anew: its `--workdir` counts from
+        there."""
+        if self._began_in:
+            with contextlib.suppress(OSError):  # it is gone: then only a whole path leads on
+                os.chdir(self._began_in)
+
     def _enter(self, folder: str) -> None:
         try:
+            self._began_in = self._began_in or os.getcwd()
             os.chdir(folder)
         except OSError as exc:
             raise click.UsageError(f"--workdir: cannot enter {folder!r}: {exc.strerror}.") from exc

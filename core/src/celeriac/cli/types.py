@@ -9,6 +9,10 @@ import click
 
 from celeriac.log.lines import LEVEL_NUMBERS, parse_level
 
+#: Seconds of a pause, and of a limit, of which 0 is none.
+PAUSE = click.FloatRange(0, min_open=True)
+LIMIT = click.FloatRange(0)
+
 
 class Words(click.ParamType):  # type: ignore[type-arg] # generic from click 8.5 on
     """`a,b,c` as a list."""

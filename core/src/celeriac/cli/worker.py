@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +12,12 @@ from typing import Any
 import click
 
 from celeriac import log
-from celeriac.cli.daemon import Detached, daemon_options, daemonized
+from celeriac.cli.daemon import Detached, begin_anew, daemon_options, daemonized, run_anew
 from celeriac.cli.find_app import import_tasks
 from celeriac.cli.group import Command, F, State, option
 from celeriac.cli.logs import log_options, set_up_log
 from celeriac.cli.startup_page import startup_page
-from celeriac.cli.types import Slots, Words
+from celeriac.cli.types import LIMIT, PAUSE, Slots, Words
 from celeriac.utils.ids import default_nodename
 from celeriac.worker.worker import Worker
 
@@ -40,8 +39,8 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option("-X", "--exclude-queues", type=Words(), default="", help="Do not consume from these.")
 @option("-I", "--include", type=Words(), default="", help="Import these modules, too.")
 @log_options
-@option("--time-limit", type=float, metavar="SECONDS", help="Kill a task that runs longer.")
-@option("--soft-time-limit", type=float, metavar="SECONDS", help="Raise SoftTimeLimitExceeded in one that runs longer.")
+@option("--time-limit", type=LIMIT, metavar="SECONDS", help="Kill a task that runs longer.")
+@option("--soft-time-limit", type=LIMIT, metavar="SECONDS", help="Raise SoftTimeLimitExceeded in one that runs longer.")
 @option("--max-tasks-per-child", type=click.IntRange(1), metavar="N", help="Replace a pool process after N tasks.")
 @option("--max-memory-per-child", type=click.IntRange(1), metavar="KIB", help="Replace one that uses more memory.")
 @option(
@@ -58,7 +57,7 @@ def _without_effect(*names: str, **attributes: Any) -> Callable[[F], F]:
 @option("-S", "--statedb", metavar="FILE", help="Keep revocations in this file, where no broker or backend can.")
 @option("-E", "--task-events", "--events", is_flag=True, default=None, help="Tell monitors about every task.")
 @option("--without-heartbeat", is_flag=True, help="Do not tell monitors that the worker lives.")
-@option("--heartbeat-interval", type=float, metavar="SECONDS", help="How often to tell them. Default: 2.")
+@option("--heartbeat-interval", type=PAUSE, metavar="SECONDS", help="How often to tell them. Default: 2.")
 @option("--mingle/--without-mingle", default=None, help="Ask other workers at the start what is revoked. Default: no.")
 @option("--gossip/--without-gossip", default=None, help="Hear of other workers' coming and going. Default: no.")
 @_without_effect("-O", "--optimization")
@@ -117,7 +116,7 @@ def _run(state: State, options: dict[str, Any], detached: Detached) -> int:
         sys.stdout.flush()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, signal.SIG_DFL)  # ignored by now, which the new program would inherit
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        begin_anew() if options["detach"] else run_anew()
     return code
 
 
