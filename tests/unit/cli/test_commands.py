@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from celeriac import Celery
+from celeriac.cli.events import _print_event
 from celeriac.cli.group import COMMANDS, State, run
+from celeriac.exceptions import TaskRevokedError
 
 
 class Ran(NamedTuple):
@@ -303,3 +305,38 @@ def test_one_plugin_can_be_checked(celeriac: Run, fake_site: Any) -> None:
     ran = celeriac("plugins", "check", "bad")
     assert ran.code == 1
     assert "BAD plugin broker:bad (acme-bad 1.0) is broken" in ran.out
+
+
+def test_result_of_a_revoked_call_says_that_it_has_ended(celeriac: Run, app: Celery) -> None:
+    app.backend.store_result("gone", TaskRevokedError("revoked"), "REVOKED")
+    ran = celeriac("result", "gone")
+    assert (ran.code, ran.out, ran.err) == (1, "", "REVOKED: TaskRevokedError: revoked\n")
+
+
+@pytest.mark.parametrize(
+    ("shell", "code"),
+    [("report >&- 2>&-", 0), ("nonsense 2>&-", 2)],
+)
+def test_a_closed_stream_is_as_one_that_nobody_reads(shell: str, code: int) -> None:
+    program = Path(sys.executable).parent / "celeriac"
+    ran = subprocess.run(f"{program} {shell}", shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (code, "", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("worker", "--heartbeat-interval", "-1"),
+        ("worker", "--heartbeat-interval", "0"),
+        ("worker", "--time-limit", "-5"),
+    ],
+)
+def test_seconds_that_make_no_sense_are_refused(celeriac: Run, words: tuple[str, ...]) -> None:
+    assert celeriac(*words).code == 2
+
+
+def test_no_event_commands_the_terminal_or_forges_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_event({"type": "task-sent", "hostname": "h\x1b[2J", "uuid": "u\nworker@h [x] forged", "name": "\udc80"})
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "\x1b" not in out

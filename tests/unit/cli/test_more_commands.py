@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from celeriac.cli import group as group_room
 from celeriac.cli.group import run
 from celeriac.cli.shell import shell_names
 from celeriac.contrib import migrate
+from celeriac_broker_memory.transport import MemoryConsumer
 
 
 def make_app(name: str, **settings: Any) -> Celery:
@@ -93,6 +95,25 @@ def test_a_move_that_breaks_in_the_middle_loses_nothing() -> None:
     with pytest.raises(OSError, match="disk"):
         migrate.move(burst, app=app, timeout=0.1)
     assert depths(app, "memory://broken", "celery") == [4]
+
+
+def test_what_stays_is_kept_while_the_other_broker_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app("slowly")
+    send(app)
+    renewed = threading.Event()
+    monkeypatch.setattr(migrate, "RENEW_S", 0.01)
+
+    def renew(consumer: MemoryConsumer) -> list[Any]:
+        renewed.set()
+        return []
+
+    monkeypatch.setattr(MemoryConsumer, "renew", renew)
+    waited: list[bool] = []
+    migrate.migrate_tasks(
+        "memory://slowly", "memory://slowly-there", app=app, timeout=0.1,
+        on_message=lambda done, message: waited.append(renewed.wait(10)),
+    )  # fmt: skip
+    assert waited == [True] * 4
 
 
 # -- upgrade ----------------------------------------------------------------------------------------------
@@ -263,3 +284,23 @@ def test_a_command_for_celery_that_cannot_be_loaded_costs_only_itself(
     assert "flower" in capsys.readouterr().out
     assert run(["flower"], make_app("broken-command")) == 2
     assert "No module named 'celery'" in capsys.readouterr().err
+
+
+def test_characters_that_end_no_line_in_python_end_none_here(tmp_path: Path) -> None:
+    file = tmp_path / "conf.py"
+    file.write_bytes(b"# one\x0c\nA = 'x\xe2\x80\xa8y'\r\nBROKER_URL = 'redis://'\r\n\x0c\nCELERYD_CONCURRENCY = 4\n")
+    assert run(["upgrade", "settings", "--no-backup", str(file)]) == 0
+    assert file.read_bytes() == (
+        b"# one\x0c\nA = 'x\xe2\x80\xa8y'\r\nbroker_url = 'redis://'\r\n\x0c\nworker_concurrency = 4\n"
+    )
+
+
+def test_a_node_that_answers_with_an_error_is_no_worker_of_the_graph(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app("graph-beat")
+    answers = {"w@h": [{"name": "celery"}], "celerybeat@h": {"error": "a scheduler answers ping only"}}
+    monkeypatch.setattr(app.control.Inspect, "active_queues", lambda self: answers)
+    assert run(["graph", "workers"], app) == 0
+    assert '"w@h" -> "celery";' in (out := capsys.readouterr().out)
+    assert "celerybeat" not in out

@@ -17,9 +17,11 @@ from celeriac.cli.daemon import Detached, daemon_options, daemonized
 from celeriac.cli.errors import say
 from celeriac.cli.group import Command, State, option
 from celeriac.cli.logs import log_options, set_up_log
+from celeriac.cli.types import PAUSE
 from celeriac.events import State as Cluster
 from celeriac.events.snapshot import find_camera
 from celeriac.exceptions import OperationalError
+from celeriac.log.lines import clean
 from celeriac.utils.ids import default_nodename
 
 #: Fields that every event has, or that are of no interest to people.
@@ -30,7 +32,7 @@ RETRY_S = 1.0
 @click.command(cls=Command)
 @option("-d", "--dump", is_flag=True, help="Print events as lines.")
 @option("-c", "--camera", metavar="CLASS", help="Take snapshots with this class (module.Class).")
-@option("-F", "--frequency", "--freq", type=float, default=1.0, metavar="SECONDS", help="Between two snapshots.")
+@option("-F", "--frequency", "--freq", type=PAUSE, default=1.0, metavar="SECONDS", help="Between two snapshots.")
 @option("-r", "--maxrate", metavar="RATE", help="At most so many snapshots: 10/m.")
 @option("-j", "--json", "as_json", is_flag=True, help="With --dump: a JSON object per line.")
 @option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N messages.")
@@ -171,4 +173,5 @@ def _print_event(event: dict[str, Any]) -> None:
         text = f"{named} {fields}".rstrip()
     else:
         text = ", ".join(f"{key}={event[key]!r}" for key in sorted(event) if key not in _COMMON)
-    click.echo(f"{event.get('hostname')} [{when:%Y-%m-%d %H:%M:%S.%f}] {kind.replace('-', ' ')}: {text}".rstrip(": "))
+    line = f"{event.get('hostname')} [{when:%Y-%m-%d %H:%M:%S.%f}] {kind.replace('-', ' ')}: {text}"
+    click.echo(clean(line).rstrip(": "))  # anybody may send events

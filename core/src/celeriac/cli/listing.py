@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from celeriac.bootsteps import Step, in_order, is_required
+from celeriac.cli.fleet import is_error
 from celeriac.cli.group import Command, State, option
 
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -102,7 +103,11 @@ def workers(state: State, /, words: tuple[str, ...], timeout: float) -> None:
         found: dict[str, list[str]] = {name: queues for name in given["nodes"].split(",") if name}
     else:
         answers = app.control.inspect(timeout=timeout).active_queues() or {}
-        found = {node: [queue["name"] for queue in queues] for node, queues in sorted(answers.items())}
+        found = {
+            node: [queue["name"] for queue in queues]
+            for node, queues in sorted(answers.items())
+            if not is_error(queues)  # a scheduler, which consumes nothing
+        }
     names = sorted({queue for queues in found.values() for queue in queues})
     edges = [(node, queue) for node, queues in found.items() for queue in queues]
     edges += [(queue, "broker") for queue in names]

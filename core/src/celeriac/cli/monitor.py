@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import curses
 import time
 from collections.abc import Callable
@@ -105,13 +106,17 @@ class _Page:
         self._cluster = cluster
         self._chosen: str | None = None
         self._detail = ""
+        self._has_colors = False
 
     def show(self, news: Callable[[], str | None]) -> None:
         """Until `q`, or until there is no more to hear."""
-        curses.curs_set(0)
-        curses.use_default_colors()
-        for number in range(1, 8):
-            curses.init_pair(number, number, -1)
+        with contextlib.suppress(curses.error):  # it cannot be hidden
+            curses.curs_set(0)
+        self._has_colors = curses.has_colors()
+        if self._has_colors:
+            curses.use_default_colors()
+            for number in range(1, 8):
+                curses.init_pair(number, number, -1)
         self._screen.timeout(REFRESH_MS)
         while (trouble := news()) is not None:
             self._chosen = self._chosen or neighbour(self._cluster, None, 0)
@@ -126,7 +131,9 @@ class _Page:
         self._screen.erase()
         lines = render(self._cluster, self._chosen, width, height, self._detail, trouble)
         for number, line in enumerate(lines[:height]):
-            look = curses.color_pair(_MARKS.get(line.state, 0)) | (curses.A_REVERSE if line.chosen else 0)
+            look = curses.A_REVERSE if line.chosen else 0
+            if self._has_colors:
+                look |= curses.color_pair(_MARKS.get(line.state, 0))
             self._screen.addnstr(number, 0, line.text, width - 1, look)
         self._screen.refresh()
 

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import click
 
 from celeriac.cli.daemon import expand, is_held, read_pid
+from celeriac.cli.errors import FAILED
 from celeriac.cli.group import Command
 from celeriac.utils.ids import hostname
 from celeriac.utils.nodenames import host_format, node_format
@@ -240,7 +241,11 @@ def start(request: Request) -> int:
         words = command_of(node, request)
         if request.verbose:
             _say(request, f"> {shlex.join(words)}")
-        code = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode
+        try:
+            code = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode
+        except OSError as exc:  # of --cmd
+            _say(request, f"> {node.name}: cannot run {words[0]!r}: {exc.strerror}")
+            code = FAILED
         failed += code != 0
         _say(request, f"> {node.name}: {'OK' if code == 0 else f'FAILED (exit code {code})'}")
     return failed

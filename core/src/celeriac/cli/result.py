@@ -63,7 +63,7 @@ def result(
         click.echo(found.traceback or "")
     elif found.successful():
         click.echo(found.result)
-    elif found.failed():
+    elif found.ready():  # failed, or revoked
         say(f"{found.state}: {type(found.result).__name__}: {found.result}")
     else:
         say(f"{task_id} has not ended; its state is {found.state}.")

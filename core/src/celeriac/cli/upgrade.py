@@ -69,7 +69,7 @@ def rewrite(source: bytes, names: Mapping[str, str]) -> tuple[bytes, dict[str, s
     """
     tokens = list(tokenize(BytesIO(source).readline))
     encoding = tokens[0].string
-    lines = source.decode(encoding).splitlines(keepends=True)
+    lines = source.decode(encoding).split("\n")  # as tokenize counts them: a form feed, say, ends no line
     changes: dict[str, str] = {}
     depth = 0
     found: list[tuple[int, int, str, str]] = []
@@ -89,7 +89,7 @@ def rewrite(source: bytes, names: Mapping[str, str]) -> tuple[bytes, dict[str, s
     for row, column, was, new in sorted(found, reverse=True):
         line = lines[row - 1]
         lines[row - 1] = line[:column] + new + line[column + len(was) :]
-    return "".join(lines).encode(encoding), changes
+    return "\n".join(lines).encode(encoding), changes
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -11,24 +11,29 @@ one place or in both, never in none.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, structs
 
-from celeriac.exceptions import CeleriacError
+from celeriac.exceptions import CeleriacError, OperationalError
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Payload, QueueSpec, Settlement
 from celeriac.utils.ids import uuid
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
-    from celeriac.spec.transport import Transport
+    from celeriac.spec.transport import Consumer, Transport
 
 #: How many messages are taken, sent and acknowledged at once.
 BATCH: Final = 200
 NAP_S: Final = 0.05
+RENEW_S: Final = 5.0
+
+_log = logging.getLogger("celeriac.migrate")
 
 Progress = Callable[["State", "Movable"], Any]
 Choose = Callable[["Movable"], "str | None"]
@@ -92,6 +97,29 @@ class _Nap:
 
     def unwatch(self, fd: int) -> None:
         """It is asked anyway."""
+
+
+class _Renewals(threading.Thread):
+    """Keeps what a consumer holds, however long the other broker takes: what stays is held until the end."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        super().__init__(name="celeriac-migrate-renewals", daemon=True)
+        self._consumer = consumer
+        self._every_s: float = min(RENEW_S, getattr(consumer, "renew_interval_s", RENEW_S))
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while not self._end.wait(self._every_s):
+            try:
+                self._consumer.renew()
+            except OperationalError as exc:  # who receives meets the same, and raises it
+                _log.debug("not renewed: %s", exc)
+
+    def stop(self) -> None:
+        """Keep nothing any more."""
+        self._end.set()
+        self.join()
 
 
 def migrate_tasks(
@@ -235,6 +263,8 @@ def _run(
     # What stays is held until the end, so that it is not handed out again and again.
     window = max(1000, 2 * state.total_apx)
     consumer = first.consumer(specs, owner=f"migrate/{uuid()}", poller=_Nap(), window=window)
+    renewals = _Renewals(consumer)
+    renewals.start()
     staying: list[Settlement] = []
     quiet_since = time.monotonic()
     try:
@@ -244,7 +274,6 @@ def _run(
             if not taken:
                 if not forever and time.monotonic() - quiet_since > timeout_s:
                     break
-                consumer.renew()
                 time.sleep(NAP_S)
                 continue
             quiet_since = time.monotonic()
@@ -276,6 +305,7 @@ def _run(
             consumer.settle(staying)
             consumer.flush(10.0)
         finally:
+            renewals.stop()
             consumer.close()
     return state
 

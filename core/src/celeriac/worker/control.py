@@ -330,7 +330,8 @@ def objgraph(state: WorkerState, num: int = 200, max_depth: int = 10, type: str 
     import tempfile
 
     graph = import_module("objgraph")
-    _fd, path = tempfile.mkstemp(prefix="celeriac-objgraph-", suffix=".png")
+    fd, path = tempfile.mkstemp(prefix="celeriac-objgraph-", suffix=".png")
+    os.close(fd)
     graph.show_backrefs(graph.by_type(type)[:num], max_depth=max_depth, highlight=lambda _: False, filename=path)
     return {"filename": path}
 

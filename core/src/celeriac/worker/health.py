@@ -102,7 +102,8 @@ class Door(threading.Thread):
         self._health = health
         self._node = node
         try:
-            self._listener = socket.create_server((host, port), backlog=64)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, port), family=family, backlog=64)
         except OSError as exc:
             hint = (
                 "Give each worker of this machine a port of its own (--health-port)"
