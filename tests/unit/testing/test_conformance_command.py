@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,32 @@ def test_what_is_not_installed_is_one_sentence(words: tuple[str, str]) -> None:
     assert done.returncode == 2
     assert "cannot try" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_broken_is_told_with_its_values(tmp_path: Path) -> None:
+    """By the command, and in a plugin's own tests."""
+    (tmp_path / "acme_text.py").write_text(
+        "import json\nfrom celeriac.spec import hookimpl\nCELERIAC_API = (1, 0)\nclass Text:\n"
+        "    name, content_type, content_encoding, unsafe = 'text', 'text/x-acme', 'utf-8', False\n"
+        "    def dumps(self, obj): return json.dumps(obj)\n"
+        "    def loads(self, data): return json.loads(data)\n"
+        "@hookimpl\ndef celeriac_make_serializer(name): return Text() if name == 'text' else None\n"
+    )
+    info = tmp_path / "acme_text-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-text\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[celeriac.serializers]\ntext = acme_text\n")
+    (tmp_path / "test_text.py").write_text(
+        "from celeriac.testing.serializer_suite import SerializerConformance\n"
+        "class TestText(SerializerConformance):\n    plugin, name = 'acme_text', 'text'\n"
+        "    content_type, content_encoding, unsafe = 'text/x-acme', 'utf-8', False\n"
+    )
+    command = [sys.executable, "-m", "celeriac.testing.conformance", "--serializer", "text", "--"]
+    own = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for words in (command, own):
+        done = subprocess.run(
+            [*words, "-k", "plain_values"], capture_output=True, text=True, timeout=110, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 1, done.stdout[-2000:] + done.stderr
+        assert "where False = isinstance('null', bytes)" in done.stdout

@@ -34,6 +34,7 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import PublishRejected, TransportLost
+from celeriac.kernel.shape import find_faults
 from celeriac.spec import (
     Consumer,
     DeadLetters,
@@ -179,6 +180,9 @@ class BrokerConformance(AbilityAware):
 
     def test_it_has_the_abilities_it_was_said_to_have(self, transport: Transport) -> None:
         assert transport.abilities == self.abilities
+
+    def test_its_consumers_have_every_member_of_their_contract(self, queue: str, open_consumer: OpenConsumer) -> None:
+        assert find_faults("consumer", open_consumer(queue)) == []
 
     def test_S3_what_was_sent_is_received_byte_for_byte(
         self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer

@@ -31,6 +31,7 @@ import pytest
 from celeriac.app.base import Celery
 from celeriac.exceptions import CeleriacError, mask_url
 from celeriac.kernel.prelude import prepare_process
+from celeriac.testing import SUITE_MODULES
 from celeriac.testing.backend_suite import BackendConformance
 from celeriac.testing.broker_suite import BrokerConformance
 from celeriac.testing.kit import KitHost, KitSerializers, make_transport, needs, needs_no
@@ -147,6 +148,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.outcomes: dict[str, str] = {}
+
+    def pytest_configure(self) -> None:
+        """Called by pytest before it collects: have it import the suites anew, so that a failure shows its values."""
+        for name in (*SUITE_MODULES, "celeriac.testing.conformance"):
+            sys.modules.pop(name, None)
+        pytest.register_assert_rewrite(*SUITE_MODULES)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called by pytest for each phase of each test; the worst counts."""
