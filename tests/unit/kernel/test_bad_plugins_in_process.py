@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,12 +19,19 @@ from celeriac.exceptions import (
     PluginNotFound,
     Unsupported,
 )
-from celeriac.kernel.discovery import catalog
+from celeriac.kernel.discovery import Catalog, catalog
 from celeriac.kernel.kernel import Kernel
 from celeriac.kernel.shape import find_faults
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 if TYPE_CHECKING:
     from tests.conftest import FakeSite
+
+PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
 
 HOOK = "@hookimpl\ndef celeriac_make_serializer(name):\n    "
 TOP = "from celeriac.spec import hookimpl\nCELERIAC_API = (1, 0)\n"
@@ -318,6 +327,30 @@ def test_an_unknown_name_is_answered_with_the_installed_ones_and_what_to_install
     with pytest.raises(PluginNotFound, match=r"Installed: .*good.*pip install celeriac-broker-nonesuch") as caught:
         Kernel({}).make_transport("nonesuch://:secret@host/0")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(PLUGINS.glob("*/*/pyproject.toml")), ids=lambda path: path.parent.name)
+def test_each_name_of_a_plugin_of_ours_leads_to_its_distribution(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    monkeypatch.setattr("celeriac.kernel.kernel.catalog", Catalog)  # as if nothing were installed
+    for group, names in project.get("entry-points", {}).items():
+        for name in [name for name in names if "+" not in name]:
+            with pytest.raises(PluginNotFound) as refused:
+                Kernel({}).find(group.removeprefix("celeriac.").removesuffix("s"), name)
+            assert str(refused.value).endswith(f"Try: pip install {project['name']}")
+
+
+def test_a_name_that_is_nobody_s_is_not_said_to_be_there() -> None:
+    with pytest.raises(PluginNotFound, match="celeriac itself has none of that name"):
+        Kernel({}).make_transport("sqs://")
+
+
+def test_a_consumer_that_lacks_something_is_told_before_it_is_worked_with(fake_site: FakeSite) -> None:
+    fake_site.install("broker", "bad", dist="acme-bad", version="2.5")
+    kernel = Kernel({})
+    transport = kernel.make_transport("bad://")
+    with broken("made lacks receive, settle, flush, renew"):
+        kernel.check_consumer(transport, object())
 
 
 def test_a_near_miss_is_answered_with_the_right_name(fake_site: FakeSite) -> None:

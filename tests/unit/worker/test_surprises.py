@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celeriac import Celery, signals, states
-from celeriac.exceptions import WorkerShutdown, WorkerTerminate
+from celeriac.exceptions import PluginBroken, WorkerShutdown, WorkerTerminate
 from celeriac.spec import JobReport
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import eventually
@@ -52,6 +52,22 @@ def app(request: pytest.FixtureRequest) -> Iterator[Celery]:
 
 
 PROTOCOL_1 = {"task": "kit.task", "id": "one", "args": [], "kwargs": {}}
+
+
+def test_a_consumer_that_lacks_verbs_ends_the_worker_at_its_start(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poor:
+        poll_interval_s = None
+
+        def receive(self, limit: int) -> list[Any]:
+            return []
+
+        def close(self) -> None:
+            pass
+
+    worker = Worker(app, pool="solo")
+    monkeypatch.setattr(type(app.transport), "consumer", lambda *_, **__: Poor())
+    with pytest.raises(PluginBroken, match="the Poor it made lacks settle, flush, renew, resize"):
+        worker.run()
 
 
 def test_B26_odd_times_in_a_message_set_it_aside_and_cost_nobody_else_anything(app: Celery) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from celeriac.spec.hooks import KINDS
@@ -70,7 +70,7 @@ class Catalog:
         troubles: Distributions that could not be read, one sentence each.
     """
 
-    plugins: dict[tuple[str, str], tuple[PluginInfo, ...]]
+    plugins: dict[tuple[str, str], tuple[PluginInfo, ...]] = field(default_factory=dict)
     troubles: tuple[str, ...] = ()
 
     def named(self, kind: str, name: str) -> tuple[PluginInfo, ...]:
@@ -103,6 +103,18 @@ def catalog() -> Catalog:
         # One unreadable distribution spoils that call for everybody; read them one by one to find it.
         troubles: list[str] = []
         return Catalog(_group(_read_one_by_one(importlib_metadata.distributions(), troubles)), tuple(troubles))
+
+
+@functools.cache
+def own_dists() -> frozenset[str]:
+    """The distributions that celeriac's extras name: those of its own repository. Empty if its metadata do not say."""
+    import importlib_metadata  # see `catalog`
+
+    try:
+        wanted = importlib_metadata.requires("celeriac") or ()
+    except Exception:  # a copied folder without metadata: then nothing is known of any
+        wanted = ()
+    return frozenset(_normalize(re.split(r"[^\w.-]", one, maxsplit=1)[0]) for one in wanted)
 
 
 def named_objects(groups: Iterable[str]) -> dict[str, EntryPoint]:

@@ -26,7 +26,7 @@ from celeriac.exceptions import (
     join_words,
     mask_url,
 )
-from celeriac.kernel.discovery import PluginInfo, catalog, describe_own, same_dist
+from celeriac.kernel.discovery import PluginInfo, catalog, describe_own, own_dists, same_dist
 from celeriac.kernel.loader import LoadedPlugin, Loader, broken, describe
 from celeriac.kernel.own import find_named, make_named, name_of
 from celeriac.kernel.registered import find_registered, name_of_registered
@@ -52,6 +52,23 @@ INSTEAD = {
         "eventlet is no longer developed. Greenlets run in the pool gevent: pip install celeriac-pool-gevent, "
         "then -P gevent in place of -P eventlet."
     ),
+}
+
+#: Words that users of Celery type (schemes, mostly) → the plugin that has them, where its distribution is called by
+#: another of its names
+OTHER_NAMES = {
+    ("broker", "amqps"): "amqp",
+    ("broker", "pyamqp"): "amqp",
+    ("broker", "rediss"): "redis",
+    ("broker", "sentinel"): "redis",
+    ("backend", "cache"): "memcached",
+    ("backend", "db"): "database",
+    ("backend", "django-cache"): "django",
+    ("backend", "django-db"): "django",
+    ("backend", "file"): "filesystem",
+    ("backend", "rediss"): "redis",
+    ("backend", "sentinel"): "redis",
+    ("pool", "processes"): "prefork",
 }
 
 
@@ -167,6 +184,16 @@ class Kernel:
         """Make the pool of this name, without starting it."""
         choice = Choice("pool", (name,), f"pool {name!r}")
         return cast(Pool, self._make(choice, name, name=_bare(name), program=program, options=options))
+
+    def check_consumer(self, transport: Transport, consumer: Any) -> None:
+        """Compare with its contract what a transport of this kernel made for a worker.
+
+        Raises:
+            PluginBroken: It lacks something, which would come out when a message is held, if not in the night.
+        """
+        faults = find_faults("consumer", consumer)
+        if faults:
+            raise broken(self.maker_of(transport), "; ".join(faults))
 
     # -- extensions ---------------------------------------------------------------------------------------
 
@@ -373,9 +400,16 @@ def _not_found(choice: Choice) -> PluginNotFound:
     elif choice.bare:
         parts.append("A URL begins with its scheme, as in redis://localhost/0.")
     elif re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        parts.append(f"Try: pip install celeriac-{choice.kind}-{name}")
+        parts.append(_how_to_get(choice.kind, name))
     parts += catalog().troubles  # it may be in one of those
     return PluginNotFound(" ".join(parts), kind=choice.kind, name=name)
+
+
+def _how_to_get(kind: str, name: str) -> str:
+    dist = f"celeriac-{kind}-{OTHER_NAMES.get((kind, name), name)}"
+    if dist in own_dists():
+        return f"Try: pip install {dist}"
+    return f"celeriac itself has none of that name. If somebody else has: pip install {dist}"
 
 
 def _matches(info: PluginInfo, pattern: str) -> bool:

@@ -64,8 +64,8 @@ class RegisteredSerializer:
 def find_registered(name: str) -> Serializer | None:
     """The serializer that was registered under this name, or None."""
     registry = _registry()
-    found = None if name in _KOMBUS_OWN else registry._encoders.get(name)
-    if found is None:
+    found = None if registry is None or name in _KOMBUS_OWN else registry._encoders.get(name)
+    if registry is None or found is None:
         return None
     content_type, content_encoding, encode = found
     return RegisteredSerializer(
@@ -75,11 +75,14 @@ def find_registered(name: str) -> Serializer | None:
 
 def name_of_registered(content_type: str) -> str | None:
     """The name under which a reader of this content type was registered, or None."""
-    name = _registry().type_to_name.get(content_type)
+    registry = _registry()
+    name = None if registry is None else registry.type_to_name.get(content_type)
     return None if name in _KOMBUS_OWN else name
 
 
 def _registry() -> Any:
-    from kombu.serialization import registry  # only who asks for an unknown serializer pays for kombu
-
+    try:
+        from kombu.serialization import registry  # only who asks for an unknown serializer pays for kombu
+    except Exception:  # it reads entry points when it is imported, and one that cannot be read ends that
+        return None
     return registry

@@ -17,10 +17,11 @@ from celeriac.spec.diagnosis import Diagnoses
 from celeriac.spec.pool import Pool, SaysStuck
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.state import KeepsState
-from celeriac.spec.transport import DeadLetters, FanoutTransport, OnceTransport, Transport
+from celeriac.spec.transport import Consumer, DeadLetters, FanoutTransport, OnceTransport, Transport
 
 PROTOCOLS: Mapping[str, type] = {
     "broker": Transport,
+    "consumer": Consumer,
     "backend": ResultBackend,
     "serializer": Serializer,
     "pool": Pool,

@@ -112,6 +112,7 @@ class Link:
         stores: Where the states of tasks with a result backend of their own go, if there are any.
         patience: How long a lost broker is waited for.
         give_up: Called when that is over; nothing is opened again.
+        check: Given each new consumer; raises if it cannot be worked with.
 
     Attributes:
         consumer: None while the broker is away.
@@ -137,6 +138,7 @@ class Link:
         stores: Stores | None = None,
         patience: Patience = ENDLESS,
         give_up: Callable[[], None] = lambda: None,
+        check: Callable[[Consumer], None] = lambda consumer: None,
         clock: Clock = SYSTEM,
     ) -> None:
         self._transport = transport
@@ -151,6 +153,7 @@ class Link:
         self._stand_in = stand_in
         self._patience = patience
         self._give_up = give_up
+        self._check = check
         self._clock = clock
         self._homeless: list[Ending] = []  # of messages acknowledged before they ran: nobody else will end them
         self._settler: Settler | None = None
@@ -182,6 +185,7 @@ class Link:
         owner = f"{self._owner}.{self._openings}"
         self.consumer = self._transport.consumer(self._queues, owner=owner, poller=self._poller, window=window)
         self.epoch = self._openings  # not of one that came to nothing: what runs is lost once, whatever it takes
+        self._check(self.consumer)
         joint = self._backend is not None and self._backend.joint is not None
         joint = joint and self._backend.joint == self._transport.joint  # type: ignore[union-attr]
         self._fences = self._backend is not None and not joint and "fence" in self._backend.abilities

@@ -372,6 +372,7 @@ class Worker:
             stores=Stores(app) if app.has_own_stores else None,
             patience=patience_of(app.conf),
             give_up=partial(self._give_up, EXIT_LOST),
+            check=partial(app.kernel.check_consumer, self.transport),
         )
         state_db = self._state_db or app.conf["worker_state_db"]
         self.loop = Loop(
@@ -841,6 +842,11 @@ class Worker:
         return self.loop.endings.given_back
 
     # -- for the start-up page ------------------------------------------------------------------------------
+
+    @property
+    def tells_events(self) -> bool:
+        """Monitors are told what happens to tasks."""
+        return self.remote is not None and self.remote.feed is not None
 
     @property
     def queue_names(self) -> list[str]:
