@@ -206,6 +206,7 @@ def test_settings_may_stand_behind_the_options(start: Start) -> None:
 def test_celerys_options_without_a_meaning_here_are_taken(start: Start) -> None:
     worker = start("--without-gossip", "--without-mingle", "--without-heartbeat", "-O", "fair", "--pool-putlocks", "-E")
     assert worker.stop() == 0
+    assert ".> task events: ON\n" in worker.out
 
 
 def test_auto_is_one_slot_per_processor(start: Start) -> None:

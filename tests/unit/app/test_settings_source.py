@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from celeriac import Celery
 from celeriac.app import settings_source
 from celeriac.app.settings import Settings
 from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured, SettingError
@@ -240,3 +241,11 @@ def test_flask_settings_can_be_handed_over_whole() -> None:
         settings = Settings()
         settings.update({"DEBUG": True, "CELERY_BROKER_URL": "redis://h", "SERVER_NAME": None, "PORT": 80})
     assert settings.broker_url == "redis://h"
+
+
+def test_a_warning_names_the_line_of_the_program_and_not_of_ours() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Celery("warned", brokr="redis://host", set_as_current=False)
+        Settings().update(brokr_too="redis://host")
+    assert [one.filename for one in told] == [__file__] * 2

@@ -109,6 +109,8 @@ def test_args_that_are_no_list_are_refused_with_a_hint(app: Celery) -> None:
     task = app.task(typing=False, name="x")(add_plainly)
     with pytest.raises(TypeError, match="forget a comma"):
         task.apply_async("ab")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="forget a comma"):
+        app.task(add_plainly).apply_async(2)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="kwargs of x"):
         task.apply_async((), [1])  # type: ignore[arg-type]
 

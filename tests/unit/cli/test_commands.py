@@ -265,7 +265,7 @@ def test_result_prints_the_value_and_its_code_tells_how_it_ended(celeriac: Run, 
 def test_result_does_not_wait_when_told_so(celeriac: Run) -> None:
     ran = celeriac("result", "unheard-of", "--timeout", "0")
     assert ran.code == 1
-    assert "PENDING" in ran.err
+    assert "its state is PENDING. Nothing is known of it" in ran.err
 
 
 def test_report_shows_settings_without_secrets(celeriac: Run, app: Celery) -> None:

@@ -48,7 +48,7 @@ def facts(app: Celery) -> dict[str, Any]:
         "troubles": list(catalog().troubles),
         "environment": sorted(name for name in os.environ if name.startswith(VARIABLES)),
         "app": app.main or "default",
-        "tasks": len(app.tasks),
+        "tasks": len(app.tasks.regular()),
         "settings": {**settings, **app.conf.table(with_defaults=False, censored=True)},
     }
 

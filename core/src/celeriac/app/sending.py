@@ -63,9 +63,7 @@ def build_payload(
     if isinstance(args, (str, bytes)) or not isinstance(args, (list, tuple)):
         # Of an iterator nothing may be left: the check of the arguments has been through it.
         if isinstance(args, (str, bytes, Mapping)) or not hasattr(args, "__iter__") or hasattr(args, "__next__"):
-            raise TypeError(
-                f"args of {name} must be a list or tuple, not {type(args).__name__}: did you forget a comma?"
-            )
+            raise no_arguments(name, args)
         args = tuple(args)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs of {name} must be a mapping, not {type(kwargs).__name__}")
@@ -135,6 +133,11 @@ def build_payload(
     if codec.seal is not None:
         codec.seal.put_on(payload)
     return payload
+
+
+def no_arguments(name: str, args: Any) -> TypeError:
+    """The error for `args` that are no list: most often `(x)`, which is x."""
+    return TypeError(f"args of {name} must be a list or tuple, not {type(args).__name__}: did you forget a comma?")
 
 
 def publish(app: Celery, payloads: Sequence[Payload], options: Mapping[str, Any]) -> None:

@@ -120,7 +120,7 @@ def check_unknown(names: Iterable[str], where: str) -> None:
             f"No setting has the name {', '.join(map(repr, strange))} ({where}). What celeriac and its plugins do not "
             f"read has no effect; a name that starts with {FREE_PREFIX!r} is taken for the program's own.",
             CeleriacWarning,
-            stacklevel=4,
+            stacklevel=_level_of_the_program(),
         )
 
 
@@ -133,7 +133,17 @@ def warn_of_no_effect(values: Mapping[str, Any]) -> None:
     ]
     if idle:
         _warned.update(idle)
-        warnings.warn(f"So far this version does not heed {join_words(sorted(idle))}.", CeleriacWarning, stacklevel=5)
+        text = f"So far this version does not heed {join_words(sorted(idle))}."
+        warnings.warn(text, CeleriacWarning, stacklevel=_level_of_the_program())
+
+
+def _level_of_the_program() -> int:
+    """The `stacklevel` of a warning by the caller, to name the line of the program's own that led to it."""
+    frame: types.FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "celeriac":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _is_anothers(name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Par
 from celeriac import _state, states
 from celeriac.app.annotations import add_around, annotate
 from celeriac.app.models import dump_calls_models, validating
-from celeriac.app.sending import TASK_OPTIONS, publish
+from celeriac.app.sending import TASK_OPTIONS, no_arguments, publish
 from celeriac.canvas.chain import chain
 from celeriac.canvas.composite import accumulating
 from celeriac.canvas.group import group
@@ -233,6 +233,8 @@ class Task(Generic[P, R]):
             try:
                 self._check(*(args or ()), **(kwargs or {}))
             except TypeError as exc:
+                if args is not None and not hasattr(args, "__iter__"):
+                    raise no_arguments(self.name, args) from None
                 raise TypeError(str(exc).replace("<lambda>", self.name)) from None
 
     def apply(

@@ -15,7 +15,9 @@ from celeriac.cli.group import Command, option
 from celeriac.log.lines import WORDS, clean
 
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
-of_files = click.argument("files", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE...")
+of_files = click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True), metavar="FILE..."
+)
 
 #: How a line begins that is an event of its own: ours on a console, and Celery's.
 _OURS: Final = re.compile(r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}) \[(?P<level>\w+) *\] (?P<text>.*)")

@@ -170,7 +170,9 @@ def _convert(name: str, convert: Callable[[str], Any], word: str) -> Any:
 
 def _require(replies: Any) -> Any:
     if not replies:
-        raise CeleryCommandException("No nodes replied within time constraint", UNREACHABLE)
+        raise CeleryCommandException(
+            "No nodes replied within time constraint. Is a worker running that has this broker?", UNREACHABLE
+        )
     return replies
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -16,6 +16,8 @@ from celeriac.cli.progress import show
 from celeriac.exceptions import TimeoutError
 from celeriac.log.lines import clean
 from celeriac.result import GroupResult
+
+NOTHING_KNOWN: Final = " Nothing is known of it: it waits, was never sent, or its result is kept elsewhere."
 
 
 @click.command(cls=Command)
@@ -66,7 +68,7 @@ def result(
     elif found.ready():  # failed, or revoked
         say(f"{found.state}: {type(found.result).__name__}: {found.result}")
     else:
-        say(f"{task_id} has not ended; its state is {found.state}.")
+        say(f"{task_id} has not ended; its state is {found.state}.{'' if found.exists() else NOTHING_KNOWN}")
     ctx.exit(0 if found.successful() else FAILED)
 
 

@@ -31,7 +31,7 @@ def startup_page(worker: Worker, plugins: Mapping[str, PluginInfo], *, with_task
         ("", worker.broker_info, ""),
         ("results", results, by.get("backend", "")),
         ("concurrency", f"{worker.pool.slots} ({worker.pool_name})", by.get("pool", "")),
-        ("task events", "OFF", ""),
+        ("task events", "ON" if worker.tells_events else "OFF (-E turns them on)", ""),
     ]
     width = max(len(value) for _, value, plugin in config if plugin)
     system = f"Python {platform.python_version()}, {platform.system()} {platform.release()}"

@@ -19,6 +19,7 @@ from celeriac.exceptions import (
 from celeriac.spec import Malformed, QueueSpec, Route, Settlement
 from celeriac_broker_redis.attempts import attempt_of, mark_lost, mark_new
 from celeriac_broker_redis.options import configure
+from celeriac_broker_redis.transport import RedisTransport
 
 # -- sending ------------------------------------------------------------------------------------------------
 
@@ -543,3 +544,16 @@ def test_what_has_nowhere_to_go_leaves_the_delivery_as_it_was(desk: Any, server:
         consumer.settle([Settlement(delivery.tag)], publish=[lost])
     desk.settle(consumer, [delivery])
     assert server.call("HLEN", "unacked") == 0
+
+
+def test_a_server_that_is_away_is_told_without_what_led_to_the_try() -> None:
+    transport = RedisTransport(configure("redis://localhost:1/0", {}))
+    with pytest.raises(TransportUnreachable) as refused:
+        transport.ping(1.0)
+    error: BaseException | None = refused.value
+    met = []
+    while error is not None:
+        met.append(type(error))
+        error = error.__cause__ or error.__context__
+    assert IndexError not in met
+    assert ConnectionRefusedError in met

@@ -49,10 +49,11 @@ class Wires:
             try:
                 wire = self.idle.pop()
             except IndexError:
-                return self._take_new(time.monotonic() + timeout_s)
+                break  # and out of here: an error of what follows is to be shown without this one
             if not wire.is_stale():
                 return wire
             self.discard(wire)
+        return self._take_new(time.monotonic() + timeout_s)
 
     def put_back(self, wire: Wire) -> None:
         """It may be used again."""
