@@ -1,7 +1,7 @@
 """A signature around another serializer's bytes: called in clients and pool slots.
 
 The signature is checked before the bytes inside are looked at. It covers the body, as in Celery, and not the headers;
-for those celeriac has `message_seal_keys`.
+for those celeriac has `message_seal_key`.
 
 Source: Celery 5.7's `auth` serializer; `docs/reference/wire-protocol.md`, section «Signed bodies».
 """
