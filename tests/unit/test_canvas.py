@@ -6,6 +6,7 @@ import json
 import pickle
 import tracemalloc
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -285,6 +286,33 @@ def test_a_chord_needs_a_store_that_can_join(add: Any) -> None:
         call = app.signature("x")
         with pytest.raises(error, match="chord"):
             chord([call], call, app=app).apply_async()
+
+
+def test_a_chord_is_as_patient_as_its_parts_are_late(app: Celery, add: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chord whose parts are due in two hours has not failed after one."""
+    found: list[float] = []
+    monkeypatch.setattr(
+        app.backend.plugin, "open_chords", lambda chords: found.extend(one.patience_s for one in chords)
+    )
+
+    def patience_s(*parts: Any, **options: Any) -> float:
+        chord(parts, add.s(), app=app).apply_async(**options)
+        longest = max(found) - 3600
+        found.clear()
+        return longest
+
+    part, two_hours = add.s(1), timedelta(hours=2)
+    assert patience_s(part, part) == 0
+    assert patience_s(part, countdown=7200) == 7200
+    assert patience_s(part, countdown=7200, time_limit=60) == 7260
+    assert patience_s(part, eta=datetime.now(timezone.utc) + two_hours) > 3600
+    assert patience_s(part, part.clone().set(countdown=two_hours)) == 7200
+    assert patience_s(part, part.clone().set(eta=(datetime.now(timezone.utc) + two_hours).isoformat())) > 3600
+    slow = chain(part.clone().set(time_limit=100), part.clone().set(countdown=50, time_limit=10))
+    assert patience_s(part, slow) == 160
+    assert patience_s(part, chord([slow, part], slow)) == 320
+    app.conf.task_time_limit = 30
+    assert patience_s(part, slow | group(part, part)) == 190
 
 
 def test_publish_many_sends_signatures_of_every_kind_and_returns_their_results(app: Celery, add: Any) -> None:

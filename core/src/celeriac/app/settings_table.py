@@ -503,8 +503,8 @@ RESULT: Final[tuple[Row, ...]] = (
         "result_chord_patience",
         "seconds",
         None,
-        "A chord of which no part has come for so long has failed. None: the longest time limit among its parts, "
-        "and an hour.",
+        "A chord of which no part has come for so long has failed. None: the longest that a part may take by its "
+        "delays and time limits, and an hour.",
     ),
     ("result_chord_join_timeout", "seconds", 3.0, "How long to wait for the parts of a chord that is complete."),
     ("override_backends", "dict", {}, "Result backend classes, or their paths, by scheme, ahead of the plugins."),

@@ -154,7 +154,7 @@ class chord(Composite):
             group_id,
             len(self.tasks),
             body,
-            patience_of(self.app, self.tasks),
+            patience_of(self.app, self.tasks, for_header),
             lambda: [one.as_tuple() for one in results],
         )
         for index, member in enumerate(self.tasks):

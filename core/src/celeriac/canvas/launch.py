@@ -5,7 +5,8 @@ The client performs it at once, in bulk; a slot hands it to the worker as data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from celeriac import _state
@@ -13,11 +14,11 @@ from celeriac.exceptions import ChordsUnsupported
 from celeriac.resultstore import NoResultBackend
 from celeriac.spec.data import CLAIM_HEADER, Chord
 from celeriac.utils.ids import derived_uuid
-from celeriac.utils.times import as_seconds
+from celeriac.utils.times import UTC, as_moment, as_seconds
 
 #: So many messages go to the broker in one exchange.
 SEND_AT_ONCE: Final = 500
-#: What is added to the longest time limit of a chord's parts, before a chord without news has failed (R10).
+#: What is added to the longest that one of a chord's parts may take, before a chord without news has failed (R10).
 PATIENCE_S: Final = 3600.0
 
 Call = tuple[str, Any, Any, str, dict[str, Any]]
@@ -147,18 +148,44 @@ def send(app: Any, start: Callable[[Launch], Any], *, add_to_parent: bool = True
     return result
 
 
-def patience_of(app: Any, members: Any) -> float:
-    """How long a chord of these parts may be without news."""
+def patience_of(app: Any, members: Iterable[Any], options: Mapping[str, Any]) -> float:
+    """How long a chord of these parts may be without news.
+
+    Args:
+        options: What the call gives to all parts.
+    """
     configured = app.conf["result_chord_patience"]
     if configured is not None:
         return as_seconds(configured)
-    longest, delay = float(app.conf["task_time_limit"] or 0), 0.0
-    for member in members:
-        options = member["options"]
-        task = app.tasks.get(member["task"])
-        limit = options.get("time_limit") or (task is not None and task.time_limit) or 0
-        longest, delay = max(longest, float(limit)), max(delay, float(options.get("countdown") or 0))
-    return longest + delay + PATIENCE_S
+    tasks, default = app.tasks, app.conf["task_time_limit"] or 0
+
+    def longest_s(signature: Any) -> float:
+        """Delays and time limits on the longest way through it."""
+        own, shape = signature["options"], signature["subtask_type"]
+        delay_s = _delay_s(own)
+        if shape == "chain":
+            return delay_s + sum(map(longest_s, signature.tasks))
+        if shape in ("group", "chord"):
+            body = signature.body if shape == "chord" else None
+            header_s = max(map(longest_s, signature.tasks), default=0.0)
+            return delay_s + header_s + (0.0 if body is None else longest_s(body))
+        task = tasks.get(signature["task"])
+        return delay_s + as_seconds(own.get("time_limit") or (task is not None and task.time_limit) or default)
+
+    longest = max(map(longest_s, members), default=0.0)
+    return longest + as_seconds(options.get("time_limit") or 0) + _delay_s(options) + PATIENCE_S
+
+
+def _delay_s(options: Mapping[str, Any]) -> float:
+    countdown, eta = options.get("countdown"), options.get("eta")
+    try:
+        if countdown is not None:
+            return max(0.0, as_seconds(countdown))
+        if eta is not None:
+            return max(0.0, (as_moment(eta) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError, AttributeError):
+        pass  # who makes the message of it says what is wrong
+    return 0.0
 
 
 def write_body(app: Any, body: Any) -> bytes:
