@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from celeriac import Celery, chain, chord, group, states
 from celeriac.canvas import maybe_signature
 from celeriac.canvas.launch import chord_of
-from celeriac.exceptions import WorkerLostError
+from celeriac.exceptions import BackendLost, BackendUnreachable, WorkerLostError
 from celeriac.execution.execute import TaskProgram
 from celeriac.execution.followup import after_failure
 from celeriac.spec import envelope
-from celeriac.spec.data import Head, Job, Payload, Settlement
+from celeriac.spec.data import Chord, ChordPart, Head, Job, Payload, Settlement
 from celeriac.worker.clock import Clock
 from celeriac.worker.joins import Joiner
 from celeriac.worker.publications import Publications
@@ -370,6 +370,60 @@ def test_a_body_that_was_published_twice_runs_once(monkeypatch: pytest.MonkeyPat
         fleet.run()
         assert fleet.ran == once
         assert sum(fleet.dropped.values()) == 1
+
+
+def test_a_store_that_is_away_when_a_body_is_to_be_called_is_no_failure_of_the_chord(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        fleet = Fleet(patch, 5)
+        plugin: Any = fleet.app.backend.plugin
+        load, troubles = plugin.load_group, [BackendLost("cut"), BackendUnreachable("refused")]
+
+        def load_group(group_id: str) -> Any:
+            if troubles:
+                raise troubles.pop()
+            return load(group_id)
+
+        patch.setattr(plugin, "load_group", load_group)
+        header = [fleet.app.tasks["const"].si(n) for n in range(3)]
+        result = chord(header, fleet.app.tasks["total"].s(), app=fleet.app).apply_async()
+        fleet.run()
+        assert troubles == []
+        assert gather(result) == 3
+
+
+@pytest.mark.parametrize("body", [{"subtask_type": "chord"}, {"subtask_type": "chain", "kwargs": {"tasks": [5]}}])
+def test_a_chord_whose_body_is_none_harms_no_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, body: dict[str, Any]
+) -> None:
+    with monkeypatch.context() as patch:
+        fleet = Fleet(patch, 5)
+        fleet.app.backend.plugin.open_chords([Chord("odd", 1, b"", 100.0)])  # type: ignore[union-attr]
+        options = {"chord": {"task": "x", "options": {}, **body}, "group_id": "odd", "group_index": 0}
+        fleet._publish([fleet.app.make_payload("const", (1,), {}, "part", options)])
+        fleet.run()
+        assert "The body of chord odd" in caplog.text
+        assert fleet.app.backend.plugin.join([ChordPart("odd", "part", 0, b"", b"")]) == []  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("last", ["chain", "chord"])
+def test_a_call_whose_stand_in_ends_in_several_calls_has_the_list_of_theirs(
+    monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    with monkeypatch.context() as patch:
+        fleet = Fleet(patch, 3)
+        const, total, replaced = (fleet.app.tasks[name] for name in ("const", "total", "replaced"))
+        several = group(const.si(2), const.si(3), app=fleet.app)
+        stand_in = chain(const.si(1), several) if last == "chain" else chord([const.si(1)], several)
+        alone = replaced.si(0, stand_in).on_error(total.s())
+        alone.link(total.s().set(task_id="linked"))
+        alone = chain(alone, app=fleet.app).apply_async()
+        followed = chain(replaced.si(0, stand_in), total.s(), app=fleet.app).apply_async()
+        fleet.run()
+        assert gather(alone) == [2, 3]
+        assert gather(followed) == 5
+        assert gather(fleet.app.AsyncResult("linked")) == 5
 
 
 def checked_with_late_faults(

@@ -16,8 +16,7 @@ from celeriac.app.annotations import add_around, annotate
 from celeriac.app.models import dump_calls_models, validating
 from celeriac.app.sending import TASK_OPTIONS, no_arguments, publish
 from celeriac.canvas.chain import chain
-from celeriac.canvas.composite import accumulating
-from celeriac.canvas.group import group
+from celeriac.canvas.composite import as_one
 from celeriac.canvas.launch import send
 from celeriac.canvas.maps import chunks, xmap, xstarmap
 from celeriac.canvas.signature import Signature, maybe_signature
@@ -483,8 +482,7 @@ class Task(Generic[P, R]):
         sig = maybe_signature(sig, app=app, clone=True)
         if isinstance(sig, chain) and not sig.tasks:
             raise ImproperlyConfigured("a task cannot be replaced by an empty chain: nothing would have its result")
-        if isinstance(sig, group):
-            sig = accumulating(sig, app)
+        sig = as_one(sig)
         if request.stamps:
             sig.stamp(**request.stamps)
         self.on_replace(sig)

@@ -16,7 +16,7 @@ from celeriac.canvas.chord import chord
 from celeriac.canvas.group import group
 from celeriac.canvas.launch import Launch, claim_of, write_body
 from celeriac.canvas.signature import Signature, as_list, maybe_signature
-from celeriac.exceptions import ChordError
+from celeriac.exceptions import BackendLost, BackendUnreachable, ChordError
 from celeriac.execution.request import Context
 from celeriac.messaging.failures import rebuild
 from celeriac.result import AsyncResult, GroupResult, result_from_tuple
@@ -139,6 +139,8 @@ def after_join(app: Any, store: ResultStore, claim: ChordClaim, body: Any) -> Fo
 
     Args:
         body: The body's signature, as a dict.
+    Raises:
+        BackendLost, BackendUnreachable: The store is away, and knows whether the parts came in groups.
     """
     following = Following()
     signature = Signature.from_dict(body, app=app)
@@ -149,6 +151,8 @@ def after_join(app: Any, store: ResultStore, claim: ChordClaim, body: Any) -> Fo
         launch.claim = claim_of(claim.token, claim.group)
         begin_body(launch, claim.group, signature, values, options.get("root_id"), options.get("parent_id"))
         following.add(launch)
+    except (BackendLost, BackendUnreachable):
+        raise
     except Exception as exc:  # a part that failed or is missing, or what no serializer takes
         error = exc if isinstance(exc, ChordError) else ChordError(f"the body could not be called: {exc!r}")
         return body_failed(app, store, signature, error)

@@ -283,7 +283,13 @@ class Joiner:
         return True
 
     def _follow(self, claim: ChordClaim, body: bytes) -> Following:
-        return after_join(self._app, self._store, claim, read_body(self._app, body))
+        try:
+            return after_join(self._app, self._store, claim, read_body(self._app, body))
+        except BackendError:
+            raise
+        except Exception:  # any bytes may stand in a message: there is nobody to call, nor to be told
+            _log.exception("The body of chord %s is none, and the chord ends without it.", claim.group)
+            return Following()
 
     def _close(self) -> None:
         """Close the chords that have ended; by itself, so that a store which is away then has nobody end them again."""
