@@ -127,9 +127,16 @@ class ResultStore:
 
     def failure(self, exc: BaseException) -> Any:
         """The stored form of an exception, with arguments that the serializer knows."""
-        if self.serializer.name == "pickle":
+        if self.serializer.name == "pickle" and self._comes_back(exc):
             return exc
         return failures.describe(exc, self.serializer.dumps)
+
+    def _comes_back(self, exc: BaseException) -> bool:
+        """Whether it can be pickled and read again, which many a constructor's arguments prevent."""
+        try:
+            return type(self.serializer.loads(self.serializer.dumps(exc))) is type(exc)
+        except Exception:  # whatever its class says to that
+            return False
 
     def make(
         self, task_id: str, state: str, result: Any, traceback: str | None = None, request: Any = None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import msgspec
 import pytest
 
-from celeriac import Celery, Task, signals
+from celeriac import Celery, Task, group, signals
 from celeriac.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celeriac.execution.execute import TaskProgram
+from celeriac.messaging.failures import rebuild
+from celeriac.resultstore import result_of
 from celeriac.spec import JobReport, envelope
 from celeriac.spec.data import Job
 
@@ -317,6 +320,115 @@ def test_a_failed_step_fails_the_rest_of_its_chain_and_calls_errbacks(app: Celer
     assert [stored.task_id for stored in report.stored] == ["id-1", "step-id"]
     assert seen == [("id-1", "broken")]
     assert json.loads(report.publish[0].body)[0] == ["id-1"]
+
+
+class TwoWords(Exception):
+    """Can be pickled, and not read again."""
+
+    def __init__(self, first: str, second: str) -> None:
+        self.first = first
+        super().__init__(f"{first} {second}")
+
+    def __str__(self) -> str:
+        return f"first is {self.first}"
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("serializer", "error", "shown"),
+    [
+        ("json", TwoWords("a", "b"), "TwoWords('a b')"),
+        ("pickle", TwoWords("a", "b"), "TwoWords('a b')"),
+        ("json", KeyError(threading.Lock()), "KeyError('<unlocked"),
+        ("pickle", KeyError(threading.Lock()), "KeyError('<unlocked"),
+        ("json", ValueError(Unspeakable()), "ValueError('<Unspeakable: repr raised RuntimeError>"),
+    ],
+)
+def test_an_error_that_cannot_travel_as_it_is_is_told_all_the_same(
+    app: Celery, serializer: str, error: Exception, shown: str
+) -> None:
+    """By its own result, the steps that fail with it, and the chord that it is a part of."""
+    app.conf.update(result_serializer=serializer, accept_content=["json", "pickle"], allow_unsafe_serializers=True)
+
+    @app.task(name="t")
+    def t() -> None:
+        raise error
+
+    body = {"task": "body", "args": [], "kwargs": {}, "options": {"task_id": "b"}}
+    rest = [{"task": "next", "args": [], "kwargs": {}, "options": {"task_id": "step-id"}}]
+    report = run(app, "t", chord=body, group_id="g", group_index=0, chain=rest)
+    assert [stored.task_id for stored in report.stored] == ["id-1", "step-id"]
+    (part,) = report.chords.parts  # type: ignore[union-attr]
+    store = app.backend
+    found = [result_of(store.decode(stored.task_id, stored.data)) for stored in report.stored]
+    for exc in (*found, rebuild(store.serializer.loads(part.data)[3])):
+        assert isinstance(exc, type(error))
+        assert repr(exc).startswith(shown)
+        assert str(exc) in repr(exc)
+
+
+def test_an_errback_that_raises_costs_no_other_one(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[str] = []
+
+    @app.task(name="t")
+    def t() -> None:
+        raise ValueError("broken")
+
+    @app.task(name="bad")
+    def bad(request: Any, exc: BaseException, traceback: str) -> None:
+        raise KeyError("errback's own")
+
+    @app.task(name="good")
+    def good(request: Any, exc: BaseException, traceback: str) -> None:
+        seen.append(request.id)
+
+    unsent = app.signature("elsewhere", options={"countdown": "never"})
+    errbacks = [app.signature("elsewhere"), bad.s(), unsent, good.s(), app.signature("elsewhere")]
+    report = run(app, "t", link_error=errbacks)
+    assert seen == ["id-1"]
+    assert [payload.headers["task"] for payload in report.publish] == ["elsewhere"] * 2
+    assert "errback's own" in caplog.text
+    assert "countdown must be" in caplog.text
+
+
+def test_errbacks_are_sent_if_they_are_several_calls_or_can_be_retried(app: Celery) -> None:
+    """With the id of what has failed, and nothing else: they may take more for other reasons."""
+
+    @app.task(name="t")
+    def t() -> None:
+        raise ValueError("broken")
+
+    @app.task(name="retrying", autoretry_for=(OSError,))
+    def retrying(task_id: str) -> None:
+        raise AssertionError
+
+    @app.task(name="bound", bind=True)
+    def bound(self: Any, task_id: str, more: str) -> None:
+        raise AssertionError
+
+    class OfAClass(Task[Any, Any]):
+        name = "of_a_class"
+
+        def run(self, task_id: str, more: str) -> None:
+            raise AssertionError
+
+    of_a_class = app.register_task(OfAClass())
+    several = retrying.s() | group(retrying.si("x"), retrying.si("y"))
+    errbacks = [retrying.s(), bound.s("more"), of_a_class.s("more"), several, group(retrying.s(), bound.s("more"))]
+    report = run(app, "t", link_error=errbacks)
+    sent = [(payload.headers["task"], json.loads(payload.body)[0]) for payload in report.publish]
+    assert sent == [
+        ("retrying", ["id-1"]),
+        ("bound", ["id-1", "more"]),
+        ("of_a_class", ["id-1", "more"]),
+        ("retrying", ["id-1"]),
+        ("retrying", ["id-1"]),
+        ("bound", ["id-1", "more"]),
+    ]
 
 
 def test_a_client_that_looks_elsewhere_for_results_is_told(app: Celery) -> None:

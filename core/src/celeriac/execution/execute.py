@@ -423,18 +423,13 @@ class TaskProgram:
         return report
 
     def _add_following(self, request: Context, report: JobReport, exc: BaseException, traceback: str) -> None:
-        """What a failure sets off; the errbacks that run here must not hide it."""
+        """What a failure sets off."""
         if not (request.errbacks or request.chain or request.chord):
             return
         try:
             following = followup.after_failure(self._app, self._store, request, exc, traceback)
-        except Exception:
-            if not request.errbacks:  # any words may stand where a message has its chain and its chord
-                _log.exception("what follows from the failure of %s[%s] cannot be made", request.task, request.id)
-                return
-            _log.exception("errback of %s[%s] raised", request.task, request.id)
-            request.errbacks = None
-            self._add_following(request, report, exc, traceback)
+        except Exception:  # any words may stand where a message has its chain and its chord
+            _log.exception("what follows from the failure of %s[%s] cannot be made", request.task, request.id)
             return
         report.stored.extend(following.stored)
         report.publish.extend(following.publish)

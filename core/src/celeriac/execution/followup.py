@@ -7,6 +7,8 @@ second run publishes the same ids. They are marked then: the first run may have 
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 ERRBACK_TASK: Final = "celeriac.errback"
 #: Of so many missing parts the error of a chord says the places.
 NAMED_MISSING: Final = 20
+
+_log = logging.getLogger("celeriac.task")
 
 
 class Following:
@@ -98,7 +102,8 @@ def after_failure(
     that of a chord further down.
 
     An errback that is registered here and takes more than one argument is called at once with `(request, exception,
-    traceback)`; any other is sent with the id of the failed task.
+    traceback)`; any other is sent with the id of the failed task: see `_takes_failure`. One that raises, or cannot be
+    sent, is logged.
 
     Args:
         in_slot: False in the worker's own process, where no task may run: errbacks of the first kind are sent too.
@@ -228,27 +233,32 @@ def _begin(
 def _call_errbacks(
     app: Any, following: Following, request: Context, exc: BaseException, traceback: str, in_slot: bool
 ) -> None:
-    launch = Launch(app)
+    """Each by itself: what goes wrong with one costs neither the others nor what else follows."""
     for n, errback in enumerate(as_list(request.errbacks)):
-        task = app.tasks.get(errback["task"])
-        if task is None or not _takes_more_than_one(task):
-            _begin(launch, request, errback, request.id, f"errback {n}")
-        elif in_slot:
-            _call_errback(task, errback, request, exc, traceback)
-        else:
-            about = {key: getattr(request, key) for key in ("id", "task", "root_id", "parent_id", "group", "retries")}
-            described = app.backend.failure(exc) if app.backend.serializer.name != "pickle" else repr(exc)
-            call = (dict(errback), about, described, traceback)
-            launch.call(ERRBACK_TASK, call, {}, derived_uuid(f"{request.id} errback {n}"), {"ignore_result": True})
-    following.add(launch, request.attempt)
+        launch = Launch(app)
+        try:
+            task = _takes_failure(app, errback)
+            if task is None:
+                _begin(launch, request, errback, request.id, f"errback {n}")
+            elif in_slot:
+                _call_errback(task, errback, request, exc, traceback)
+            else:
+                names = ("id", "task", "root_id", "parent_id", "group", "retries")
+                about = {name: getattr(request, name) for name in names}
+                described = app.backend.failure(exc) if app.backend.serializer.name != "pickle" else repr(exc)
+                call = (dict(errback), about, described, traceback)
+                launch.call(ERRBACK_TASK, call, {}, derived_uuid(f"{request.id} errback {n}"), {"ignore_result": True})
+            following.add(launch, request.attempt)
+        except Exception:
+            _log.exception("errback %r of %s[%s] raised or could not be sent", errback, request.task, request.id)
 
 
 def call_errbacks_here(app: Any, request: Context, exc: BaseException, traceback: str) -> None:
     """Call the errbacks of a call that was run by its caller: first those that take the exception."""
     others = []
     for errback in as_list(request.errbacks):
-        task = None if errback.get("subtask_type") else app.tasks.get(errback["task"])
-        if task is not None and _takes_more_than_one(task):
+        task = _takes_failure(app, errback)
+        if task is not None:
             _call_errback(task, errback, request, exc, traceback)
         else:
             others.append(maybe_signature(errback, app=app))
@@ -261,12 +271,19 @@ def _call_errback(task: Any, errback: Mapping[str, Any], request: Context, exc: 
     task(*arguments, *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
 
 
-def _takes_more_than_one(task: Any) -> bool:
-    code = getattr(getattr(task.run, "__func__", task.run), "__code__", None)
-    if code is None:
-        return False
-    bound = 1 if hasattr(task.run, "__self__") else 0
-    return bool(code.co_argcount - bound > 1 or code.co_flags & 0x04)
+def _takes_failure(app: Any, errback: Mapping[str, Any]) -> Any:
+    """The task of an errback that is called with the failure itself; None for one that is sent with an id.
+
+    As in Celery, a task that is given itself (`bind=True`, or a class's) is sent, whatever it takes: so it can be
+    retried. And so is what consists of several calls.
+    """
+    task = None if errback.get("subtask_type") else app.tasks.get(errback["task"])
+    if task is None or not isinstance(inspect.getattr_static(type(task), "run", None), staticmethod):
+        return None
+    function = getattr(task, "__wrapped__", task.run)  # and not what retries or validates it
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    own = 1 if hasattr(function, "__self__") else 0
+    return task if code is not None and (code.co_argcount - own > 1 or code.co_flags & inspect.CO_VARARGS) else None
 
 
 # -- chords -------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def rebuild(data: Any) -> BaseException | None:
 
     Its own class if that is already imported here, is a subclass of Exception and can be made; else a plain class of
     the same name: what ends a program or a coroutine (SystemExit, CancelledError …) ended the task, not whoever reads
-    of it. An instance that is an exception already (pickled results) is returned as it is.
+    of it. Where its class cannot show it without what its constructor would have set, it is shown by its arguments. An
+    instance that is an exception already (pickled results) is returned as it is.
 
     Raises:
         SecurityError: The named class is not an exception class.
@@ -58,7 +59,7 @@ def rebuild(data: Any) -> BaseException | None:
         plain = type(name.rpartition(".")[2] or "Error", (Exception,), {"__module__": str(module or __name__)})
         exc = plain(*args)
     _restore(exc, args)
-    return exc
+    return exc if _can_be_shown(exc) else _shown_by_its_arguments(exc)
 
 
 def format_traceback(exc: BaseException) -> str:
@@ -82,6 +83,22 @@ def _make(kind: type[Exception], args: tuple[Any, ...]) -> Exception | None:
     return exc
 
 
+def _can_be_shown(exc: BaseException) -> bool:
+    try:
+        str(exc), repr(exc)
+    except Exception:  # whatever a class says to being shown without its attributes
+        return False
+    return True
+
+
+def _shown_by_its_arguments(exc: Exception) -> Exception:
+    """The same, still caught as what it is."""
+    kind = type(exc)
+    names = {"__str__": Exception.__str__, "__repr__": Exception.__repr__, "__module__": kind.__module__}
+    exc.__class__ = type(kind.__name__, (kind,), {**names, "__qualname__": kind.__qualname__})
+    return exc
+
+
 def _as_data(value: Any, encodable: Any) -> Any:
     if type(value) in (str, int, float, bool, type(None)):
         return value
@@ -90,8 +107,15 @@ def _as_data(value: Any, encodable: Any) -> Any:
     try:
         encodable(value)
     except Exception:  # whatever the serializer says: text always works
-        return repr(value)
+        return _text(value)
     return value
+
+
+def _text(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as exc:  # whatever a class says to being shown
+        return f"<{type(value).__qualname__}: repr raised {type(exc).__name__}>"
 
 
 def _find_class(name: str, module: Any) -> type[BaseException] | None:
