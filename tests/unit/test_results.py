@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import pickle
+import threading
 from typing import Any
 
 import pytest
 
-from celeriac import Celery
+from celeriac import Celery, awaiting
 from celeriac.exceptions import BackendLost, BackendUnreachable, IncompleteStream, TimeoutError
 from celeriac.execution.request import Context
 from celeriac.result import AsyncResult, GroupResult, Progress, ResultSet, allow_join_result, result_from_tuple
@@ -234,3 +237,105 @@ def test_a_wait_whose_time_is_over_says_so_although_the_store_is_away(
     monkeypatch.setattr(app.backend.plugin, "fetch", fail)
     with pytest.raises(TimeoutError, match=r"no result of a within 0 s\. Their store is away: away"):
         app.AsyncResult("a").get(timeout=0)
+
+
+def test_who_has_no_time_is_given_what_is_there(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the store's first answer to a watch comes later than that."""
+    plugin: Any = app.backend.plugin
+    monkeypatch.setattr(plugin, "watch", lambda ids: Silent())
+    assert done(app, "a", 5).get(timeout=0) == 5
+    assert ResultSet([done(app, "b", 6), done(app, "c", 7)], app=app).get(timeout=0) == [6, 7]
+    assert asyncio.run(done(app, "d", 8).aget(timeout=0)) == 8
+    with pytest.raises(TimeoutError):
+        app.AsyncResult("e").get(timeout=0)
+    with pytest.raises(TimeoutError):
+        asyncio.run(app.AsyncResult("e").aget(timeout=0))
+
+
+class Silent:
+    """A watch that nothing has come to yet."""
+
+    def add(self, ids: Any) -> None: ...
+
+    def discard(self, ids: Any) -> None: ...
+
+    def wait(self, timeout_s: float) -> list[Any]:
+        return []
+
+    def close(self) -> None: ...
+
+
+def test_a_failure_that_is_known_is_raised_before_others_are_waited_for(app: Celery) -> None:
+    results = ResultSet([app.AsyncResult("later"), done(app, "b", ValueError("no"), "FAILURE")], app=app)
+    assert results.failed()
+    with pytest.raises(ValueError, match="no"):
+        results.get(timeout=0.01)
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(results.aget(timeout=0.01))
+    with pytest.raises(TimeoutError):
+        results.get(timeout=0.01, propagate=False)
+
+
+def test_a_loop_goes_on_while_a_store_is_asked_why_nothing_came(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_in: list[Any] = []
+    fetch = app.backend.plugin.fetch  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        app.backend.plugin, "fetch", lambda ids: asked_in.append(threading.current_thread()) or fetch(ids)
+    )
+    for waiting in (app.AsyncResult("a"), ResultSet([app.AsyncResult("b")], app=app)):
+        with pytest.raises(TimeoutError):
+            asyncio.run(waiting.aget(timeout=0.01))
+    assert asked_in
+    assert threading.current_thread() not in asked_in
+
+
+def test_a_forked_child_awaits_results_that_its_parent_has_called_for(app: Celery) -> None:
+    async def both(*results: Any) -> Any:
+        return [await result for result in results]
+
+    first, second = done(app, "a", 1), done(app, "b", 2)
+    assert asyncio.run(both(first)) == [1]  # its thread lives on for a while
+    store = second.backend
+    store.plugin._require_own_process = lambda: None  # type: ignore[union-attr] # the child has a copy, which is enough
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if asyncio.run(asyncio.wait_for(both(second), 10)) == [2] else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_wait_ends_in_time_although_the_store_hangs(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go, hung = threading.Event(), []
+
+    def hang(ids: Any) -> Any:
+        hung.append(not let_go.wait(20))
+        return {}
+
+    monkeypatch.setattr(app.backend.plugin, "fetch", hang)
+    for wait in (app.AsyncResult("a").get, lambda timeout: asyncio.run(app.AsyncResult("a").aget(timeout))):
+        with pytest.raises(TimeoutError, match="Their store is away: it did not answer"):
+            wait(timeout=0)
+    assert hung == []
+    let_go.set()
+
+
+def test_who_asks_once_more_for_what_has_just_come_is_told_at_once(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by the look that is taken every few seconds, in case that news were lost."""
+    monkeypatch.setattr(awaiting, "REREAD_S", 3600.0)
+    ids = [f"id-{n}" for n in range(300)]
+
+    async def twice(task_id: str) -> Any:
+        return await app.AsyncResult(task_id), await app.AsyncResult(task_id)
+
+    async def all_at_once() -> list[Any]:
+        waiting = [asyncio.ensure_future(twice(task_id)) for task_id in ids]
+        await asyncio.sleep(0.02)  # whether they have begun to wait makes no difference to what they are told
+        plugin: Any = app.backend.plugin
+        plugin.store([app.backend.make(task_id, "SUCCESS", 1) for task_id in ids])
+        return await asyncio.wait_for(asyncio.gather(*waiting), 30)
+
+    assert asyncio.run(all_at_once()) == [(1, 1)] * 300

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -36,12 +37,13 @@ T = TypeVar("T")
 _log = logging.getLogger("celeriac.results")
 
 
-async def within(waiting: Awaitable[T], timeout_s: float | None, late: Callable[[], Exception]) -> T:
-    """What is waited for, or `late` raised if it does not come in time."""
+async def within(waiting: Awaitable[T], timeout_s: float | None, late: Callable[[], T]) -> T:
+    """What is waited for; if it does not come in time what `late` returns or raises, which may ask the store."""
     try:
         return await asyncio.wait_for(waiting, timeout_s)
     except asyncio.TimeoutError:
-        raise late() from None
+        pass
+    return await aside(late)
 
 
 async def aside(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -92,6 +94,10 @@ class Awaiter:
 
     def __init__(self, store: ResultStore) -> None:
         self._store = store
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._changed = threading.Condition()
         self._waits: dict[str, list[Wait]] = {}
         self._thread: threading.Thread | None = None
@@ -103,6 +109,8 @@ class Awaiter:
             BackendError, OperationalError: The store cannot be reached at all.
             BackendMismatch: A worker ran the task and keeps its results elsewhere.
         """
+        if self._pid != os.getpid():
+            self._begin()  # a forked child has neither the thread nor those who waited
         wait = Wait(task_id)
         with self._changed:
             self._waits.setdefault(task_id, []).append(wait)
@@ -168,11 +176,13 @@ class Awaiter:
                 self._follow(watch, watched, wanted)
                 if not wanted:
                     return
-                self._arrived(watch.wait(BRISK_S if young else CALM_S))
+                ended = self._arrived(watch.wait(BRISK_S if young else CALM_S))
                 now = time.monotonic()
                 if now >= reread_at:
                     reread_at = now + REREAD_S
-                    self._arrived(plugin.fetch(list(watched)).items())
+                    ended |= self._arrived(plugin.fetch(list(watched)).items())
+                if ended:  # who asks for one of them only now must be told anew
+                    self._follow(watch, watched, watched - ended)
                 if now >= hint_at:
                     hint_at = now + HINT_S
                     self._hint(plugin)
@@ -211,15 +221,20 @@ class Awaiter:
             newest = max((waits[-1].since for waits in self._waits.values()), default=horizon)
             return set(self._waits), newest > horizon
 
-    def _arrived(self, states: Iterable[tuple[str, bytes]]) -> None:
+    def _arrived(self, states: Iterable[tuple[str, bytes]]) -> set[str]:
+        """Tell who waits; returns the ids of those that have ended."""
+        ended = set()
         for task_id, data in states:
             try:
                 document = self._store.decode(task_id, data)
             except Exception as exc:  # it says which result and why
+                ended.add(task_id)
                 self._settle(task_id, None, exc)
                 continue
             if document["status"] in READY_STATES:
+                ended.add(task_id)
                 self._settle(task_id, document)
+        return ended
 
     def _settle(self, task_id: str, document: Any, exc: BaseException | None = None) -> None:
         with self._changed:

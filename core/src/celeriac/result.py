@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from celeriac import _state, states
 from celeriac.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
@@ -214,7 +214,7 @@ class AsyncResult(ResultBase, Generic[T]):
 
             store = self.backend
             self._final = await within(
-                store.awaiter.document(self.id), timeout, lambda: store.timeout_error([self.id], timeout)
+                store.awaiter.document(self.id), timeout, lambda: dict(store.last_look([self.id], timeout))[self.id]
             )
         return self._outcome(self._final, propagate)  # type: ignore[no-any-return]
 
@@ -692,8 +692,11 @@ class ResultSet(ResultBase):
         """All values, in order; the first failure is raised, or returned in its place without `propagate`."""
         if disable_sync_subtasks:
             assert_will_not_block()
-        open_ones, twins = _not_known(self.leaves())
+        leaves = self.leaves()
+        open_ones, twins = _not_known(leaves)
         if open_ones:
+            if propagate:
+                _raise_known(leaves)
             for task_id, document in _wait_for(open_ones.values(), timeout, interval, on_interval, on_message):
                 for result in (open_ones[task_id], *twins.get(task_id, ())):
                     result._final = document
@@ -725,11 +728,14 @@ class ResultSet(ResultBase):
                 if propagate and result._final["status"] in states.PROPAGATE_STATES:
                     raise _Failed(result)
 
-        def late() -> Exception:
+        def late() -> NoReturn:
             missing = [r for r in self.results if isinstance(r, AsyncResult) and r._final is None] or self.results
             store: ResultStore = missing[0].backend
-            return store.timeout_error([result.id for result in missing], timeout)
+            raise store.timeout_error([result.id for result in missing], timeout)
 
+        leaves = self.leaves()
+        if propagate and _not_known(leaves)[0]:
+            _raise_known(leaves)
         try:
             await within(together([one(result) for result in self.results]), timeout, late)
         except _Failed as failed:
@@ -831,6 +837,13 @@ def _not_known(leaves: Iterable[Any]) -> tuple[dict[str, Any], dict[str, list[An
             else:
                 found[result.id] = result
     return found, twins
+
+
+def _raise_known(leaves: Iterable[Any]) -> None:
+    """Raise the first failure that is known: nobody need wait for the others then."""
+    for result in leaves:
+        if result._final is not None and result._final["status"] in states.PROPAGATE_STATES:
+            result._outcome(result._final, True)
 
 
 def _by_store(results: Iterable[Any]) -> list[tuple[ResultStore, list[str]]]:

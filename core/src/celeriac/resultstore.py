@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celeriac import states
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from celeriac.awaiting import Awaiter
 
 REREAD_S: Final = 5.0  # a lost notice delays a waiter by no more than this (R8)
+LAST_LOOK_S: Final = 0.4  # so long a store is asked once more when a wait is over (R8)
+LAST_LOOKED_AT: Final = 1000
 FIRST_PAUSE_S: Final = 0.002
 FIRST_OUTAGE_S: Final = 0.1
 
@@ -368,7 +371,7 @@ class ResultStore:
                     on_interval()
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
-                    raise self.timeout_error(waiting, timeout)
+                    break
                 if self._missing_hint is not None and now >= hint_at:
                     hint_at = now + 2.0
                     for task_id in waiting:
@@ -378,6 +381,45 @@ class ResultStore:
                             raise trouble
         finally:
             arrivals.close()
+        yield from self.last_look(waiting, timeout, on_message)
+
+    def last_look(
+        self, task_ids: Iterable[str], timeout: float | None, on_message: Callable[[Document], Any] | None = None
+    ) -> Iterator[tuple[str, Document]]:
+        """Yield `(task_id, document)` of those that have ended, for whoever has waited for `timeout` seconds, which may
+        be less than a watch takes to begin.
+
+        Raises:
+            TimeoutError: Some have not, or the store does not say; it says which.
+        """
+        waiting = dict.fromkeys(task_ids)
+        found, trouble = self._look_briefly(list(islice(waiting, LAST_LOOKED_AT)))
+        known = next(iter(waiting)) in found
+        for task_id, data in found.items():
+            document = self.decode(task_id, data)
+            if on_message is not None:
+                on_message(document)
+            if document["status"] in states.READY_STATES:
+                del waiting[task_id]
+                yield task_id, document
+        if waiting:
+            raise TimeoutError(self._timeout_text(waiting, timeout, known, trouble))
+
+    def _look_briefly(self, task_ids: Sequence[str]) -> tuple[dict[str, bytes], Exception | None]:
+        """What the store has of these, and why it does not say: it may hang, so a thread asks."""
+        plugin = self._required("a result")
+        answer: list[tuple[dict[str, bytes], Exception | None]] = []
+
+        def look() -> None:
+            try:
+                answer.append((plugin.fetch(task_ids), None))
+            except Exception as exc:
+                answer.append(({}, exc))
+
+        thread = threading.Thread(target=look, name="celeriac-last-look", daemon=True)
+        thread.start()
+        thread.join(LAST_LOOK_S)
+        return answer[0] if answer else ({}, BackendLost(f"it did not answer within {LAST_LOOK_S} s"))
 
     def _pushed(
         self, plugin: ResultBackend, waiting: dict[str, None], deadline: float | None
@@ -390,11 +432,12 @@ class ResultStore:
                 try:
                     reread_at = time.monotonic() + REREAD_S
                     while True:
-                        yield watch.wait(_until(min(time.monotonic() + 1.0, reread_at), deadline))
+                        arrived = watch.wait(_until(min(time.monotonic() + 1.0, reread_at), deadline))
+                        pause_s, reached = FIRST_OUTAGE_S, True
+                        yield arrived
                         if time.monotonic() >= reread_at:
                             reread_at = time.monotonic() + REREAD_S
                             yield list(plugin.fetch(list(waiting)).items())
-                        pause_s, reached = FIRST_OUTAGE_S, True
                 finally:
                     watch.close()
             except (BackendError, OperationalError) as exc:
@@ -452,7 +495,9 @@ class ResultStore:
 
     def timeout_error(self, task_ids: Iterable[str], timeout: float | None) -> TimeoutError:
         """What to raise when these did not come in time."""
-        return TimeoutError(self._timeout_text(self._required("a result"), dict.fromkeys(task_ids), timeout))
+        waiting = dict.fromkeys(task_ids)
+        found, trouble = self._look_briefly(list(islice(waiting, 1)))
+        return TimeoutError(self._timeout_text(waiting, timeout, bool(found), trouble))
 
     @cached_property
     def awaiter(self) -> Awaiter:
@@ -466,16 +511,16 @@ class ResultStore:
             raise NoResultBackend(f"{what} was asked for")
         return self.plugin
 
-    @staticmethod
-    def _timeout_text(plugin: ResultBackend, waiting: dict[str, None], timeout: float | None) -> str:
+    def _timeout_text(
+        self, waiting: dict[str, None], timeout: float | None, known: bool, trouble: Exception | None
+    ) -> str:
         first = next(iter(waiting))
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         text = f"The operation timed out: no result of {first}{more} within {timeout} s."
-        try:
-            if "replies" in plugin.abilities or plugin.fetch([first]):
-                return text
-        except (BackendError, OperationalError) as exc:
-            return f"{text} Their store is away: {exc}"
+        if trouble is not None:
+            return f"{text} Their store is away: {trouble}"
+        if known or "replies" in self._required("a result").abilities:
+            return text
         return (
             f"{text} Nothing is known of it yet: does a worker run that consumes its queue and has this result backend?"
         )
