@@ -280,6 +280,41 @@ def test_links_errbacks_and_immutability_go_where_they_belong(add: Any) -> None:
     assert len(steps.tasks[1]["options"]["link"]) == 1, "a copy's callbacks are its own"
 
 
+def test_what_is_done_to_a_copy_or_to_a_longer_chain_is_not_done_to_what_it_was_made_of(add: Any) -> None:
+    one = add.s(1)
+    one.link(add.s(2))
+    one.clone().stamp(customer="a")
+    assert one["options"]["link"][0]["options"] == {}
+    begun = one | add.s(3)
+    left, right = begun | add.s(4), begun | add.s(5)
+    left.stamp(customer="left")
+    right.stamp(customer="right")
+    left.link_error(add.si(0))
+    left.freeze()
+    right.freeze()
+    assert [step["options"]["customer"] for step in left.tasks] == ["left"] * 3
+    assert left.tasks[0]["options"]["link"][0]["options"]["customer"] == "left"
+    assert "link_error" not in right.tasks[0]["options"]
+    assert left.tasks[0].id != right.tasks[0].id
+    assert [step["options"] for step in begun.tasks] == [one["options"], {}]
+    without_body = chord([add.s(1)])
+    without_body.clone().link(add.s(2))
+    assert "link" not in without_body["options"]
+    without_body.link(add.s(2))
+    without_body.clone().link(add.s(3))
+    assert without_body["options"]["link"] == [add.s(2)]
+
+
+def test_nobody_waits_for_calls_of_a_canvas_whose_results_are_ignored(app: Celery, add: Any) -> None:
+    app.task(name="quiet", ignore_result=True)(lambda *_: None)
+    quiet = app.tasks["quiet"]
+    assert group(quiet.s(), add.s(1).set(ignore_result=True)).apply_async().get(timeout=1) == [None, None]
+    assert (add.s(1) | quiet.s()).apply_async().get(timeout=1) is None
+    (result,) = app.publish_many([quiet.s()])
+    assert result.get(timeout=1) is None
+    assert not group(quiet.s().set(ignore_result=False), add.s(1)).apply_async().ready()
+
+
 def test_a_chord_needs_a_store_that_can_join(add: Any) -> None:
     for backend, error in ((None, NoResultBackend), ("rpc://", ChordsUnsupported)):
         app = Celery("other", broker=f"memory://join-{backend}", backend=backend, set_as_current=False)

@@ -154,9 +154,7 @@ def joined(members: Iterable[Signature]) -> list[Signature]:
 def _steps_of(member: Signature) -> list[Signature]:
     if not isinstance(member, chain):
         return [member]
-    if not member["options"].keys() - {"task_id"}:
-        return list(member.tasks)
-    settled: Any = member.clone()  # options and callbacks where they belong
+    settled: Any = member.clone()  # options and callbacks where they belong, and what is done to these not done to it
     return list(settled.tasks)
 
 

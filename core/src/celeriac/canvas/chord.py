@@ -8,7 +8,7 @@ from typing import Any
 from celeriac.canvas.composite import Composite, as_one, follow, give
 from celeriac.canvas.group import flat, group
 from celeriac.canvas.launch import Launch, patience_of
-from celeriac.canvas.signature import Place, Signature, maybe_signature
+from celeriac.canvas.signature import Place, Signature, maybe_signature, with_own_links
 from celeriac.exceptions import Unsupported
 from celeriac.result import GroupResult
 from celeriac.utils.ids import next_id
@@ -208,7 +208,7 @@ class chord(Composite):
                 "header": header,
                 "body": body and body.clone(),
             },
-            options={**self["options"], **options},
+            options=with_own_links({**self["options"], **options}),
         )
         return copy
 

@@ -97,9 +97,9 @@ def members_of(tasks: tuple[Any, ...], app: Any) -> list[Signature]:
 
 
 def give(signature: Signature, link: Iterable[Any], link_error: Iterable[Any] = (), app: Any = None) -> None:
-    """Add these callbacks and errbacks: each call has copies of the latter."""
+    """Add copies of these callbacks and errbacks."""
     for callback in link:
-        signature.link(callback)
+        signature.link(maybe_signature(callback, app=app, clone=True))
     for errback in link_error:
         signature.link_error(maybe_signature(errback, app=app, clone=True))
 

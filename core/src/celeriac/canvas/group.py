@@ -8,7 +8,7 @@ from typing import Any
 from celeriac import _state
 from celeriac.canvas.composite import Composite, give, members_of
 from celeriac.canvas.launch import Launch
-from celeriac.canvas.signature import Place, Signature, maybe_signature
+from celeriac.canvas.signature import Place, Signature, maybe_signature, with_own_links
 from celeriac.canvas.stream import Stream
 from celeriac.result import GroupResult
 from celeriac.utils.ids import next_id
@@ -96,7 +96,7 @@ class group(Composite):
         copy = group.__new__(group)
         Signature.__init__(copy, self, app=self._app)
         members = [member.clone(args, kwargs, **options) for member in self.tasks]
-        copy.update(kwargs={"tasks": members}, options={**self["options"], **place})
+        copy.update(kwargs={"tasks": members}, options=with_own_links({**self["options"], **place}))
         return copy
 
     def fix(self, place: Place) -> Any:

@@ -238,7 +238,7 @@ class Signature(dict[str, Any]):
         copy = type(self).__new__(type(self))
         dict.__init__(copy, self)
         copy._app = self._app
-        copy.update(args=merged_args, kwargs=merged_kwargs, options=merged_options)
+        copy.update(args=merged_args, kwargs=merged_kwargs, options=with_own_links(merged_options))
         return copy
 
     partial = clone
@@ -415,6 +415,17 @@ def maybe_signature(data: Any, app: Any = None, clone: bool = False) -> Any:
             data._app = app
         return data
     return Signature.from_dict(data, app=app) if isinstance(data, dict) else data
+
+
+def with_own_links(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a copy, with copies of callbacks: what is done to these is done to nobody else's. Changed in place."""
+    for key in ("link", "link_error"):
+        links = options.get(key)
+        if isinstance(links, (list, tuple)):
+            options[key] = [link.clone() if isinstance(link, Signature) else link for link in links]
+        elif isinstance(links, Signature):
+            options[key] = links.clone()
+    return options
 
 
 def as_list(value: Any) -> list[Any]:
