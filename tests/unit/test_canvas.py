@@ -14,7 +14,7 @@ import pytest
 import celeriac
 from celeriac import Celery, chain, chord, group, signature
 from celeriac.canvas import StampingVisitor
-from celeriac.exceptions import ChordsUnsupported
+from celeriac.exceptions import ChordsUnsupported, Ignore
 from celeriac.resultstore import NoResultBackend
 
 
@@ -258,6 +258,47 @@ def test_eager_mode_runs_every_shape(app: Celery, add: Any) -> None:
     assert (add.s(1, 1) | group(add.s(1), add.s(2)) | total.s() | add.s(10)).apply_async().get() == 17
     assert add.chunks([(1, 2), (3, 4), (5, 6)], 2)().get() == [[3, 7], [11]]
     assert add.starmap([(1, 2)]).apply_async().get() == [3]
+
+
+def test_whoever_wants_errors_raised_is_told_of_those_of_every_step(app: Celery, add: Any) -> None:
+    @app.task(name="boom")
+    def boom(*_: Any) -> None:
+        raise ValueError("boom")
+
+    for canvas in (add.s(1) | boom.s(), chord([add.s(1)], boom.s()), chord([add.s(1)], add.si(1) | boom.s())):
+        assert canvas.apply().failed()
+        with pytest.raises(ValueError, match="boom"):
+            canvas.apply(throw=True)
+
+
+def test_a_call_that_is_run_here_sees_its_stamps(app: Celery) -> None:
+    @app.task(name="stamps", bind=True)
+    def stamps(self: Any, *_: Any) -> Any:
+        return [self.request.stamped_headers, self.request.stamps]
+
+    one = stamps.s().stamp(customer="acme")
+    assert one.apply().get() == [["customer"], {"customer": "acme"}]
+    app.conf.task_always_eager = True
+    assert one.apply_async().get() == [["customer"], {"customer": "acme"}]
+    assert stamps.s().apply().get() == [None, None]
+
+
+def test_what_is_kept_of_calls_that_are_run_here_is_what_a_worker_keeps(app: Celery) -> None:
+    app.conf.task_store_eager_result = True
+    app.task(name="kept")(lambda: 1)
+    app.task(name="unkept", ignore_result=True)(lambda: 1)
+
+    @app.task(name="ignored")
+    def ignored() -> None:
+        raise Ignore
+
+    results = {name: app.tasks[name].apply() for name in ("kept", "unkept", "ignored")}
+    assert {name: app.AsyncResult(result.id).state for name, result in results.items()} == {
+        "kept": "SUCCESS",
+        "unkept": "PENDING",
+        "ignored": "PENDING",
+    }
+    assert app.AsyncResult(app.tasks["unkept"].apply(ignore_result=False).id).get(timeout=5) == 1
 
 
 def test_links_errbacks_and_immutability_go_where_they_belong(add: Any) -> None:

@@ -564,3 +564,13 @@ def test_a_message_whose_reader_is_ended_by_it_is_set_aside(app: Celery, monkeyp
     monkeypatch.setitem(app.codec._loaders, "application/json", end)
     report = run(app, "t")
     assert (report.outcome, report.dead) == ("rejected", "malformed: it cannot be read: MemoryError()")
+
+
+@pytest.mark.parametrize("priority", [0, 7])
+def test_a_retry_has_the_priority_of_its_call_and_not_of_its_task(app: Celery, priority: int) -> None:
+    @app.task(name="again", bind=True, priority=3)
+    def again(self: Any) -> None:
+        self.retry(countdown=0)
+
+    (payload,) = run(app, "again", priority=priority).publish
+    assert payload.properties["priority"] == priority

@@ -261,6 +261,7 @@ class Task(Generic[P, R]):
         serializer = app.codec.serializer(options.get("serializer") or self.serializer or app.conf["task_serializer"])
         if self.pydantic:
             args, kwargs = dump_calls_models(args or (), kwargs or {})
+        ignored = options.get("ignore_result")
         # The arguments as they would arrive, so that a task meets no other types here than there.
         call_args, call_kwargs = serializer.loads(serializer.dumps([list(args or ()), dict(kwargs or {})]))
         request = Context(
@@ -284,7 +285,7 @@ class Task(Generic[P, R]):
             root_id=task_id,
             loglevel=loglevel,
             logfile=logfile,
-            ignore_result=options.get("ignore_result", False),
+            ignore_result=bool(self.ignore_result if ignored is None else ignored),
         )
         if options.get("stamped_headers"):
             request.stamped_headers = list(options["stamped_headers"])
@@ -367,7 +368,7 @@ class Task(Generic[P, R]):
             options.update(exchange=info["exchange"], routing_key=info.get("routing_key"))
         elif info.get("routing_key"):
             options["queue"] = info["routing_key"]
-        if info.get("priority"):
+        if info.get("priority") is not None:
             options["priority"] = info["priority"]
         if request.stamped_headers:
             options["stamped_headers"] = request.stamped_headers

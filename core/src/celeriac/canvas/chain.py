@@ -65,6 +65,7 @@ class chain(Composite):
             Exception: What a step that is not the last has raised.
         """
         place, for_first, link, link_error = self._own_options(options)
+        raising = {"throw": for_first["throw"]} if "throw" in for_first else {}
         result: Any = None
         for index, step in enumerate(self.tasks):
             copy, is_last = step.clone(), index == len(self.tasks) - 1
@@ -75,7 +76,7 @@ class chain(Composite):
             if before is None:
                 result = copy.apply(args, kwargs, **for_first)
             else:  # it has run already, so nobody waits, also within a task
-                result = copy.apply((before.get(disable_sync_subtasks=False),))
+                result = copy.apply((before.get(disable_sync_subtasks=False),), **raising)
             follow(result, before)
         return result
 

@@ -185,15 +185,16 @@ class chord(Composite):
             Exception: What one of the header has raised; with `propagate` false the body gets it among the values.
         """
         body_id = options.pop("task_id", None)
+        raising = {"throw": options.pop("throw")} if "throw" in options else {}
         _, every, link, link_error = self._own_options(options)
         chosen = self if body is None else self.with_body(body)
         last = chosen._body_for(every, link, link_error)
         for_header, _ = self._for_header(every, [])
-        header = group(self.tasks, app=self._app).apply(args, kwargs, **for_header)
+        header = group(self.tasks, app=self._app).apply(args, kwargs, **for_header, **raising)
         if body_id:
             last.last().set(task_id=body_id)
         values = header.get(propagate=propagate, disable_sync_subtasks=False)
-        return follow(last.apply((values,)), header)
+        return follow(last.apply((values,), **raising), header)
 
     def clone(self, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> chord:
         """A copy, with arguments and options added to the header."""

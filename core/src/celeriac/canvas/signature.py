@@ -286,7 +286,10 @@ class Signature(dict[str, Any]):
             own["group_id"] = group_id
         if group_index is not None and own.get("group_index") is None:
             own["group_index"] = group_index
-        return app.AsyncResult(task_id, task_name=self["task"])
+        result = app.AsyncResult(task_id, task_name=self["task"])
+        ignored, task = own.get("ignore_result"), app.tasks.get(self["task"])
+        result.ignored = bool(task.ignore_result if ignored is None and task is not None else ignored)
+        return result
 
     def last(self) -> Signature:
         """The call whose result is its result."""

@@ -555,7 +555,8 @@ def run_eagerly(
             app.signature(callback).apply((value,))
     elif state == states.FAILURE and request.errbacks and not raises:
         followup.call_errbacks_here(app, request, value, traceback or "")
-    if task.store_eager_result and task.backend.plugin is not None and not request.ignore_result:
+    kept = state not in (states.IGNORED, states.REJECTED) and not request.ignore_result
+    if kept and task.store_eager_result and task.backend.plugin is not None:
         task.backend.store_result(request.id, value, state, traceback, request)
     return EagerResult(request.id, value, state, traceback, name=task.name)
 
