@@ -402,8 +402,15 @@ def merge_edits(configured: dict[str, Any], edits: Edits, make: Callable[[Edit],
             if entry is not None:
                 entries[name] = entry
         elif name in entries:
-            entries[name] = type(entries[name])(**{**dict(entries[name]), "paused": edit.paused})
+            entries[name] = _paused(entries[name], edit.paused)
     return entries
+
+
+def _paused(entry: Any, paused: bool) -> Any:
+    """A copy of an entry of whatever class, paused or not: the app's own stays as it was configured."""
+    made = object.__new__(type(entry))
+    made.__dict__.update(vars(entry), paused=paused)
+    return made
 
 
 def open_ledger(app: Any, filename: str | None = None, state: SharedState | None = None) -> Ledger:
