@@ -1,4 +1,4 @@
-"""What a dispatcher of events does while the broker is away."""
+"""What dispatchers of events, and those who hear them, do while the broker is away."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from celeriac import Celery
+from celeriac.cli.top import _hearing
+from celeriac.events import State
 from celeriac.exceptions import OperationalError
 from celeriac.testing.kit import eventually
 from celeriac.testing.services import RedisService
@@ -62,3 +64,18 @@ def test_events_wait_for_a_broker_that_is_away_the_newest_of_them(
         dispatcher.flush()  # there is nothing any more
         other.flush()
         assert until(7) == [2, 3, 4, 5, 2, 3, 4]
+
+
+def test_who_watches_hears_again_when_the_broker_is_back(app: Celery, redis: RedisService) -> None:
+    cluster, dispatcher = State(), app.events.Dispatcher()
+
+    def is_heard() -> int:
+        dispatcher.send("task-progress", uuid="t")
+        return cluster.event_count
+
+    with _hearing(app, cluster):
+        eventually(is_heard)
+        redis.stop()
+        redis.start()
+        cluster.clear()
+        eventually(is_heard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -85,3 +86,26 @@ def test_a_parent_knows_its_children_whoever_is_heard_of_first(first: str) -> No
         state.event(event)
     assert [task.uuid for task in state.tasks["parent"].children] == ["child"]
     assert state.tasks["child"].parent is state.tasks["parent"]
+
+
+def test_an_event_that_makes_no_sense_stops_nobody(app: Celery) -> None:
+    state, shown = State(), []
+    senseless: list[dict[str, Any]] = [
+        {"type": "worker-heartbeat", "freq": "often", "hostname": ["h"]},
+        {"type": "task-received", "uuid": ["u"], "name": {"n": 1}, "parent_id": ["p"], "root_id": ["r"]},
+        {"type": "task-received", "uuid": "u", "timestamp": "soon"},
+        {"type": "task-received", "uuid": "u", "timestamp": 1e300},
+    ]
+
+    def note(event: dict[str, Any]) -> None:
+        state.event(event)
+        shown.append(datetime.fromtimestamp(event["timestamp"]))
+
+    with app.events.Receiver(handlers={"*": note}) as receiver:
+        receiver.open()
+        app.events.Dispatcher().send_all([{"hostname": "w@h", "clock": 1, **event} for event in senseless])
+        receiver.capture(limit=len(senseless), timeout=10, wakeup=False)
+    assert len(shown) == len(senseless)
+    assert [worker.hostname for worker in state.alive_workers()] == ["['h']"]
+    assert state.tasks["['u']"].parent is None
+    assert state.tasks["['u']"].root is None

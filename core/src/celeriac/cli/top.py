@@ -22,13 +22,15 @@ from celeriac.cli.errors import UNREACHABLE, say
 from celeriac.cli.fleet import is_error, ping_workers
 from celeriac.cli.group import Command, State, option
 from celeriac.events.state import State as Cluster
-from celeriac.exceptions import CeleriacError
+from celeriac.exceptions import CeleriacError, OperationalError
 from celeriac.log.lines import clean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ROWS: Final = 20
+#: Between two attempts to hear events.
+RETRY_S: Final = 1.0
 QUIT: Final = ("q", "Q", "\x03", "\x1b")
 
 
@@ -348,11 +350,21 @@ def _hearing(app: Any, cluster: Cluster) -> Iterator[None]:
     receiver = app.events.Receiver(handlers={"*": cluster.event})
 
     def hear() -> None:
-        try:
-            with receiver:
-                receiver.capture(wakeup=False)
-        except CeleriacError as exc:
-            say(f"No more events: {exc}")
+        lost = False
+        while not receiver.should_stop:
+            try:
+                with receiver:
+                    receiver.open()
+                    lost = False
+                    receiver.capture(wakeup=False)
+            except OperationalError as exc:
+                if not lost:
+                    say(f"No events for now: {exc}")
+                lost = True
+                time.sleep(RETRY_S)
+            except CeleriacError as exc:
+                say(f"No more events: {exc}")
+                return
 
     thread = threading.Thread(target=hear, name="celeriac-top-events", daemon=True)
     thread.start()

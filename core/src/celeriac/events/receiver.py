@@ -20,6 +20,8 @@ BATCH: Final = 1000
 #: A client's own clock says little; its events are placed so far after what was heard last.
 CLIENT_CLOCK_SKEW: Final = -1
 LOOK_S: Final = 1.0
+#: Later than this nothing was said: the end of the year 9999, as unix time, which the handlers of monitors can read.
+LATEST: Final = 253_402_300_000.0
 
 _log = logging.getLogger("celeriac.events")
 
@@ -201,7 +203,9 @@ class EventReceiver:
         else:
             self.app.clock.adjust(clock)
         event["local_received"] = time.time()
-        event.setdefault("timestamp", event["local_received"])
+        timestamp = event.get("timestamp")
+        if not isinstance(timestamp, (int, float)) or not 0 <= timestamp < LATEST:
+            event["timestamp"] = event["local_received"]
         return event
 
     def process(self, type: str, event: dict[str, Any]) -> None:

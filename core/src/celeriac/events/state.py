@@ -34,6 +34,8 @@ CALL_FIELDS: Final = (
     "name", "args", "kwargs", "parent_id", "root_id", "retries", "eta", "expires", "client", "queue", "exchange",
     "routing_key",
 )  # fmt: skip
+#: What tasks are found by; whoever sends events may put anything there.
+_TEXTS: Final = ("name", "parent_id", "root_id")
 
 
 class Worker:
@@ -63,9 +65,11 @@ class Worker:
 
     def event(self, type: str, timestamp: float | None, local_received: float | None, fields: dict[str, Any]) -> None:
         """Note one event; `type` is without its `worker-`."""
-        for name in ("pid", "freq", "clock", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys"):
+        for name in ("pid", "clock", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys"):
             if fields.get(name) is not None:
                 setattr(self, name, fields[name])
+        if isinstance(fields.get("freq"), (int, float)):
+            self.freq = fields["freq"]
         if type == "offline":
             self.is_offline = True
             self.heartbeats.clear()
@@ -304,7 +308,7 @@ class State:
             return self._task_event(fields, type_)
 
     def _worker_event(self, event: dict[str, Any], subject: str) -> tuple[Worker, bool]:
-        hostname = event.get("hostname") or ""
+        hostname = str(event.get("hostname") or "")
         worker, is_new = self.get_or_create_worker(hostname)
         before = worker.alive
         worker.event(subject, event.get("timestamp"), event.get("local_received"), event)
@@ -318,8 +322,11 @@ class State:
 
     def _task_event(self, event: dict[str, Any], subject: str) -> tuple[Task, bool]:
         fields = {name: value for name, value in event.items() if name not in ("uuid", "hostname", "timestamp")}
+        for name in _TEXTS:
+            if fields.get(name) is not None:
+                fields[name] = str(fields[name])
         task, is_new = self.get_or_create_task(str(event.get("uuid")))
-        hostname = event.get("hostname") or ""
+        hostname = str(event.get("hostname") or "")
         if subject == "sent":
             fields["client"] = hostname
         else:
