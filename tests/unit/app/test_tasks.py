@@ -170,7 +170,37 @@ def test_eager_arguments_take_the_way_through_the_serializer(app: Celery) -> Non
     def kind(value: Any) -> str:
         return type(value).__name__
 
-    assert kind.apply(((1, 2),)).get() == "list"
+    assert kind.apply(((1, 2),)).get() == "tuple"  # as in Celery, only what would be sent is written and read
+    assert kind.apply((object(),)).get() == "object"
+    app.conf.task_always_eager = True
+    assert kind.delay((1, 2)).get() == "list"
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        kind.delay(object())
+
+
+def test_an_eager_call_in_a_task_is_its_child(app: Celery) -> None:
+    @app.task(bind=True)
+    def family(self: Any) -> Any:
+        return [self.request.root_id, self.request.parent_id]
+
+    @app.task
+    def parent() -> Any:
+        return family.apply().get()
+
+    assert parent.apply(task_id="p").get() == ["p", "p"]
+    assert family.apply(task_id="f").get() == ["f", None]
+
+
+def test_a_countdown_of_nothing_is_no_delay(app: Celery) -> None:
+    task = app.task(add_plainly)
+    sent: list[Any] = []
+    remember = before_task_publish.connect(lambda headers, **_: sent.append(headers["eta"]), weak=False)
+    try:
+        for options in ({"countdown": 0}, {"countdown": 0.0, "eta": datetime(2030, 1, 1, tzinfo=timezone.utc)}):
+            task.apply_async((1,), **options)
+    finally:
+        before_task_publish.disconnect(remember)
+    assert sent == [None, "2030-01-01T00:00:00+00:00"]
 
 
 def test_always_eager_runs_at_once_and_errors_stay_in_the_result(app: Celery) -> None:

@@ -195,7 +195,9 @@ def _as_list(value: Any) -> list[Any] | None:
 def _eta(countdown: Any, eta: Any) -> datetime | None:
     if countdown is not None:
         try:
-            return after(as_seconds(countdown))
+            seconds = as_seconds(countdown)
+            if seconds:  # 0 is no delay, and takes no way that delayed calls take
+                return after(seconds)
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"countdown must be a number of seconds, not {countdown!r}") from None
     if eta is None:

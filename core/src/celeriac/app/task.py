@@ -210,6 +210,7 @@ class Task(Generic[P, R]):
         app = self.app
         self.check_arguments(args, kwargs)
         if app.conf["task_always_eager"]:
+            args, kwargs = self._as_they_would_arrive(args, kwargs, options.get("serializer"))
             with denied_join_result():  # as where it will run; who says `apply` is not asked to keep to that
                 return self.apply(args, kwargs, task_id=task_id or uuid(), link=link, link_error=link_error, **options)
         if link is not None:
@@ -258,12 +259,12 @@ class Task(Generic[P, R]):
         app = self.app
         app.finalize()
         task_id = task_id or uuid()
-        serializer = app.codec.serializer(options.get("serializer") or self.serializer or app.conf["task_serializer"])
         if self.pydantic:
             args, kwargs = dump_calls_models(args or (), kwargs or {})
         ignored = options.get("ignore_result")
-        # The arguments as they would arrive, so that a task meets no other types here than there.
-        call_args, call_kwargs = serializer.loads(serializer.dumps([list(args or ()), dict(kwargs or {})]))
+        call_args, call_kwargs = tuple(args or ()), dict(kwargs or {})
+        running = _state.running()
+        parent = running.request if running is not None and not running.request.called_directly else None
         request = Context(
             id=task_id,
             task=self.name,
@@ -282,7 +283,8 @@ class Task(Generic[P, R]):
                 "routing_key": options.get("routing_key"),
                 "priority": options.get("priority"),
             },
-            root_id=task_id,
+            root_id=task_id if parent is None else parent.root_id,
+            parent_id=None if parent is None else parent.id,
             loglevel=loglevel,
             logfile=logfile,
             ignore_result=bool(self.ignore_result if ignored is None else ignored),
@@ -611,6 +613,13 @@ class Task(Generic[P, R]):
             if value is not None:
                 found[key] = value
         return found
+
+    def _as_they_would_arrive(self, args: Any, kwargs: Any, serializer: str | None) -> Any:
+        """Arguments as a worker would read them, so that a task that is run eagerly meets no other types than there."""
+        if self.pydantic:
+            args, kwargs = dump_calls_models(args or (), kwargs or {})
+        wire = self.app.codec.serializer(serializer or self.serializer or self.app.conf["task_serializer"])
+        return wire.loads(wire.dumps([list(args or ()), dict(kwargs or {})]))
 
     def _send_again(self, request: Context, again: Signature) -> None:
         app = self.app
