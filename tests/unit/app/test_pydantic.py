@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import sys
 from typing import Any, Optional
 
@@ -46,6 +47,15 @@ def test_a_caller_gives_a_model_and_gets_data(app: Celery) -> None:
 
     result = pay.apply((Order(id=1, due=datetime.date(2026, 1, 2)), [{"id": "2"}]), {"n": 2})
     assert result.get() == {"order": {"id": 1, "due": "2026-01-02"}, "total": 5.0}
+
+
+def test_a_coroutine_gets_a_model_and_gives_data(app: Celery) -> None:
+    @app.task(pydantic=True)
+    async def pay(order: Order) -> Receipt:
+        return Receipt(order=order, total=1.0)
+
+    assert inspect.iscoroutinefunction(pay.run)
+    assert pay.apply(({"id": "1"},)).get() == {"order": {"id": 1, "due": None}, "total": 1.0}
 
 
 def test_the_message_holds_plain_data(app: Celery) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import pickle
 import subprocess
 import sys
@@ -266,6 +268,23 @@ def test_autoretry_with_its_exceptions(app: Celery) -> None:
     assert seen == [0, 1, 2]
     with pytest.raises(FileNotFoundError):
         fetch.apply((True,)).get()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_coroutine_is_retried_by_itself_too(app: Celery, wrapped: bool) -> None:
+    tries: list[int] = []
+
+    async def fetch(self: Any) -> str:
+        tries.append(self.request.retries)
+        if self.request.retries < 2:
+            raise ConnectionError
+        return "done"
+
+    function: Any = functools.wraps(fetch)(lambda self: fetch(self)) if wrapped else fetch
+    task = app.task(bind=True, autoretry_for=(OSError,), retry_kwargs={"countdown": 0})(function)
+    assert inspect.iscoroutinefunction(task.run) is not wrapped  # by which a pool with a loop knows it
+    assert task.apply().get() == "done"
+    assert tries == [0, 1, 2]
 
 
 def test_a_retry_outside_a_run_raises_its_cause(app: Celery) -> None:

@@ -46,8 +46,7 @@ def validating(
             if key != "return" and _has_model(hint, pydantic.BaseModel)
         }
 
-    @wraps(fun)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         nonlocal readers
         if readers is None:
             readers = find_readers()
@@ -56,9 +55,15 @@ def validating(
         for key, reader in readers.items():
             if key in bound.arguments:
                 bound.arguments[key] = reader.validate_python(bound.arguments[key], strict=strict, context=given)
-        return dump_model(fun(*bound.args, **bound.kwargs), dumping)
+        return fun(*bound.args, **bound.kwargs)
 
-    return run
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return dump_model(call(args, kwargs), dumping)
+
+    async def arun(*args: Any, **kwargs: Any) -> Any:
+        return dump_model(await call(args, kwargs), dumping)
+
+    return wraps(fun)(arun if inspect.iscoroutinefunction(fun) else run)
 
 
 def dump_calls_models(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, ParamSpec, TypeVar
 
 from celeriac import _state, states
@@ -727,31 +728,44 @@ def autoretrying(fun: Callable[..., Any], options: Mapping[str, Any], base: type
     def option(name: str) -> Any:
         return options.get(name, getattr(base, name))
 
-    retried, kept = tuple(option("autoretry_for")), tuple(option("dont_autoretry_for"))
+    retried = tuple(option("autoretry_for"))
+    kept = (Ignore, Retry, Reject, *option("dont_autoretry_for"))
+
+    def retry_after(exc: BaseException) -> None:
+        """Raise `Retry`, or return if the error stays what it is."""
+        running = _state.running()
+        if running is None or isinstance(exc, kept):
+            return
+        task = running.task
+        settings = dict(option("retry_kwargs"))
+        if option("retry_backoff"):
+            settings["countdown"] = get_exponential_backoff_interval(
+                max(1.0, float(option("retry_backoff"))),
+                task.request.retries,
+                option("retry_backoff_max"),
+                option("retry_jitter"),
+            )
+        task.retry(exc=exc, **settings)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return fun(*args, **kwargs)
-        except (Ignore, Retry, Reject):
-            raise
-        except kept:
-            raise
+            value = fun(*args, **kwargs)
         except retried as exc:
-            running = _state.running()
-            if running is None:
-                raise
-            task = running.task
-            settings = dict(option("retry_kwargs"))
-            if option("retry_backoff"):
-                settings["countdown"] = get_exponential_backoff_interval(
-                    max(1.0, float(option("retry_backoff"))),
-                    task.request.retries,
-                    option("retry_backoff_max"),
-                    option("retry_jitter"),
-                )
-            task.retry(exc=exc, **settings)
+            retry_after(exc)
+            raise
+        return awaited(value) if type(value) is CoroutineType else value
 
-    retrying: Any = wraps(fun)(run)
+    async def awaited(coroutine: Any) -> Any:
+        try:
+            return await coroutine
+        except retried as exc:
+            retry_after(exc)
+            raise
+
+    async def arun(*args: Any, **kwargs: Any) -> Any:
+        return await awaited(fun(*args, **kwargs))
+
+    retrying: Any = wraps(fun)(arun if inspect.iscoroutinefunction(fun) else run)
     retrying._tried = fun
     return retrying  # type: ignore[no-any-return]
 
