@@ -24,6 +24,9 @@ R = TypeVar("R")
 
 #: How long to wait for results of one store before it is another's turn.
 TURN_S: Final = 0.2
+#: Of so many results before it the tuple form of a result tells: each stands within the next, and serializers read only
+#: so deep.
+PARENTS_TOLD: Final = 100
 
 _join_allowed: ContextVar[bool | None] = ContextVar("celeriac_join_allowed", default=None)  # None: as it is run
 
@@ -414,9 +417,8 @@ class AsyncResult(ResultBase, Generic[T]):
         self.backend.forget(self.id)
 
     def as_tuple(self) -> tuple[Any, Any]:
-        """`((id, parent), children)`: the form in which results travel."""
-        parent = self.parent
-        return (self.id, parent and parent.as_tuple()), None
+        """`((id, parent), children)`: the form in which results travel; of the longest chains it has the end only."""
+        return _told(self)
 
     def as_list(self) -> list[str]:
         """The ids of this result and of those before it."""
@@ -826,6 +828,18 @@ class ResultSet(ResultBase):
         return f"<{type(self).__name__}: [{', '.join(r.id for r in self.results)}]>"
 
 
+def _told(result: Any) -> tuple[Any, Any]:
+    line: list[Any] = []
+    while result is not None and len(line) <= PARENTS_TOLD:
+        line.append(result)
+        result = result.parent
+    told: Any = None
+    for one in reversed(line):
+        members = [member.as_tuple() for member in one.results] if isinstance(one, GroupResult) else None
+        told = (one.id, told), members
+    return told  # type: ignore[no-any-return]
+
+
 def _not_known(leaves: Iterable[Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Those that are not known to have ended, by id; and others that stand for the same calls once more."""
     found: dict[str, Any] = {}
@@ -924,8 +938,8 @@ class GroupResult(ResultSet):
         return None if found is None else result_from_tuple(found, app)
 
     def as_tuple(self) -> tuple[Any, Any]:
-        """`((id, parent), children)`."""
-        return (self.id, self.parent and self.parent.as_tuple()), [result.as_tuple() for result in self.results]
+        """`((id, parent), children)`; see `AsyncResult.as_tuple`."""
+        return _told(self)
 
     def as_list(self) -> list[Any]:
         """The ids of the group and of the results before it."""
