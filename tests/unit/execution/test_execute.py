@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from celeriac import Celery, Task, group, signals
+from celeriac import Celery, Task, chain, group, signals
 from celeriac.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celeriac.execution.execute import TaskProgram
 from celeriac.messaging.failures import rebuild
+from celeriac.result import result_from_tuple
 from celeriac.resultstore import result_of
 from celeriac.spec import JobReport, envelope
 from celeriac.spec.data import Job
@@ -371,6 +372,26 @@ def test_an_error_that_cannot_travel_as_it_is_is_told_all_the_same(
         assert str(exc) in repr(exc)
 
 
+def test_a_call_may_begin_a_very_long_chain(app: Celery) -> None:
+    """What is kept of it says the results before its last, each within the next, as far as serializers go."""
+
+    @app.task(name="step")
+    def step(*_: Any) -> None: ...
+
+    @app.task(name="begins")
+    def begins() -> str:
+        result = chain(step.s() for _ in range(1500)).apply_async()
+        assert len(list(result._parents())) == 1499
+        return str(result.id)
+
+    report = run(app, "begins")
+    assert report.outcome == "succeeded"
+    (child,) = result_in(report)["children"]
+    last = result_from_tuple(child, app)
+    assert last.id == result_in(report)["result"]
+    assert len(last.as_list()) == 101
+
+
 def test_an_errback_that_raises_costs_no_other_one(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[str] = []
 
@@ -429,6 +450,39 @@ def test_errbacks_are_sent_if_they_are_several_calls_or_can_be_retried(app: Cele
         ("retrying", ["id-1"]),
         ("bound", ["id-1", "more"]),
     ]
+
+
+def test_what_follows_goes_through_its_tasks_own_apply_async(app: Celery) -> None:
+    class OfATenant(Task[Any, Any]):
+        def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            options["headers"] = {**(options.get("headers") or {}), "tenant": "acme"}
+            return super().apply_async(args, kwargs, **options)
+
+    app.task(name="plain")(lambda *_: None)
+    app.task(name="of_tenant", base=OfATenant)(lambda *_: None)
+    app.task(name="told", base=OfATenant)(lambda task_id: None)
+    app.task(name="t")(lambda: 1)
+    app.task(name="fails")(lambda: 1 / 0)
+
+    @app.task(name="again", base=OfATenant, bind=True)
+    def again(self: Any) -> None:
+        self.retry(countdown=0)
+
+    plain, of_tenant = app.tasks["plain"], app.tasks["of_tenant"]
+
+    def sent(name: str, **options: Any) -> list[tuple[str, Any]]:
+        publish = run(app, name, **options).publish
+        return [(payload.headers["id"], payload.headers.get("tenant")) for payload in publish]
+
+    def following(task: Any) -> Any:
+        return {"link": [task.s(), task.s() | task.s()], "chain": [group(task.s(), task.s())]}
+
+    own = sent("t", **following(of_tenant))
+    assert [tenant for _, tenant in own] == ["acme"] * 4
+    assert [task_id for task_id, _ in own] == [task_id for task_id, _ in sent("t", **following(plain))]
+    assert [tenant for _, tenant in sent("fails", link_error=[app.tasks["told"].s()])] == ["acme"]
+    assert sent("again") == [("id-1", "acme")]
+    assert app.transport.depth("celery") == 0
 
 
 def test_a_client_that_looks_elsewhere_for_results_is_told(app: Celery) -> None:

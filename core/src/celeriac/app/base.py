@@ -31,7 +31,7 @@ from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
 from celeriac.app.settings_source import config_module_of_environment
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
-from celeriac.canvas.launch import Sending
+from celeriac.canvas.launch import Sending, gathered
 from celeriac.canvas.signature import Signature, signature
 from celeriac.exceptions import (
     AlwaysEagerIgnored,
@@ -613,6 +613,10 @@ class Celery:
             key: calls[0][4][key] for key in ("retry", "retry_policy", "once") if key in calls[0][4]
         }
         payloads = [self.make_payload(*call) for call in calls]
+        into = gathered()
+        if into is not None:
+            into += payloads
+            return payloads
         wanted = [payload.headers["id"] for payload in payloads if not payload.headers["ignore_result"]]
         if wanted and self.has_own_stores:
             for payload in payloads:

@@ -18,7 +18,7 @@ from celeriac.app.models import dump_calls_models, validating
 from celeriac.app.sending import TASK_OPTIONS, no_arguments, publish
 from celeriac.canvas.chain import chain
 from celeriac.canvas.composite import as_one
-from celeriac.canvas.launch import send
+from celeriac.canvas.launch import payloads_of, send
 from celeriac.canvas.maps import chunks, xmap, xstarmap
 from celeriac.canvas.signature import Signature, maybe_signature
 from celeriac.exceptions import (
@@ -426,7 +426,8 @@ class Task(Generic[P, R]):
 
     @property
     def sends_its_own_way(self) -> bool:
-        """Its class has an `apply_async` of its own, which calls in a canvas go through too."""
+        """Its class has an `apply_async` of its own, which calls in a canvas, and what follows from a run, go through
+        too."""
         return type(self).apply_async is not Task.apply_async
 
     # -- in a run -------------------------------------------------------------------------------------------
@@ -626,11 +627,11 @@ class Task(Generic[P, R]):
         app = self.app
         options = dict(again["options"])
         task_id = options.pop("task_id")
-        payload = app.make_payload(self.name, again["args"], again["kwargs"], task_id, options)
+        payloads = payloads_of(app, (self.name, again["args"], again["kwargs"], task_id, options))
         if request._effects is None:
-            publish(app, [payload], {})
+            publish(app, payloads, {})
         else:
-            request._effects.append(payload)
+            request._effects.extend(payloads)
 
     def _pushed(self) -> list[Any]:
         found: list[Any] = self.__dict__.setdefault("_pushed_requests", [])

@@ -5,14 +5,16 @@ The client performs it at once, in bulk; a slot hands it to the worker as data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final
 
 from celeriac import _state
 from celeriac.exceptions import ChordsUnsupported
 from celeriac.resultstore import NoResultBackend
-from celeriac.spec.data import CLAIM_HEADER, Chord
+from celeriac.spec.data import CLAIM_HEADER, Chord, Payload
 from celeriac.utils.ids import derived_uuid
 from celeriac.utils.times import UTC, as_moment, as_seconds
 
@@ -22,6 +24,36 @@ SEND_AT_ONCE: Final = 500
 PATIENCE_S: Final = 3600.0
 
 Call = tuple[str, Any, Any, str, dict[str, Any]]
+
+_gathered: ContextVar[list[Payload] | None] = ContextVar("celeriac_gathered", default=None)
+
+
+@contextmanager
+def gathering() -> Iterator[list[Payload]]:
+    """Within it what would be published is put into a list."""
+    payloads: list[Payload] = []
+    token = _gathered.set(payloads)
+    try:
+        yield payloads
+    finally:
+        _gathered.reset(token)
+
+
+def gathered() -> list[Payload] | None:
+    """Where to put what would be published; None: it is."""
+    return _gathered.get()
+
+
+def payloads_of(app: Any, call: Call) -> Sequence[Payload]:
+    """The message of a call that follows from a run. In a slot a class with an `apply_async` of its own makes it by
+    that, as where it is called directly, and may add others, or send none."""
+    name, args, kwargs, task_id, options = call
+    task = app.tasks.get(name)
+    if task is None or not task.sends_its_own_way or _state.running() is None:
+        return [app.make_payload(*call)]
+    with gathering() as payloads:
+        task.apply_async(args, kwargs, task_id=task_id, add_to_parent=False, **options)
+    return payloads
 
 
 def claim_of(token: str, group: str) -> str:

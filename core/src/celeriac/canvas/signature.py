@@ -238,7 +238,9 @@ class Signature(dict[str, Any]):
         copy = type(self).__new__(type(self))
         dict.__init__(copy, self)
         copy._app = self._app
-        copy.update(args=merged_args, kwargs=merged_kwargs, options=with_own_links(merged_options))
+        if "link" in merged_options or "link_error" in merged_options:
+            with_own_links(merged_options)
+        copy.update(args=merged_args, kwargs=merged_kwargs, options=merged_options)
         return copy
 
     partial = clone

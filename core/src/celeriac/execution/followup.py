@@ -16,7 +16,7 @@ from celeriac import states
 from celeriac.canvas.chain import chain
 from celeriac.canvas.chord import chord
 from celeriac.canvas.group import group
-from celeriac.canvas.launch import Launch, claim_of, write_body
+from celeriac.canvas.launch import Launch, claim_of, payloads_of, write_body
 from celeriac.canvas.signature import Signature, as_list, maybe_signature
 from celeriac.exceptions import BackendLost, BackendUnreachable, ChordError
 from celeriac.execution.request import Context
@@ -67,10 +67,10 @@ class Following:
         """Chords and calls of a launch, from this attempt at what they follow."""
         self.opened += launch.opened
         for call in launch.calls:
-            payload = launch.app.make_payload(*call)
-            if attempt > 1:
-                payload.headers[AGAIN] = attempt
-            self.publish.append(payload)
+            for payload in payloads_of(launch.app, call):
+                if attempt > 1:
+                    payload.headers[AGAIN] = attempt
+                self.publish.append(payload)
 
 
 def after_success(app: Any, store: ResultStore, request: Context, value: Any, trail: bool) -> Following:
