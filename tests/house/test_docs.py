@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import sys
@@ -19,7 +20,9 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("core/*.md"), *ROOT.glob("plugins/*/*/*.md")]
+    path
+    for pattern in ("*.md", "docs/**/*.md", "core/*.md", "plugins/*/*.md", "plugins/*/*/*.md", "examples/*/*.md")
+    for path in ROOT.glob(pattern)
 )
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -75,6 +78,19 @@ def test_the_readme_names_every_distribution_and_plugin() -> None:
         assert project["name"] in text or f"`celeriac-{kind}-…`" in text, project["name"]
         for names in project.get("entry-points", {}).values():
             assert not [name for name in names if f"`{name}`" not in text], project["name"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*ROOT.glob("plugins/serializers/*/README.md"), ROOT / "plugins" / "_template" / "README.md"],
+    ids=lambda page: page.parent.name,
+)
+def test_who_chooses_a_serializer_as_its_page_says_can_read_results(page: Path) -> None:
+    section = page.read_text(encoding="utf-8").partition("## Choosing it")[2].partition("\n## ")[0]
+    given = re.findall(r"\b(\w+) ?= ?(\"\w+\"|\[[^]]*\])", re.sub("#.*", "", section))
+    chosen = {name: ast.literal_eval(value) for name, value in reversed(given)}  # of two ways, the first
+    assert chosen["task_serializer"] in chosen["accept_content"]
+    assert chosen["result_serializer"] in chosen.get("result_accept_content", chosen["accept_content"])
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:

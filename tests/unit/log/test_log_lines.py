@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import structlog
 
 from celeriac import _state
+from celeriac.exceptions import CeleriacWarning
 from celeriac.log import TaskLog, configure, has_colors, open_stream, parse_level
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
@@ -189,6 +191,19 @@ def test_both_libraries_come_out_as_json(stream: io.StringIO, logger: str) -> No
     line = json.loads(stream.getvalue())
     line.pop("timestamp")
     assert line == {"level": "warning", "event": "it.broke", "logger": "mine", "why": "redis://:***@h", "n": 3}
+
+
+def test_a_warning_of_ours_is_a_sentence_and_others_name_their_line(stream: io.StringIO) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(False)  # another test's
+        configure("json", "info", stream)
+        warnings.warn("the broker does not know leese", CeleriacWarning, stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        logging.captureWarnings(False)
+    ours, theirs = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert ours == "the broker does not know leese"
+    assert f"{__file__}:" in theirs
 
 
 @pytest.mark.parametrize("format", ["console", "json"])

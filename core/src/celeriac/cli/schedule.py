@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -181,7 +182,7 @@ def remove(view: View, name: str) -> str:
     if edit is None or edit.task is None:
         raise click.UsageError(
             f"{name!r} stands in the app's own beat_schedule, where it must be removed. To stop it: "
-            f"celeriac schedule pause {name}"
+            f"celeriac schedule pause {shlex.quote(name)}"
         )
     view.ledger.remove(name)
     return f"Removed {name}."

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 from celeriac._state import running
+from celeriac.exceptions import CeleriacWarning
 from celeriac.log.lines import Console, Format, json_line, parse_level, put_in_words
 from celeriac.log.stream import Stream, has_colors
 from celeriac.log.template import Formats, Template
@@ -72,8 +74,24 @@ def configure(
     if hijack or not root.handlers:
         root.handlers[:] = [handler]
     root.setLevel(parse_level(level))
+    before = warnings.showwarning
     logging.captureWarnings(True)
+    if warnings.showwarning is not before:
+        warnings.showwarning = _log_warning
     route_structlog()
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """As the standard library logs a warning; but ours are sentences, for people who know no line of ours."""
+    text = f"{message}\n"
+    if not issubclass(category, CeleriacWarning):
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    if file is not None:
+        file.write(text)
+    else:
+        logging.getLogger("py.warnings").warning("%s", text.rstrip())
 
 
 def route_structlog() -> None:

@@ -98,8 +98,9 @@ class AcceptedResults:
         """
         if name not in self._names and content_type not in self._names:
             raise ContentDisallowed(
-                f"refused a result of content type {content_type or name!r}, which this app does not accept; if that "
-                f"is meant, name it in result_accept_content (now {sorted(self._names)})"
+                f"refused a result of content type {content_type or name!r}, which this app does not accept. Either "
+                f"write results otherwise (result_serializer), or name it in result_accept_content "
+                f"(now {sorted(self._names)})"
             )
 
 
