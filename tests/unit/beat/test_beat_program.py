@@ -14,6 +14,7 @@ from celeriac.cli.fleet import ask_workers
 from celeriac.cli.top import Watcher
 from celeriac.events import State
 from celeriac.exceptions import Unsupported
+from celeriac.messaging.broadcasts import Request, control_exchange, make_request
 from celeriac.testing.kit import eventually
 
 NODE = "b1@here"
@@ -108,3 +109,20 @@ def test_a_broker_that_cannot_broadcast_is_no_place_for_remote_control(
     monkeypatch.setattr(type(app.transport), "abilities", app.transport.abilities - {"fanout"})
     with pytest.raises(Unsupported, match="beat_enable_remote_control"):
         app.Beat(scheduler=Idle, remote_control=True).run()
+
+
+def test_beat_goes_on_answering_after_it_was_asked_for_an_answer_to_nowhere(
+    app: Celery, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broadcast = type(app.transport).broadcast  # type: ignore[attr-defined]
+
+    def refuse(transport: Any, exchange: Any, *args: Any, **kwargs: Any) -> None:
+        exchange.name.encode()  # as any broker does that is not in memory
+        broadcast(transport, exchange, *args, **kwargs)
+
+    monkeypatch.setattr(type(app.transport), "broadcast", refuse)
+    start(scheduler=Idle, hostname=NODE, remote_control=True)
+    eventually(lambda: app.control.ping([NODE], timeout=2.0))
+    odd = make_request(Request("ping", {}, ticket="1", reply_to=("\udc80", "key")), app.conf, app.codec, None)
+    app.transport.broadcast(control_exchange(app.conf), [odd])  # type: ignore[attr-defined]
+    eventually(lambda: app.control.ping([NODE], timeout=2.0))

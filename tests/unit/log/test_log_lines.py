@@ -306,3 +306,14 @@ def test_a_value_called_like_ours_takes_no_place_of_ours_in_json(stream: io.Stri
         name: extra[name] for name in ("event", "level", "timestamp", "logger")
     }
     assert (found["exception"], found["plain"]) == ("none", 1)
+
+
+def test_what_cannot_go_to_a_new_file_goes_to_the_old_one(tmp_path: Path) -> None:
+    folder, aside = tmp_path / "log", tmp_path / "aside"
+    folder.mkdir()
+    stream = open_stream(str(folder / "w.log"))
+    for number, (before, after) in enumerate([(folder, aside), (aside, folder)]):
+        before.rename(after)
+        stream.write(f"{number}\n")
+        stream.flush()
+        assert (after / "w.log").read_text().endswith(f"{number}\n")

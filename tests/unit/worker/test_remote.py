@@ -47,3 +47,17 @@ def test_an_answer_that_cannot_be_sent_at_all_holds_up_no_other(monkeypatch: pyt
         app.transport.broadcast(control_exchange(app.conf), [odd])  # type: ignore[attr-defined]
         assert app.control.ping(timeout=10, limit=1) == [{worker.hostname: {"ok": "pong"}}]
     app.close()
+
+
+@pytest.mark.parametrize(("destination", "heard"), [(None, True), ([], True), (["w@h"], True), (["other@h"], False)])
+def test_a_command_for_no_node_by_name_is_for_all(destination: list[str] | None, heard: bool) -> None:
+    assert Request("ping", {}, destination).is_for("w@h") is heard
+
+
+def test_who_names_no_node_at_all_asks_nobody() -> None:
+    app = Celery(broker="memory://nobody", set_as_current=False)
+    with start_worker(app, pool="threads", perform_ping_check=False):
+        assert app.control.broadcast("ping", destination=[], reply=True, timeout=1) == []
+        assert app.control.shutdown(destination=[]) is None
+        assert app.control.ping(timeout=10, limit=1)
+    app.close()

@@ -212,7 +212,8 @@ class Control:
         """Send a command to workers.
 
         Args:
-            destination: Node names; None: all, or those that match `pattern` by `matcher` (`glob`, `pcre`).
+            destination: Node names, an empty list for nobody; None: all, or those that match `pattern` by `matcher`
+                (`glob`, `pcre`).
             reply: Wait for replies.
             timeout: Seconds to wait for them.
             limit: How many to wait for; default: one for each destination.
@@ -240,6 +241,8 @@ class Control:
         )
         transport: Any = self.app.transport
         require_fanout(transport, "remote control")
+        if request.destination == []:  # on the wire it would mean everybody
+            return [] if reply else None
         if not reply:
             self._send(transport, request, None)
             return None

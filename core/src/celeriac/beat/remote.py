@@ -65,6 +65,9 @@ class Bell(threading.Thread):
                 if not failures:
                     _log.warning("beat.does_not_hear", node=self._node, error=str(exc))
                 failures += 1
+            except Exception as exc:  # whatever somebody has sent: who does not answer is taken for dead
+                _log.exception("beat.remote_control_failed", node=self._node, error=str(exc))
+                failures += 1
             finally:
                 _close(listener)
             self._end.wait(min(RETRY_S[0] * 2 ** min(failures, 5), RETRY_S[1]))

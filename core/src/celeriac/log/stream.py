@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import IO, Any, Protocol
 
 
@@ -27,8 +28,10 @@ class LogFile:
     def write(self, text: str, /) -> None:
         """Append `text`."""
         if self._was_moved():
-            self._file.close()
-            self._open()
+            before = self._file
+            with suppress(OSError):  # there can be no new one (yet): the old one still takes lines
+                self._open()
+                before.close()
         self._file.write(text)
 
     def flush(self) -> None:
@@ -42,7 +45,7 @@ class LogFile:
     def _was_moved(self) -> bool:
         try:
             return os.stat(self.path).st_ino != self._inode
-        except FileNotFoundError:
+        except OSError:
             return True
 
 

@@ -46,7 +46,7 @@ class Request(Struct):
     """A command for workers.
 
     Attributes:
-        destination: Node names; None: by `pattern`, or everybody.
+        destination: Node names; None, or none: by `pattern`, or everybody.
         ticket: Comes back with each reply; empty if no reply is wanted.
         reply_to: (exchange, routing key) of the one who asks.
     """
@@ -62,7 +62,7 @@ class Request(Struct):
 
     def is_for(self, node: str) -> bool:
         """Whether this node is meant. A pattern that cannot be read means nobody."""
-        if self.destination is not None:
+        if self.destination:  # to Celery's clients, too, an empty list says nothing
             return node in self.destination
         if self.pattern and self.matcher:
             try:

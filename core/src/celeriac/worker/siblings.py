@@ -89,6 +89,9 @@ class Gossip(threading.Thread):
                     break
                 _log.log(logging.DEBUG if pause_s else logging.WARNING, "Other workers are not heard now: %s", exc)
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or 0.5)
+            except Exception:  # nothing that is sent may end this thread
+                _log.exception("unexpected error while listening to other workers")
+                pause_s = 1.0
         self._receiver.close()
 
     def stop(self) -> None:

@@ -119,6 +119,10 @@ class Watchdog(threading.Thread):
             _log.debug("watchdog: %s", exc)  # the link meets the same trouble, and sees to it
             self._calm(now)
             return
+        except Exception:  # a fault of the plugin's: the ready file, too, is this thread's to keep
+            _log.exception("watchdog: cannot look at the queues")
+            self._calm(now)
+            return
         waiting = {name: count for name, count in ready.items() if count}
         if not waiting:
             self._calm(now)
