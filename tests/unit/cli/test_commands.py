@@ -329,6 +329,9 @@ def test_a_closed_stream_is_as_one_that_nobody_reads(shell: str, code: int) -> N
         ("worker", "--heartbeat-interval", "-1"),
         ("worker", "--heartbeat-interval", "0"),
         ("worker", "--time-limit", "-5"),
+        ("inspect", "-t", "nan", "ping"),
+        ("status", "-t", "1e12"),
+        ("beat", "--max-interval", "-1"),
     ],
 )
 def test_seconds_that_make_no_sense_are_refused(celeriac: Run, words: tuple[str, ...]) -> None:
@@ -340,3 +343,18 @@ def test_no_event_commands_the_terminal_or_forges_a_line(capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert "\x1b" not in out
+
+
+def test_a_task_of_a_module_that_the_app_includes_is_known(
+    celeriac: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "has_included_tasks"
+    (tmp_path / f"{name}.py").write_text(
+        f"from celeriac import Celery\napp = Celery(broker='memory://{name}', backend='memory://{name}', "
+        f"include=['{name}_there'], set_as_current=False)\n"
+    )
+    (tmp_path / f"{name}_there.py").write_text(f"from {name} import app\nadd = app.task(name='there.add')(max)\n")
+    monkeypatch.chdir(tmp_path)
+    assert celeriac("-A", name, "call", "there.add", app=None).err == ""
+    assert "PENDING" in celeriac("-A", name, "result", "-t", "there.add", "--timeout", "0", "x", app=None).err
+    assert "sent all the same" in celeriac("-A", name, "call", "there.sub", app=None).err

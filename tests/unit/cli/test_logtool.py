@@ -96,3 +96,25 @@ def test_a_forged_line_in_a_traceback_does_not_command_the_terminal(
 def test_a_missing_file_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["logtool", "stats", "/nowhere/at/all.log"]) == 2
     assert "'/nowhere/at/all.log' does not exist" in capsys.readouterr().err
+
+
+def test_garbled_lines_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "odd.log"
+    event = {
+        "event": "task.failed",
+        "timestamp": "t",
+        "task_name": "a",
+        "task_id": "1",
+        "runtime_s": 1,
+        "error": "\ud800",
+    }
+    file.write_text(
+        json.dumps({**event, "level": "error"}) + "\n"
+        "2026-11-22 15:24:31.000 [info     ] Task a[1] succeeded in 1.2026-11-22 15s: 4\n"
+        "2026-11-22 15:24:31.000 [info     ] Task a[2] succeeded in 1.5e-05s: 4\n"
+    )
+    assert run(["logtool", "stats", "--json", str(file)]) == 0
+    row = json.loads(capsys.readouterr().out)["tasks"]["a"]
+    assert (row["succeeded"], row["failed"], row["longest_s"]) == (1, 1, 1.5e-05)
+    assert run(["logtool", "errors", str(file)]) == 0
+    assert "\\ud800" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from celeriac.cli.daemon import Detached, daemon_options, daemonized
 from celeriac.cli.find_app import import_tasks
 from celeriac.cli.group import Command, State, option
 from celeriac.cli.logs import log_options, set_up_log
+from celeriac.cli.types import LIMIT
 from celeriac.exceptions import mask_url
 from celeriac.utils.ids import default_nodename
 from celeriac.utils.systemd import ServiceManager
@@ -20,7 +21,7 @@ from celeriac.utils.systemd import ServiceManager
 @click.command(cls=Command, context_settings={"allow_extra_args": True})
 @option("-s", "--schedule", metavar="FILE", help="Keep in this file what was sent last. Default: in broker or backend.")
 @option("-S", "--scheduler", metavar="NAME", help="The scheduler: module:Class, or an installed name.")
-@option("--max-interval", type=float, metavar="SECONDS", help="Longest sleep between looks at the schedule.")
+@option("--max-interval", type=LIMIT, metavar="SECONDS", help="Longest sleep between looks at the schedule.")
 @option(
     "--enable-remote-control/--no-enable-remote-control",
     "remote_control",

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.errors import say
+from celeriac.cli.find_app import has_task
 from celeriac.cli.group import Command, State, option
 
 
@@ -73,7 +74,7 @@ def call(state: State, /, name: str, args: list[Any], kwargs: dict[str, Any], as
     if isinstance(given.get("eta"), float):
         given["countdown"] = given.pop("eta")
     app = state.app()
-    if state.given.app and name not in app.tasks:
+    if state.given.app and not has_task(app, name):
         say(f"{name} is not among the tasks of {state.given.app}; sent all the same.")
     result = app.send_task(name, args=args, kwargs=kwargs, **given)
     click.echo(json.dumps({"task_id": result.id}) if as_json else result.id)

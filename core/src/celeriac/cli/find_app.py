@@ -6,6 +6,7 @@ app among its names. The current folder comes first on `sys.path`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
@@ -51,6 +52,14 @@ def import_tasks(app: Any) -> None:
         app.loader.import_default_modules()
     except (SystemExit, Exception) as exc:
         raise UserCodeFailed(f"The app's tasks could not be imported: {type(exc).__name__}: {exc}") from exc
+
+
+def has_task(app: Any, name: str) -> bool:
+    """Whether the app has this task; what it names to be imported is imported if it is not there yet."""
+    if name not in app.tasks:
+        with contextlib.suppress(UserCodeFailed):  # what a client may lack: then it is not known here
+            import_tasks(app)
+    return name in app.tasks
 
 
 def _module_or_attribute(name: str) -> Any:

@@ -11,6 +11,7 @@ import click
 from celeriac.bootsteps import Step, in_order, is_required
 from celeriac.cli.fleet import is_error
 from celeriac.cli.group import Command, State, option
+from celeriac.cli.types import WAIT
 
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -89,7 +90,7 @@ def name_of(kind: type[Step]) -> str:
 
 @graph.command("workers", cls=Command)
 @click.argument("words", nargs=-1, metavar="[KEY:VALUE]...")
-@option("-t", "--timeout", type=float, default=1.0, show_default=True, help="Wait so many seconds for workers.")
+@option("-t", "--timeout", type=WAIT, default=1.0, show_default=True, help="Wait so many seconds for workers.")
 @click.pass_obj
 def workers(state: State, /, words: tuple[str, ...], timeout: float) -> None:
     """Print workers, their queues and the broker.

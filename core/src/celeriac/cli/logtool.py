@@ -31,7 +31,7 @@ _ENDS: Final = (
     ("started", re.compile(r"Task accepted: (?P<name>[^\[\s]+)\[(?P<id>[^\]]+)\]")),
     (
         "succeeded",
-        re.compile(r"Task (?P<name>[^\[\s]+)\[(?P<id>[^\]]+)\] succeeded in (?P<runtime>[0-9.e-]+)s"),
+        re.compile(r"Task (?P<name>[^\[\s]+)\[(?P<id>[^\]]+)\] succeeded in (?P<runtime>\d+(?:\.\d+)?(?:e-?\d+)?)s"),
     ),
     ("retried", re.compile(r"Task (?P<name>[^\[\s]+)\[(?P<id>[^\]]+)\] retry: ")),
     (
@@ -174,7 +174,7 @@ def stats(files: tuple[str, ...], as_json: bool) -> None:
         row = table.setdefault(record.task, {})
         row[record.what] = row.get(record.what, 0) + 1
         total["received"] += record.what == "received"
-        if record.runtime_s is not None:
+        if record.what == "succeeded" and record.runtime_s is not None:
             row["runtime_s"] = row.get("runtime_s", 0.0) + record.runtime_s
             row["longest_s"] = max(row.get("longest_s", 0.0), record.runtime_s)
     for row in table.values():

@@ -12,7 +12,7 @@ import click
 from celeriac.app.control import flatten_reply
 from celeriac.cli.errors import UNREACHABLE, say
 from celeriac.cli.group import Command, F, State, option
-from celeriac.cli.types import Words
+from celeriac.cli.types import WAIT, Words
 from celeriac.exceptions import CeleryCommandException
 from celeriac.worker.control import CommandInfo, Panel
 
@@ -26,7 +26,7 @@ def _asking(fun: F) -> F:
     for add in (
         option("-j", "--json", "as_json", is_flag=True, help="Print the replies as one JSON object."),
         option("-d", "--destination", type=Words(), default="", help="Ask only these nodes (a,b,c)."),
-        option("-t", "--timeout", type=float, metavar="SECONDS", help="How long to wait for replies. Default: 1."),
+        option("-t", "--timeout", type=WAIT, metavar="SECONDS", help="How long to wait for replies. Default: 1."),
     ):
         fun = add(fun)
     return fun

@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from celeriac.cli.errors import FAILED, say
+from celeriac.cli.find_app import has_task
 from celeriac.cli.group import Command, State, option
 from celeriac.cli.progress import show
 from celeriac.exceptions import TimeoutError
@@ -46,6 +47,8 @@ def result(
     """
     state: State = ctx.obj
     app = state.app()
+    if task:
+        has_task(app, task)  # if not, the error says so
     found = app.tasks[task].AsyncResult(task_id) if task else app.AsyncResult(task_id)
     timeout = timeout if wait else 0
     if as_group:

@@ -21,6 +21,7 @@ from msgspec import Struct, to_builtins
 from celeriac.cli.errors import UNREACHABLE, say
 from celeriac.cli.fleet import is_error, ping_workers
 from celeriac.cli.group import Command, State, option
+from celeriac.cli.types import WAIT
 from celeriac.events.state import State as Cluster
 from celeriac.exceptions import CeleriacError, OperationalError
 from celeriac.log.lines import clean
@@ -256,7 +257,7 @@ def _number(value: float | None) -> str:
 @click.command(cls=Command)
 @option("-Q", "--queues", default="", metavar="A,B", help="Show these queues too. Default: all the app knows.")
 @option("-i", "--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between looks.")
-@option("-t", "--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for workers.")
+@option("-t", "--timeout", type=WAIT, default=1.0, show_default=True, help="Seconds to wait for workers.")
 @option("--once", is_flag=True, help="Look twice, --interval apart (for the rates), print the page and end.")
 @option("--json", "as_json", is_flag=True, help="Print each look as a JSON object on a line.")
 @click.pass_context

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from celeriac.log.lines import LEVEL_NUMBERS, parse_level
 
-#: Seconds of a pause, and of a limit, of which 0 is none.
-PAUSE = click.FloatRange(0, min_open=True)
-LIMIT = click.FloatRange(0)
+
+class Seconds(click.FloatRange):
+    """A number of seconds; `nan` and `inf` are none."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return number
+
+
+#: A pause; a limit, of which 0 is none; how long to wait for answers (the system takes milliseconds, in 31 bits).
+PAUSE: Final = Seconds(0, min_open=True)
+LIMIT: Final = Seconds(0)
+WAIT: Final = Seconds(0, 2_000_000)
 
 
 class Words(click.ParamType):  # type: ignore[type-arg] # generic from click 8.5 on
