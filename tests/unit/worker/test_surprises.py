@@ -241,3 +241,14 @@ def test_of_endless_names_of_unknown_tasks_only_some_are_kept(app: Celery, monke
     assert len(run.worker.loop._told_unknown) <= 3
     run.worker.stop()
     assert run.end() == 0
+
+
+def test_a_command_for_a_time_limit_that_is_no_number_changes_nothing(app: Celery) -> None:
+    run = Run(app)
+    wanted = {"task_name": "kit.task", "hard": "soon", "soft": None}
+    (reply,) = app.control.broadcast("time_limit", wanted, reply=True, limit=1, timeout=10)
+    assert "two numbers of seconds" in str(reply)
+    assert app.tasks["kit.task"].time_limit is None
+    assert app.send_task("kit.task").get(timeout=10) == "done"
+    run.worker.stop()
+    assert run.end() == 0

@@ -244,7 +244,7 @@ class Router:
             return Route(key or spec.routing_key, exchange or spec.exchange, spec.exchange_type, queue)
         default = self.spec(self.default_queue)
         name = exchange if exchange is not None else default.exchange
-        kind = options.get("exchange_type") or self._exchange_type(name)
+        kind = str(options.get("exchange_type") or self._exchange_type(name))
         return Route(key if key is not None else default.routing_key, name, kind, "")
 
     def _exchange_type(self, exchange: str) -> str:

@@ -34,6 +34,7 @@ from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, QueueSpec, StoredResult
 from celeriac.spec.servers import split_urls
 from celeriac.utils.rates import parse_rate
+from celeriac.worker.consumer import read_limits
 from celeriac.worker.revoked import keys_of
 
 if TYPE_CHECKING:
@@ -406,6 +407,10 @@ def time_limit(
     task = state.app.tasks.get(task_name)
     if task is None:
         return {"error": "unknown task"}
+    try:
+        read_limits([hard, soft])
+    except ValueError as exc:
+        return {"error": str(exc)}
     task.soft_time_limit, task.time_limit = soft, hard
     state.loop.renew_limits(task_name)
     return {"ok": "time limits set successfully"}

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from celeriac.exceptions import PoolBroken
-from celeriac.spec import Pool, PoolOptions, SlotProgram
+from celeriac.spec import Pool, PoolOptions, SlotProgram, StoredResult
 from celeriac.testing.pool_suite import PoolConformance, ScriptedProgram, job
 from celeriac_pool_gevent import pool as gevent_pool
 from celeriac_pool_gevent.pool import GeventPool
@@ -119,3 +119,17 @@ def test_a_process_that_was_not_patched_is_refused_with_what_to_do() -> None:
     suite.make_pool = GeventPool  # type: ignore[method-assign]
     with pytest.raises(PoolBroken, match="Give -P gevent on the command line"), suite.started():
         pass
+
+
+def test_a_report_that_cannot_be_read_costs_its_own_job_only() -> None:
+    class Odd(ScriptedProgram):
+        def run(self, job: Any, emit: Any) -> Any:
+            report = super().run(job, emit)
+            if job.raw == b"padded":
+                report.stored = [StoredResult(5, "SUCCESS", b"")]  # type: ignore[arg-type]
+            return report
+
+    with _Suite().started(Odd(), slots=4) as driver:
+        jobs = [job("padded" if number == 3 else "pass") for number in range(6)]
+        driver.submit(*jobs)
+        assert driver.outcomes(jobs) == ["succeeded"] * 3 + ["rejected"] + ["succeeded"] * 2

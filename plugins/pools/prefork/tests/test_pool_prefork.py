@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import PoolBroken
-from celeriac.spec import Job, JobReport, Payload, Pool, PoolOptions, Route, SlotProgram
+from celeriac.spec import Job, JobReport, Payload, Pool, PoolOptions, Route, SlotProgram, StoredResult
 from celeriac.testing.pool_suite import PoolConformance, ScriptedProgram, brief, job, lines, own_size_kib
 from celeriac_pool_prefork import birth, frames
 from celeriac_pool_prefork import pool as pool_module
@@ -130,8 +130,22 @@ def test_a_report_that_cannot_be_encoded_costs_its_own_job_only() -> None:
     with started(Odd()) as driver:
         jobs = [brief("padded" if number == 5 else "pass") for number in range(20)]
         driver.submit(*jobs)
-        assert driver.outcomes(jobs) == ["succeeded"] * 5 + ["lost"] + ["succeeded"] * 14
+        assert driver.outcomes(jobs) == ["succeeded"] * 5 + ["rejected"] + ["succeeded"] * 14
         assert "cannot be encoded" in driver.final(jobs[5]).detail
+
+
+def test_a_report_that_cannot_be_read_costs_its_own_job_only() -> None:
+    class Odd(ScriptedProgram):
+        def run(self, job: Any, emit: Any) -> Any:
+            report = super().run(job, emit)
+            if job.raw == b"padded":
+                report.stored = [StoredResult(5, "SUCCESS", b"")]  # type: ignore[arg-type]
+            return report
+
+    with started(Odd()) as driver:
+        jobs = [brief("padded" if number == 5 else "pass") for number in range(20)]
+        driver.submit(*jobs)
+        assert driver.outcomes(jobs) == ["succeeded"] * 5 + ["rejected"] + ["succeeded"] * 14
 
 
 def test_what_is_printed_before_a_fork_is_printed_once(tmp_path: Path) -> None:

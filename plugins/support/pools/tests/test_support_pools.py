@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from celeriac.exceptions import ImproperlyConfigured
-from celeriac.spec import JobReport
+from celeriac.spec import JobReport, StoredResult
 from celeriac_support_pools import process
 from celeriac_support_pools.outbox import Outbox, take_all
 
@@ -114,10 +114,21 @@ def test_a_report_that_cannot_be_encoded_says_so_in_its_place() -> None:
     encode = msgspec.msgpack.Encoder().encode
     good, bad = JobReport(1, "succeeded"), JobReport(2, "succeeded", detail=object())  # type: ignore[arg-type]
     reports = msgspec.msgpack.decode(process.encode_each(encode, [good, bad]), type=list[JobReport])
-    assert [(report.token, report.outcome) for report in reports] == [(1, "succeeded"), (2, "lost")]
+    assert [(report.token, report.outcome) for report in reports] == [(1, "succeeded"), (2, "rejected")]
     assert "cannot be encoded" in reports[1].detail
 
 
 def test_an_error_of_ours_needs_no_traceback() -> None:
     assert process.describe_trouble(ImproperlyConfigured("no such thing")) == ("no such thing", True)
     assert process.describe_trouble(KeyError("x")) == ("KeyError: 'x'", False)
+
+
+def test_a_report_that_cannot_be_read_says_so_in_its_place() -> None:
+    odd = StoredResult(5, "SUCCESS", b"")  # type: ignore[arg-type]
+    said = [JobReport(1, "succeeded"), JobReport(2, "progress", stored=[odd]), JobReport(2, "succeeded", stored=[odd])]
+    reports = process.decode_each(msgspec.msgpack.encode(said))
+    assert [(report.token, report.outcome) for report in reports] == [(1, "succeeded"), (2, "rejected")]
+    assert "cannot be read: Expected `str`, got `int`" in reports[1].dead
+    for other in ([1], [[]], {"a": 1}):
+        with pytest.raises(msgspec.MsgspecError):
+            process.decode_each(msgspec.msgpack.encode(other))

@@ -18,8 +18,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+import msgspec
+
 from celeriac.exceptions import CeleriacError
 from celeriac.spec import JobReport
+from celeriac.spec.data import FINAL_OUTCOMES
 
 #: The exit code of a child that could not begin, or found a bug of ours.
 BROKEN_CODE: Final = 70
@@ -210,7 +213,30 @@ def _sendable(encode: Callable[[Any], bytes], report: JobReport) -> JobReport:
         encode(report)
         return report
     except Exception as exc:
-        return JobReport(report.token, "lost", detail=f"its report cannot be encoded: {exc}", pid=report.pid)
+        return _of_no_use(report.token, report.pid, f"its report cannot be encoded: {exc}")
+
+
+def decode_each(data: Any) -> list[JobReport]:
+    """Read reports of which some are no reports (a program may write numbers where texts should be): those that should
+    end a job say so instead.
+
+    Raises:
+        MsgspecError: All this is something else.
+    """
+    reports: list[JobReport] = []
+    for said in msgspec.msgpack.decode(data, type=list[list[Any]]):
+        try:
+            reports.append(msgspec.convert(said, JobReport))
+        except msgspec.ValidationError as exc:
+            token, outcome = msgspec.convert(said[:2], tuple[int, str])
+            if outcome in FINAL_OUTCOMES:
+                reports.append(_of_no_use(token, 0, f"its report cannot be read: {exc}"))
+    return reports
+
+
+def _of_no_use(token: int, pid: int, why: str) -> JobReport:
+    """The job has run, and would report the same if it ran again: it is set aside."""
+    return JobReport(token, "rejected", detail=why, dead=why, pid=pid)
 
 
 def _watch_parent(parent_pid: int, sleep: Callable[[float], None]) -> None:
