@@ -431,6 +431,31 @@ def test_queues_in_a_dict_may_be_short_lived(app: Celery) -> None:
     ]
 
 
+def test_queues_are_bound_as_celery_binds_them(app: Celery) -> None:
+    app.conf.update(task_default_exchange="ex", task_default_exchange_type="topic", task_default_routing_key="key")
+
+    def bound() -> list[tuple[str, str, str]]:
+        return [(queue.exchange.name, queue.exchange.type, queue.routing_key) for queue in app.amqp.queues.values()]
+
+    app.conf.task_queues = [Queue("a"), Queue("b", Exchange("x"), routing_key="b")]
+    assert bound() == [("ex", "topic", "key"), ("x", "direct", "b")]
+    topic = {"exchange": "x", "exchange_type": "topic"}
+    app.conf.task_queues = {"a": {}, "b": topic, "c": {**topic, "binding_key": "c.#"}, "d": {"exchange": "x"}}
+    assert bound() == [("ex", "topic", "a"), ("x", "topic", "b"), ("x", "topic", "c.#"), ("x", "direct", "d")]
+
+
+def test_a_worker_consumes_and_purges_what_was_declared_and_not_what_was_sent_to(app: Celery) -> None:
+    app.conf.task_queues = [Queue("a"), Queue("b")]
+    app.send_task("t", queue="elsewhere")
+    app.send_task("t", queue=Queue("given", Exchange("x"), routing_key="g"))
+    assert app.amqp.queues["looked-at"].name == "looked-at"
+    assert sorted(app.amqp.queues.consume_from) == ["a", "b"]
+    app.control.purge()
+    assert [app.transport.depth(queue) for queue in ("elsewhere", "given")] == [1, 1]
+    app.select_queues(["a", "c"])
+    assert sorted(app.amqp.queues.consume_from) == ["a", "c"]
+
+
 def test_a_queue_has_all_its_bindings(app: Celery) -> None:
     media = Exchange("media", "topic")
     keys = ["video.*", "image.*"]
@@ -479,6 +504,16 @@ def test_a_loader_of_the_program_s_own_reads_settings(app: Celery) -> None:
     assert (named.conf.task_default_queue, named.conf.timezone) == ("of-the-source", None)
     import_tasks(app)
     assert app.loader.task_modules == {"imported"}
+
+
+# -- settings ---------------------------------------------------------------------------------------------
+
+
+def test_changes_of_settings_may_be_taken_back_all_at_once(app: Celery) -> None:
+    app.conf.task_default_queue = "changed"
+    assert app.conf.copy().task_default_queue == "changed"
+    app.conf.clear()
+    assert app.conf.task_default_queue == "celery"
 
 
 # -- content types ----------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def test_without_routes_all_goes_to_the_default_queue_by_its_name() -> None:
 def test_a_call_chooses_its_queue_and_a_missing_one_is_made() -> None:
     table = router()
     assert queue_of(table, "any", queue="new") == "new"
-    assert table.queues["new"].routing_key == "new"
+    assert table.spec("new").routing_key == "new"
+    assert "new" not in table.queues  # nobody consumes it for that
 
 
 def test_missing_queues_are_refused_when_the_app_says_so() -> None:

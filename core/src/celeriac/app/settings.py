@@ -274,6 +274,12 @@ class Settings(MutableMapping[str, Any]):
             del self._changes[self._name(key)]
             self._forget()
 
+    def clear(self) -> None:
+        """Take all explicit changes back."""
+        with self._lock:
+            self._changes.clear()
+            self._forget()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
 
@@ -326,7 +332,8 @@ class Settings(MutableMapping[str, Any]):
     def copy(self) -> Settings:
         """Settings of the same layers; changing one leaves the other as it is."""
         with self._lock:
-            other = Settings(None, self._source_spec, self._namespace, self._silent)
+            other = Settings(None, self._source_spec, self._namespace, self._silent, prepare=self._prepare)
+            other._from_loader = self._from_loader
             other._changes = dict(self._changes)
             other._overrides = dict(self._overrides)
             other._added = dict(self._added)

@@ -48,7 +48,7 @@ class Router:
         choice: What the program chose beyond them; outlives the router, which is made anew when settings change.
 
     Attributes:
-        queues: By name.
+        queues: By name: those that were declared, which workers consume. Others to which something is sent are not.
         aliases: Other name → name: `Broadcast('news')` is known as `news`.
         broadcasts: Names of kombu's `Broadcast` queues: each worker has one of its own, and no sender declares it.
         bindings: Name → the queue once more for each further binding of it, kombu's `Queue(name, [binding(…), …])`.
@@ -58,6 +58,7 @@ class Router:
         self._conf = conf
         self._choice = choice or QueueChoice()
         self.queues: dict[str, QueueSpec] = {}
+        self._others: dict[str, QueueSpec] = {}
         self.aliases: dict[str, str] = {}
         self.broadcasts: set[str] = set()
         self.bindings: dict[str, list[QueueSpec]] = {}
@@ -125,14 +126,14 @@ class Router:
         Raises:
             QueueNotFound: It is not.
         """
-        spec = self.queues.get(queue) or self.queues.get(self.aliases.get(queue, queue))
+        spec = self.queues.get(queue) or self.queues.get(self.aliases.get(queue, queue)) or self._others.get(queue)
         if spec is None:
             if not self._conf["task_create_missing_queues"]:
                 raise QueueNotFound(
                     f"queue {queue!r} is not in task_queues ({', '.join(sorted(self.queues))}) and "
                     f"task_create_missing_queues is off"
                 )
-            spec = self.queues[queue] = _missing_spec(queue, self._conf)
+            spec = self._others[queue] = _missing_spec(queue, self._conf)
         return spec
 
     def declarations(self, queue: str) -> list[QueueSpec]:
@@ -165,7 +166,8 @@ class Router:
         Raises:
             KeyError: It is not known.
         """
-        del self.queues[name]
+        if self._others.pop(name, None) is None or name in self.queues:
+            del self.queues[name]
         self._choice.added = [entry for entry in self._choice.added if _name_of(entry[0]) != name]
         self._direct.clear()
         self._by_task.clear()
@@ -206,7 +208,7 @@ class Router:
         without = {self.aliases.get(name, name) for name in self._choice.without}
         return [name for name in names if name not in without]
 
-    def _know(self, queue: Any, options: Mapping[str, Any]) -> str:
+    def _know(self, queue: Any, options: Mapping[str, Any], declared: bool = True) -> str:
         if isinstance(queue, str):
             spec = _spec_from_options(queue, options, self._conf) if options else _missing_spec(queue, self._conf)
         else:
@@ -218,7 +220,7 @@ class Router:
             if type(queue).__name__ == "Broadcast":
                 self.broadcasts.add(spec.name)
                 self._broadcast_exchanges[spec.exchange] = spec
-        self.queues[spec.name] = spec
+        (self.queues if declared else self._others)[spec.name] = spec
         return spec.name
 
     def select(self, names: Iterable[str]) -> list[QueueSpec]:
@@ -228,7 +230,8 @@ class Router:
     def _resolve(self, options: dict[str, Any]) -> Route:
         queue = options.get("queue")
         if queue is not None and not isinstance(queue, str):  # a kombu Queue, given as such
-            queue = queue.name if queue.name in self.queues else self._know(queue, {})
+            known = queue.name in self.queues or queue.name in self._others
+            queue = queue.name if known else self._know(queue, {}, declared=False)
         exchange, key = options.get("exchange"), options.get("routing_key")
         if exchange is not None and not isinstance(exchange, str):
             options = {**options, "exchange_type": exchange.type}
@@ -248,7 +251,7 @@ class Router:
         return Route(key if key is not None else default.routing_key, name, kind, "")
 
     def _exchange_type(self, exchange: str) -> str:
-        for name, spec in list(self.queues.items()):
+        for name, spec in [*self.queues.items(), *self._others.items()]:
             for bound in (spec, *self.bindings.get(name, ())):
                 if bound.exchange == exchange:
                     return str(bound.exchange_type)
@@ -258,7 +261,8 @@ class Router:
 def spec_from_queue(queue: Any, conf: Mapping[str, Any]) -> QueueSpec:
     """A `QueueSpec` from a kombu Queue (recognised by its attributes, so that kombu need not be imported)."""
     exchange = queue.exchange
-    name = getattr(exchange, "name", "") or conf["task_default_exchange"] or conf["task_default_queue"]
+    name = getattr(exchange, "name", "")
+    kind = exchange.type if name else None  # without a name it is kombu's for none: the default one is meant
     arguments = dict(queue.queue_arguments or {})
     for attribute, argument, scale in (
         ("expires", "x-expires", 1000),
@@ -273,8 +277,8 @@ def spec_from_queue(queue: Any, conf: Mapping[str, Any]) -> QueueSpec:
     _add_max_priority(arguments, conf)
     return QueueSpec(
         queue.name,
-        name,
-        getattr(exchange, "type", None) or conf["task_default_exchange_type"],
+        name or conf["task_default_exchange"] or conf["task_default_queue"],
+        kind or conf["task_default_exchange_type"],
         queue.routing_key or conf["task_default_routing_key"] or conf["task_default_queue"],
         bool(queue.durable),
         bool(queue.auto_delete),
@@ -306,7 +310,8 @@ def _name_of(queue: Any) -> str:
 
 
 def _spec_from_options(name: str, options: Mapping[str, Any], conf: Mapping[str, Any]) -> QueueSpec:
-    key = options.get("routing_key") or options.get("binding_key")
+    key, exchange = options.get("routing_key") or options.get("binding_key"), options.get("exchange")
+    kind = options.get("exchange_type") or "direct" if exchange else None  # as of kombu's queues
     arguments = dict(options.get("queue_arguments") or options.get("arguments") or {})
     _add_max_priority(arguments, conf)
     flags = {"durable": True, "auto_delete": False, "exclusive": False}
@@ -316,9 +321,9 @@ def _spec_from_options(name: str, options: Mapping[str, Any], conf: Mapping[str,
         flags[flag] = flags[flag] if said is None else bool(said)
     return QueueSpec(
         name,
-        options.get("exchange") or conf["task_default_exchange"] or conf["task_default_queue"],
-        options.get("exchange_type") or conf["task_default_exchange_type"],
-        key or conf["task_default_routing_key"] or conf["task_default_queue"],
+        exchange or conf["task_default_exchange"] or conf["task_default_queue"],
+        kind or conf["task_default_exchange_type"],
+        key or name,
         arguments=arguments,
         **flags,
     )
