@@ -119,6 +119,16 @@ class Beat(PersistentScheduler):
         world.step()
 
 
+class Lines(list[tuple[str, dict[str, Any]]]):
+    """A log that is kept; of lines about entries, nothing."""
+
+    def info(self, event: str, **words: Any) -> None:
+        if event.startswith("beat."):
+            self.append((event, words))
+
+    warning = error = info
+
+
 Make = Callable[..., Beat]
 
 
@@ -158,6 +168,17 @@ def test_of_three_beats_one_sends(world: World) -> None:
     live(world, beats, 101)
     assert len(world.sent) == 10
     assert sum(beat.is_leader for beat in beats) == 1
+
+
+def test_who_waits_says_once_who_leads(world: World) -> None:
+    leader, follower = (make_beat(world, {"a": {"task": "t", "schedule": 10.0}}) for _ in range(2))
+    follower.logger = lines = Lines()  # type: ignore[misc]
+    live(world, [leader, follower], 60)
+    live(world, [follower], 30)
+    assert lines == [
+        ("beat.waits", {"leader": leader.owner, "app": "virtual"}),
+        ("beat.leads", {"owner": follower.owner}),
+    ]
 
 
 def test_another_one_takes_over_within_lease_and_five_seconds(world: World) -> None:

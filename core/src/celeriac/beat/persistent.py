@@ -105,6 +105,7 @@ class PersistentScheduler(Scheduler):
         self._failures: dict[str, int] = {}
         #: Marks, edits and agenda are what the state has.
         self._is_fresh = False
+        self._leader = ""
         self._away = False
         super().__init__(app, *args, **kwargs)
 
@@ -177,12 +178,13 @@ class PersistentScheduler(Scheduler):
         if self._lease is None:
             # A lease with far too long to go was given before the store's clock was set back.
             if found is not None and (found.expires or 0.0) - snapshot.now < 2 * self.lease_s:
+                self._wait_for(found.value.decode(errors="replace"))
                 return
             given = ABSENT if found is None else found.version
             self._lease = self.ledger.take_lease(self.owner, given, self.lease_s)
             if self._lease is None:
                 return
-            self._renewed, self._is_fresh = began, False
+            self._renewed, self._is_fresh, self._leader = began, False, self.owner
             self.logger.info("beat.leads", owner=self.owner)
         elif began - self._renewed > self.lease_s / 3:
             self._renew()
@@ -190,6 +192,11 @@ class PersistentScheduler(Scheduler):
             self._take_over(jump_s)
         if self.is_leader and self._edits.triggers:
             self._send_triggered()
+
+    def _wait_for(self, leader: str) -> None:
+        if leader != self._leader:
+            self._leader = leader
+            self.logger.info("beat.waits", leader=leader, app=self.ledger.group)
 
     def _renew(self) -> None:
         began = self.clock.monotonic()

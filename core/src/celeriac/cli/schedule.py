@@ -80,7 +80,12 @@ def list_entries(state: State, as_json: bool, file: str | None) -> None:
         mark = marks[name][0] if name in marks else None
         sent = mark is not None and mark.count > 0
         last = mark.last_run_at if mark is not None else now
-        wait_s = find_due(entry.schedule, last, now).next_s if not entry.paused else None
+        wait_s, trouble = None, None
+        if not entry.paused:
+            try:
+                wait_s = find_due(entry.schedule, last, now).next_s
+            except Exception as exc:  # a schedule of the user's own, say; the others are to be seen
+                trouble = f"{type(exc).__name__}: {exc}"
         rows.append(
             {
                 "name": name,
@@ -89,6 +94,7 @@ def list_entries(state: State, as_json: bool, file: str | None) -> None:
                 "last": last.isoformat() if sent else None,
                 "sent": mark.count if mark is not None else 0,
                 "next_s": None if wait_s is None else round(wait_s, 3),
+                "trouble": trouble,
                 "paused": entry.paused,
                 "live": name in view.edits.entries and view.edits.entries[name].task is not None,
             }
@@ -100,6 +106,7 @@ def list_entries(state: State, as_json: bool, file: str | None) -> None:
         click.echo("There are no periodic tasks.")
     for row in rows:
         due = "paused" if row["paused"] else "never" if row["next_s"] is None else f"in {row['next_s']:.0f} s"
+        due = f"unknown ({row['trouble']})" if row["trouble"] else due
         origin = ", added by hand" if row["live"] else ""
         when = f"{row['schedule']}, next {due}, last {row['last'] or 'never'}"
         click.echo(f"{row['name']}: {row['task']}, {when}{origin}")
