@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import Final
+
+#: No clock gets so far by itself; and headers of AMQP take 63 bits.
+MOST: Final = 2**62
 
 
 class LamportClock:
@@ -19,9 +23,9 @@ class LamportClock:
             return self.value
 
     def adjust(self, other: int) -> int:
-        """Beyond what another process has seen; the new value."""
+        """Beyond what another process has seen; the new value. What no clock can show is not believed."""
         with self._lock:
-            self.value = max(self.value, other) + 1
+            self.value = (max(self.value, other) if other < MOST else self.value) + 1
             return self.value
 
     def __str__(self) -> str:
