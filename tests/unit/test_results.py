@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import pickle
 import threading
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from celeriac import Celery, awaiting
-from celeriac.exceptions import BackendLost, BackendUnreachable, IncompleteStream, TimeoutError
+from celeriac import result as result_module
+from celeriac.exceptions import BackendLost, BackendMismatch, BackendUnreachable, IncompleteStream, TimeoutError
 from celeriac.execution.request import Context
 from celeriac.result import AsyncResult, GroupResult, Progress, ResultSet, allow_join_result, result_from_tuple
 from celeriac.utils.graph import DependencyGraph
@@ -339,3 +341,67 @@ def test_who_asks_once_more_for_what_has_just_come_is_told_at_once(
         return await asyncio.wait_for(asyncio.gather(*waiting), 30)
 
     assert asyncio.run(all_at_once()) == [(1, 1)] * 300
+
+
+def test_a_task_that_failed_with_a_timeout_of_its_own_is_not_taken_for_late(app: Celery) -> None:
+    inner = GroupResult("inner", [done(app, "a", OSError("mine"), "FAILURE"), app.AsyncResult("b")], app=app)
+    outer = GroupResult("outer", [inner], app=app)
+    with pytest.raises(OSError, match="mine"):
+        asyncio.run(outer.aget(timeout=10))
+    app.backend.store_result("c", builtins.TimeoutError("the task's own"), "FAILURE")
+    failed = GroupResult("outer", [GroupResult("inner", [app.AsyncResult("c")], app=app)], app=app)
+    with pytest.raises(builtins.TimeoutError, match="the task's own"):
+        asyncio.run(failed.aget(timeout=10))
+    late = GroupResult("outer", [GroupResult("inner", [app.AsyncResult("d")], app=app)], app=app)
+    with pytest.raises(TimeoutError, match="no result of d within"):
+        asyncio.run(late.aget(timeout=0))
+
+
+def test_a_set_that_has_a_result_twice_tells_once(app: Celery) -> None:
+    result = app.AsyncResult("a")
+    told: list[Any] = []
+    results = ResultSet([result, result], app=app)
+    results.then(told.append)
+    done(app, "a")
+    assert results.get(timeout=5) == [1, 1]
+    assert told == [results]
+
+
+@pytest.fixture
+def of_two_stores(app: Celery, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The results of two calls of which one has a store of its own, and that store; it is looked at by turns."""
+    app.task(name="own", backend=f"memory://own-{id(app)}")(lambda: 1)
+    own = app.AsyncResult("own-1", task_name="own")
+    for plugin in (own.backend.plugin, app.backend.plugin):
+        monkeypatch.setattr(plugin, "abilities", plugin.abilities - {"push"})  # type: ignore[union-attr]
+    return ResultSet([app.AsyncResult("a"), own], app=app), own.backend
+
+
+def test_a_wait_for_results_of_two_stores_goes_on_through_an_outage_of_one(
+    app: Celery, of_two_stores: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, store = of_two_stores
+    fetch, looks = store.plugin.fetch, iter(["", *["refused"] * 10])
+
+    def fetch_later(ids: Any) -> Any:
+        trouble = next(looks, None)
+        if trouble:
+            raise BackendUnreachable(trouble)
+        if trouble is None:
+            store.store_result("own-1", 2, "SUCCESS")
+        return fetch(ids)
+
+    monkeypatch.setattr(result_module, "TURN_S", 0.001)
+    monkeypatch.setattr(store.plugin, "fetch", fetch_later)
+    done(app, "a", 1)
+    assert results.get(timeout=10) == [1, 2]
+
+
+def test_who_waits_for_results_of_two_stores_is_told_that_one_is_kept_elsewhere(
+    app: Celery, of_two_stores: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, _ = of_two_stores
+    monkeypatch.setattr(result_module, "FIRST_HINT_S", 0.0)
+    monkeypatch.setattr(app.backend, "_missing_hint", lambda task_id: BackendMismatch(f"{task_id} is elsewhere"))
+    with pytest.raises(BackendMismatch, match="a is elsewhere"):
+        results.get(timeout=10)

@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from celeriac import _state, states
-from celeriac.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
+from celeriac.exceptions import BackendUnreachable, ImproperlyConfigured, IncompleteStream, TimeoutError
 from celeriac.messaging.tracebacks import frames_of
-from celeriac.resultstore import ResultStore, date_done, result_of
+from celeriac.resultstore import FIRST_HINT_S, HINT_S, ResultStore, date_done, result_of
 from celeriac.spec.backend import Document
 from celeriac.utils.graph import DependencyGraph
 
@@ -619,18 +619,17 @@ class ResultSet(ResultBase):
         self, callback: Callable[[Any], Any], on_error: Callable[[BaseException], Any] | None = None, weak: bool = False
     ) -> Any:
         """Call `callback(self)` when all are known to have ended; see `AsyncResult.then`."""
-        left = {id(result) for result in self.leaves() if result._final is None and not result.ignored}
+        left = {id(result): result for result in self.leaves() if result._final is None and not result.ignored}
         if not left:
             _fulfil(self, callback, on_error)
 
         def one(result: Any) -> None:
-            left.discard(id(result))
+            del left[id(result)]
             if not left:
                 _fulfil(self, callback, on_error)
 
-        for result in self.leaves():
-            if id(result) in left:
-                result.then(one)
+        for result in list(left.values()):
+            result.then(one)
         return callback
 
     @property
@@ -723,23 +722,23 @@ class ResultSet(ResultBase):
         from celeriac.awaiting import together, within
 
         async def one(result: Any) -> None:
-            if isinstance(result, ResultSet):
-                await result.aget(propagate=propagate)
-            elif not result.ignored and result._final is None:
-                result._final = await result.backend.awaiter.document(result.id)
-                if propagate and result._final["status"] in states.PROPAGATE_STATES:
-                    raise _Failed(result)
+            result._final = await result.backend.awaiter.document(result.id)
+            if propagate and result._final["status"] in states.PROPAGATE_STATES:
+                raise _Failed(result)  # and not its own error, which may be a TimeoutError
+
+        leaves = self.leaves()
+        waited_for = [result for result in leaves if result._final is None and not result.ignored]
 
         def late() -> NoReturn:
-            missing = [r for r in self.results if isinstance(r, AsyncResult) and r._final is None] or self.results
+            missing = [result for result in waited_for if result._final is None] or waited_for
             store: ResultStore = missing[0].backend
             raise store.timeout_error([result.id for result in missing], timeout)
 
-        leaves = self.leaves()
-        if propagate and _not_known(leaves)[0]:
+        if propagate and waited_for:
             _raise_known(leaves)
         try:
-            await within(together([one(result) for result in self.results]), timeout, late)
+            if waited_for:
+                await within(together(one(result) for result in waited_for), timeout, late)
         except _Failed as failed:
             failed.result._outcome(failed.result._final, True)
         return [await result.aget(propagate=propagate) for result in self.results]
@@ -878,6 +877,7 @@ def _wait_for(
         yield from store.wait_for_any(ids, timeout, interval, on_interval, on_message)
         return
     deadline = None if timeout is None else time.monotonic() + timeout
+    hint_at, reached = time.monotonic() + FIRST_HINT_S, set()
     while stores:
         for store, ids in stores:
             try:
@@ -885,7 +885,15 @@ def _wait_for(
                     ids.remove(task_id)
                     yield task_id, document
             except TimeoutError:
-                continue  # the others' turn
+                reached.add(store)  # and the others' turn
+            except BackendUnreachable:
+                if store not in reached:
+                    raise  # never seen alive: more likely a wrong URL than an outage
+                time.sleep(TURN_S)
+        if time.monotonic() >= hint_at:
+            hint_at = time.monotonic() + HINT_S
+            for store, ids in stores:
+                store.raise_what_is_missing(ids)
         stores = [(store, ids) for store, ids in stores if ids]
         if stores and deadline is not None and time.monotonic() >= deadline:
             raise stores[0][0].timeout_error([task_id for _, ids in stores for task_id in ids], timeout)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 REREAD_S: Final = 5.0  # a lost notice delays a waiter by no more than this (R8)
 LAST_LOOK_S: Final = 0.4  # so long a store is asked once more when a wait is over (R8)
 LAST_LOOKED_AT: Final = 1000
+FIRST_HINT_S: Final = 1.0  # so soon, and then so often, it is asked whether what is waited for can come at all
+HINT_S: Final = 2.0
 FIRST_PAUSE_S: Final = 0.002
 FIRST_OUTAGE_S: Final = 0.1
 
@@ -353,7 +355,7 @@ class ResultStore:
             if "push" in plugin.abilities
             else self._polled(plugin, waiting, deadline, interval)
         )
-        hint_at = time.monotonic() + 1.0
+        hint_at = time.monotonic() + FIRST_HINT_S
         try:
             for batch in arrivals:
                 for task_id, data in batch:
@@ -372,13 +374,9 @@ class ResultStore:
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
                     break
-                if self._missing_hint is not None and now >= hint_at:
-                    hint_at = now + 2.0
-                    for task_id in waiting:
-                        trouble = self._missing_hint(task_id)
-                        # Two spellings of one store look like two; the result itself knows better.
-                        if trouble is not None and not plugin.fetch([task_id]):
-                            raise trouble
+                if now >= hint_at:
+                    hint_at = now + HINT_S
+                    self.raise_what_is_missing(waiting)
         finally:
             arrivals.close()
         yield from self.last_look(waiting, timeout, on_message)
@@ -492,6 +490,14 @@ class ResultStore:
     def why_missing(self, task_id: str) -> BaseException | None:
         """Why a result can never come, as far as somebody has told us."""
         return None if self._missing_hint is None else self._missing_hint(task_id)
+
+    def raise_what_is_missing(self, task_ids: Iterable[str]) -> None:
+        """Raise why one of these can never come, if somebody has told us."""
+        for task_id in task_ids if self._missing_hint is not None else ():
+            trouble = self.why_missing(task_id)
+            # Two spellings of one store look like two; the result itself knows better.
+            if trouble is not None and not self._required("a result").fetch([task_id]):
+                raise trouble
 
     def timeout_error(self, task_ids: Iterable[str], timeout: float | None) -> TimeoutError:
         """What to raise when these did not come in time."""
