@@ -9,7 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from celeriac.cli.multi import command_of, multi, parse
+from celeriac.cli.multi import command_of, multi, parse, split
+from celeriac.cli.worker import worker
 from celeriac.utils.ids import hostname
 
 
@@ -81,3 +82,13 @@ def test_what_would_be_run_is_shown() -> None:
     assert len(shown) == 2
     assert run(multi, ["get", "w2", "w1", "w2", "-A", "proj"]).output == f"{shown[1]}\n"
     assert "stopwait" in run(multi, ["--help"]).output
+
+
+def test_no_option_of_the_worker_without_a_value_takes_a_node_for_one() -> None:
+    flags = {
+        word
+        for option in worker.params
+        if isinstance(option, click.Option) and option.is_flag
+        for word in (*option.opts, *option.secondary_opts)
+    }
+    assert {flag for flag in flags if split([flag, "w1"])[0] != ["w1"]} == set()

@@ -164,6 +164,7 @@ _FLAGS_OF_WORKERS: Final = (
     "-E", "--task-events", "--events", "-B", "--beat", "--purge", "--discard", "--without-gossip", "--without-mingle",
     "--gossip", "--mingle",
     "--without-heartbeat", "-D", "--detach", "--disable-prefetch", "-C", "--traceback",
+    "--skip-checks", "--pool-putlocks", "--no-pool-putlocks",
 )  # fmt: skip
 
 
