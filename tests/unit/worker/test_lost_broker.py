@@ -7,13 +7,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import pytest
 
 from celeriac import Celery
 from celeriac.exceptions import ImproperlyConfigured, TransportLost
-from celeriac.spec import JobReport, StoredResult
+from celeriac.spec import JobReport, QueueSpec, Settlement, StoredResult
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, eventually
 from celeriac.worker import consumer
@@ -104,10 +105,35 @@ def test_a_loss_that_its_run_has_outlived_is_no_crash(app: Celery) -> None:
         worker.loop.rebuild("a test says so")
         eventually(lambda losses=losses: flight.delivery.attempt == 1 + losses, within_s=10)
         assert worker.loop.endings.spared(flight.delivery) == losses
+        known = copy(flight.delivery)
+        known.spared = losses
+        assert worker.loop.endings.spared(known) == losses, "a broker that knows of it has counted the same ones"
     gate.set()
     worker.stop()
     thread.join(10)
     assert app.transport.depth("celery") == 0, "it was acknowledged"
+
+
+def test_a_message_that_is_spared_again_and_again_is_set_aside_in_the_end(app: Celery) -> None:
+    app.conf.update(task_max_crashes=2, task_max_returns=3)
+    app.task(name="noop")(lambda: None)
+    often, seldom = app.send_task("noop"), app.send_task("noop")
+    transport, bench, ready = app.make_transport(), Bench(), threading.Event()
+    thief = transport.consumer([QueueSpec("celery")], owner="thief", poller=bench, window=2)
+    for _ in range(3):
+        for delivery in bench.take(thief, 2):
+            is_lost = delivery.head.id == often.id or delivery.attempt < 3
+            thief.settle([Settlement(delivery.tag, "requeue", started=is_lost, spared=is_lost)])
+    thief.close()
+    worker = Worker(app, pool="threads", concurrency=1, on_ready=lambda worker: ready.set())
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    assert seldom.get(timeout=20) is None
+    eventually(lambda: often.state == "FAILURE", within_s=20)
+    assert [letter.reason for letter in transport.browse_dead("celery")] == ["returned too often: it came back 3 times"]
+    worker.stop()
+    thread.join(10)
+    transport.close()
 
 
 def test_a_coroutine_is_cancelled_and_runs_again_but_none_that_is_acknowledged(app: Celery) -> None:

@@ -195,8 +195,8 @@ TASK: Final[tuple[Row, ...]] = (
         "task_max_returns",
         "int",
         20,
-        "A message that its task gave back so often (`Reject(requeue=True)`) is set aside, with FAILURE stored; on "
-        "RabbitMQ also one that came back so often for another reason. 0: never.",
+        "A message that its task gave back so often (`Reject(requeue=True)`) is set aside, with FAILURE stored; also "
+        "one that came back so often and was spared, and on RabbitMQ for whatever reason. 0: never.",
     ),
     (
         "task_acks_late",

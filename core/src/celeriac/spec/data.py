@@ -132,7 +132,8 @@ class Delivery(Struct):
         head: Read by the transport; never raises, a bad one is a `Malformed`.
         attempt: 1 for the first; one more after each loss of a worker that had it.
         redelivered: The broker has handed this message out before and it was not a clean return.
-        spared: How many of the attempts before were given up by a worker that was told to stop (`Settlement.spared`).
+        spared: How many of the attempts before were no crash: given up by a worker that was told to stop
+            (`Settlement.spared`), or, as far as that can be known, lost with a connection by a worker that lives.
     """
 
     tag: Any

@@ -364,7 +364,7 @@ class Loop:
                 continue
             if self._pool.cancel(token):
                 flight.epoch = GIVEN_UP
-                self.endings.spare(flight.head.id)
+                self.endings.spare(flight.delivery)
             elif flight.pid:
                 left.append(f"{flight.plan.name}[{flight.head.id}]")
         if left:
@@ -387,7 +387,7 @@ class Loop:
             return False
         del self._orphans[flight.head.id]
         if delivery.attempt > flight.delivery.attempt:
-            self.endings.spare(flight.head.id)
+            self.endings.spare(flight.delivery)
         flight.delivery, flight.epoch, flight.received = delivery, self._epoch, self._link.received_at
         if flight.started:
             self.endings.acknowledge_early(flight)
@@ -543,6 +543,9 @@ class Loop:
         if not self._counts_losses:
             return not spared and self._is_returned_too_often(delivery)
         lost = delivery.attempt - 1 - spared
+        if spared and self._max_returns and delivery.attempt > self._max_returns:
+            self.endings.lose(delivery, f"returned too often: it came back {delivery.attempt - 1} times")
+            return True
         if not self._max_crashes or lost + 1 < self._max_crashes or not plan.requeue_lost:
             return False
         if lost >= self._max_crashes:

@@ -319,15 +319,19 @@ class Endings:
         while len(self._crashes) > CRASHES_REMEMBERED:
             self._crashes.popitem(last=False)
 
-    def spare(self, task_id: str) -> None:
+    def spare(self, delivery: Delivery) -> None:
         """The link was lost, and its run cancelled or gone on with: that its message comes again is no crash."""
-        self._spared[task_id] = self._spared.pop(task_id, 0) + 1
+        task_id: str = delivery.head.id  # type: ignore[union-attr] # it ran
+        count = self.spared(delivery) + 1
+        self._spared.pop(task_id, None)
+        self._spared[task_id] = count
         while len(self._spared) > CRASHES_REMEMBERED:
             self._spared.popitem(last=False)
 
     def spared(self, delivery: Delivery) -> int:
         """How many of the losses that a message has counted were such, or its worker was told to stop."""
-        return delivery.spared + (self._spared.get(delivery.head.id, 0) if self._spared else 0)  # type: ignore[union-attr]
+        # The broker may have counted those that we know of, or not: another worker may have returned the message.
+        return max(delivery.spared, self._spared.get(delivery.head.id, 0)) if self._spared else delivery.spared  # type: ignore[union-attr]
 
     def _announce_failure(self, flight: Flight, exc: Exception) -> None:
         """`task_failure` for a run that cannot say so itself, because its process is gone."""

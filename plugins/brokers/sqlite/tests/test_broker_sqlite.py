@@ -326,6 +326,23 @@ time.sleep(60)
 """
 
 
+def test_B14_what_a_living_worker_could_not_give_back_was_no_crash(
+    transport: SqliteTransport, bench: Bench, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport.send([make_payload("q")])
+    consumer = open_consumer()
+    assert len(bench.take(consumer, 1)) == 1
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("celeriac_broker_sqlite.store.remove_owner", refused)
+        consumer.close()
+    (delivery,) = bench.take(open_consumer(), 1)
+    assert (delivery.attempt, delivery.redelivered, delivery.spared) == (2, True, 1)
+
+
 def test_B11_children_that_outlive_a_killed_worker_do_not_keep_its_messages(
     transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
 ) -> None:
@@ -340,7 +357,7 @@ def test_B11_children_that_outlive_a_killed_worker_do_not_keep_its_messages(
         victim.wait()
         (delivery,) = bench.take(consumer, 1, 1.5)
         os.kill(child, 0)
-        assert (delivery.attempt, delivery.redelivered) == (2, True)
+        assert (delivery.attempt, delivery.redelivered, delivery.spared) == (2, True, 0)
     finally:
         os.kill(child, signal.SIGKILL)
         victim.stdout.close()

@@ -34,8 +34,8 @@ MUTANTS = {
     "never_doubts_an_owner": "consumer.is_alive = lambda folder, page, lease_s: True",
     "does_not_flag_what_it_rescues": """
         remove = store.remove_owner
-        def clean(conn, owner):
-            queues = remove(conn, owner)
+        def clean(conn, owner, **options):
+            queues = remove(conn, owner, **options)
             conn.execute("UPDATE celeriac_ready SET attempt = 1, redelivered = 0")
             return queues
         store.remove_owner = clean

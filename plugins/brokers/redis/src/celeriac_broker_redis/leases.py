@@ -134,9 +134,10 @@ class Leases:
         self._call([("ZREM", keys.owners, token), ("HDEL", keys.alive, token), ("DEL", keys.waits(token))])
 
     def succeed(self, token: str) -> None:
-        """Return what a consumer held that is known to be gone, whatever its lease says."""
+        """Return what a consumer of this process held, which lost its connection, whatever its lease says. No process
+        has died of it, so it is spared."""
         self._call([("ZADD", self._keys.owners, self._now() - 1, token)])
-        self._rescue(token, self._tags_of([token])[token], 0.0)
+        self._rescue(token, self._tags_of([token])[token], 0.0, spared=True)
 
     def abandon(self) -> None:
         """Let go of the connection."""
@@ -201,11 +202,11 @@ class Leases:
         seconds, micros = self._call([("TIME",)])[0]
         return int(seconds) + int(micros) / 1_000_000
 
-    def _rescue(self, token: str, tags: Sequence[bytes], gone_s: float) -> int:
+    def _rescue(self, token: str, tags: Sequence[bytes], gone_s: float, *, spared: bool = False) -> int:
         """Return what one dead consumer held."""
-        returned = self._empty_inboxes(token)
+        returned = self._empty_inboxes(token, spared)
         for at in range(0, len(tags), SWEEP_BATCH):
-            returned += self._return(tags[at : at + SWEEP_BATCH], token, "")
+            returned += self._return(tags[at : at + SWEEP_BATCH], token, "", spared=spared)
         if not returned and gone_s > FADING_S:
             self._forget(token)
         return returned
@@ -225,13 +226,14 @@ class Leases:
                 break
         return {token: [tag for _, tag in sorted(own.items())] for token, own in numbers.items()}
 
-    def _empty_inboxes(self, token: str) -> int:
+    def _empty_inboxes(self, token: str, spared: bool) -> int:
         returned = 0
         for source in self._call([("SMEMBERS", self._keys.waits(token))])[0]:
             inboxes = self._keys.inboxes(token, source.decode())
             for inbox, raws in zip(inboxes, self._call([("LRANGE", inbox, 0, -1) for inbox in inboxes]), strict=True):
                 if raws:
-                    self._run(EMPTY_INBOX, [inbox, source], [word for raw in raws for word in (raw, mark_lost(raw))])
+                    words = [word for raw in raws for word in (raw, mark_lost(raw, spared=spared))]
+                    self._run(EMPTY_INBOX, [inbox, source], words)
                     returned += len(raws)
         return returned
 
@@ -248,13 +250,13 @@ class Leases:
         self._passed_over = self._passed_over + len(tags) - returned if len(tags) == SWEEP_BATCH else 0
         return returned
 
-    def _return(self, tags: Sequence[bytes], token: str, oldest: str) -> int:
+    def _return(self, tags: Sequence[bytes], token: str, oldest: str, *, spared: bool = False) -> int:
         """Send entries back to their lists, flagged, if they are still as abandoned as they were."""
         keys = self._keys
         entries, odds = self._call([("HMGET", keys.unacked, *tags), ("HMGET", keys.odd, *tags)])
         words: list[Any] = []
         for tag, entry, odd in reversed(list(zip(tags, entries, odds, strict=True))):
-            targets, raw = self._targets(entry, odd)
+            targets, raw = self._targets(entry, odd, spared)
             if targets:
                 words += (tag, "next", targets[0], len(targets), raw, *targets[1:])
             elif entry is None and odd is None:
@@ -263,7 +265,7 @@ class Leases:
             return 0
         return int(self._run(RETURN, [keys.index, keys.unacked, keys.odd], [token, keys.owners, oldest, *words]))
 
-    def _targets(self, entry: bytes | None, odd: bytes | None) -> tuple[list[str], bytes]:
+    def _targets(self, entry: bytes | None, odd: bytes | None, spared: bool) -> tuple[list[str], bytes]:
         """The lists where an entry's message belongs, and how it looks when it goes back."""
         if entry is None and odd is None:
             return [], b""
@@ -275,7 +277,7 @@ class Leases:
         except (ValueError, TypeError, RecursionError):
             key, raw = origin(self._keys, entry, odd)
             return [key] if key else [], raw
-        raw = mark_lost(json.dumps(message).encode("utf-8"))
+        raw = mark_lost(json.dumps(message).encode("utf-8"), spared=spared)
         step = self._keys.step(priority_of(raw))
         return [self._keys.list_key(queue, step) for queue in self._queues(exchange, routing_key)], raw
 

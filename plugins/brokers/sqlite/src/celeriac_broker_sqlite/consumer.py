@@ -179,7 +179,8 @@ class SqliteConsumer:
                 self._write(0, CLOSE_S)
             self._leave(deadline - time.monotonic())
         except (StoreTrouble, TransportLost, sqlite3.Error):
-            pass  # the file is gone or locked, or we were given up: letting go of the page gives all back just as well
+            # The file is gone or locked, or we were given up: letting go of the page gives all back just as well.
+            self._transport.left.append(self._ear.name)
         self._closed = True
         self._poller.unwatch(self._ear.fd)
         self._ear.close()
@@ -327,7 +328,9 @@ class SqliteConsumer:
             raise
         try:
             # Once more, now that nobody can write: it may have woken up meanwhile.
-            queues = set() if is_alive(self._folder, page, self._lease_s) else store.remove_owner(self._conn, owner)
+            queues: set[str] = set()
+            if not is_alive(self._folder, page, self._lease_s):
+                queues = store.remove_owner(self._conn, owner, spared=page in self._transport.left)
             self._conn.execute("COMMIT")
         except BaseException:
             rollback(self._conn)

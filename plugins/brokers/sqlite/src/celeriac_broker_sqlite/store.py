@@ -380,13 +380,17 @@ def owners(conn: sqlite3.Connection) -> list[tuple[int, str]]:
     return conn.execute("SELECT id, page FROM celeriac_owners").fetchall()
 
 
-def remove_owner(conn: sqlite3.Connection, owner: int) -> set[str]:
-    """Take all messages from an owner, as lost: nobody can say which had been started. Returns their queues."""
+def remove_owner(conn: sqlite3.Connection, owner: int, *, spared: bool = False) -> set[str]:
+    """Take all messages from an owner, as lost: nobody can say which had been started. Returns their queues.
+
+    Args:
+        spared: Its process has not died.
+    """
     queues = {row[0] for row in conn.execute("SELECT DISTINCT queue FROM celeriac_held WHERE owner = ?", (owner,))}
     conn.execute(
-        "INSERT INTO celeriac_ready SELECT queue, rank, id, attempt + 1, max(redelivered, 1) FROM celeriac_held"
+        "INSERT INTO celeriac_ready SELECT queue, rank, id, attempt + 1, max(redelivered, 1) + ? FROM celeriac_held"
         " WHERE owner = ?",
-        (owner,),
+        (int(spared), owner),
     )
     conn.execute("DELETE FROM celeriac_held WHERE owner = ?", (owner,))
     conn.execute("DELETE FROM celeriac_owners WHERE id = ?", (owner,))

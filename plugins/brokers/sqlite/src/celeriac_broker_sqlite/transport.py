@@ -6,9 +6,10 @@ import itertools
 import secrets
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from celeriac.exceptions import OperationalError, PublishRejected, TransportLost, TransportUnreachable
 from celeriac.spec import DeadBox, DeadLetter, ExchangeSpec, Head, Malformed, Payload, Poller, QueueSpec, envelope
@@ -21,6 +22,9 @@ from celeriac_support_sqlite import health
 from celeriac_support_sqlite.file import LOCK_TIMEOUT_S, Database, Location, StoreTrouble
 from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell
+
+#: So many of our own consumers that were lost are known for such.
+LEFT_KEPT: Final = 64
 
 
 class SqliteTransport:
@@ -57,6 +61,8 @@ class SqliteTransport:
         self._fanout = Fanout(location, self.bell)
         self._numbers = itertools.count(1)
         self._prefix = secrets.token_hex(8)
+        #: Pages of consumers that closed and could not give back what they held: no process has died of that.
+        self.left: deque[str] = deque(maxlen=LEFT_KEPT)
 
     def send(self, payloads: Sequence[Payload], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
         packed = self.pack(payloads)
