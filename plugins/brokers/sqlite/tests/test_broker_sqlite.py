@@ -326,6 +326,29 @@ time.sleep(60)
 """
 
 
+def test_B14_a_worker_for_which_the_file_was_out_of_reach_gives_back_no_crashes(
+    transport: SqliteTransport, bench: Bench, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport.send([make_payload("q")])
+    consumer = open_consumer()
+    assert len(bench.take(consumer, 1)) == 1
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    with monkeypatch.context() as patch, pytest.raises(TransportLost, match="cannot be opened"):
+        patch.setattr("celeriac_broker_sqlite.store.claim", refused)
+        transport.send([make_payload("q")])
+        eventually(lambda: consumer.receive(1))
+    consumer.close()
+    consumer = open_consumer()
+    first, second = bench.take(consumer, 2)
+    assert [(one.attempt, one.spared) for one in (first, second)] == [(2, 1), (1, 0)]
+    consumer.close()  # in order, for whatever reason
+    first, second = bench.take(open_consumer(), 2)
+    assert [(one.attempt, one.spared) for one in (first, second)] == [(3, 1), (2, 0)]
+
+
 def test_B14_what_a_living_worker_could_not_give_back_was_no_crash(
     transport: SqliteTransport, bench: Bench, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

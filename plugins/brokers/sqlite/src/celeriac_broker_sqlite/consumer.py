@@ -80,6 +80,7 @@ class SqliteConsumer:
         self._found_nothing = False
         self._locked_since: float | None = None
         self._stopped = self._closed = False
+        self._was_lost = False  # it said so: the file was out of reach
         self._tend_at = 0.0
         self._conn = transport.database.connect()
         try:
@@ -295,9 +296,10 @@ class SqliteConsumer:
         self._poller.watch(self._ear.fd)
 
     def _leave(self, timeout_s: float) -> None:
-        """Give back what is unsettled: as lost, for nobody can say here what had been started."""
+        """Give back what is unsettled: as lost, for nobody can say here what had been started; but as no crash if it
+        was the file that was out of reach."""
         begin(self._conn, self._path, timeout_s)
-        queues = store.remove_owner(self._conn, self._owner)
+        queues = store.remove_owner(self._conn, self._owner, spared=self._was_lost)
         self._conn.execute("COMMIT")
         self._transport.bell.ring(map(queue_topic, queues))
 
@@ -343,14 +345,17 @@ class SqliteConsumer:
 
     def _guard(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a step; whatever is wrong with the file means that this consumer is lost."""
+        cause: Exception
         try:
             return step(*args, **kwargs)
         except sqlite3.Error as exc:
-            raise TransportLost(f"sqlite broker: {trouble(exc, self._path)}") from exc
+            what, cause = str(trouble(exc, self._path)), exc
         except StoreTrouble as exc:
-            raise TransportLost(f"sqlite broker: {exc}") from exc
+            what, cause = str(exc), exc
         except OSError as exc:
-            raise TransportLost(f"sqlite broker: {self._path}: {exc}") from exc
+            what, cause = f"{self._path}: {exc}", exc
+        self._was_lost = True
+        raise TransportLost(f"sqlite broker: {what}") from cause
 
     def _require_open(self) -> None:
         if self._closed:
