@@ -326,15 +326,16 @@ time.sleep(60)
 """
 
 
+def refused(*_: Any, **__: Any) -> Any:
+    raise sqlite3.OperationalError("unable to open database file")
+
+
 def test_B14_a_worker_for_which_the_file_was_out_of_reach_gives_back_no_crashes(
     transport: SqliteTransport, bench: Bench, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport.send([make_payload("q")])
     consumer = open_consumer()
     assert len(bench.take(consumer, 1)) == 1
-
-    def refused(*_: Any, **__: Any) -> Any:
-        raise sqlite3.OperationalError("unable to open database file")
 
     with monkeypatch.context() as patch, pytest.raises(TransportLost, match="cannot be opened"):
         patch.setattr("celeriac_broker_sqlite.store.claim", refused)
@@ -355,9 +356,6 @@ def test_B14_what_a_living_worker_could_not_give_back_was_no_crash(
     transport.send([make_payload("q")])
     consumer = open_consumer()
     assert len(bench.take(consumer, 1)) == 1
-
-    def refused(*_: Any, **__: Any) -> Any:
-        raise sqlite3.OperationalError("unable to open database file")
 
     with monkeypatch.context() as patch:
         patch.setattr("celeriac_broker_sqlite.store.remove_owner", refused)
