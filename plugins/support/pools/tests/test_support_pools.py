@@ -126,9 +126,9 @@ def test_an_error_of_ours_needs_no_traceback() -> None:
 def test_a_report_that_cannot_be_read_says_so_in_its_place() -> None:
     odd = StoredResult(5, "SUCCESS", b"")  # type: ignore[arg-type]
     said = [JobReport(1, "succeeded"), JobReport(2, "progress", stored=[odd]), JobReport(2, "succeeded", stored=[odd])]
-    reports = process.decode_each(msgspec.msgpack.encode(said))
+    reports = process.decode_reports(msgspec.msgpack.encode(said))
     assert [(report.token, report.outcome) for report in reports] == [(1, "succeeded"), (2, "rejected")]
     assert "cannot be read: Expected `str`, got `int`" in reports[1].dead
     for other in ([1], [[]], {"a": 1}):
         with pytest.raises(msgspec.MsgspecError):
-            process.decode_each(msgspec.msgpack.encode(other))
+            process.decode_reports(msgspec.msgpack.encode(other))

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from celeriac.spec import Job, JobReport
-from celeriac_support_pools.process import decode_each
+from celeriac.spec import Job
 
 # Down.
 RUN: Final = b"J"  #: jobs to begin at once
@@ -35,16 +34,7 @@ _HEAD: Final = struct.Struct("<Qc")
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_jobs: Final = msgspec.msgpack.Decoder(list[Job]).decode
-_decode_reports: Final = msgspec.msgpack.Decoder(list[JobReport]).decode
 decode_token: Final = msgspec.msgpack.Decoder(int).decode
-
-
-def decode_reports(data: Any) -> list[JobReport]:
-    """The reports in a frame; one that is none says so in its place."""
-    try:
-        return _decode_reports(data)
-    except msgspec.ValidationError:
-        return decode_each(data)
 
 
 def frame(kind: bytes, content: bytes = b"") -> bytes:

@@ -280,7 +280,7 @@ class GeventPool:
             ended = nest.has_ended()  # first: then all that it said is there to be read
             for kind, content in nest.read():
                 if kind == frames.REPORTS:
-                    self._account(nest, frames.decode_reports(content), reports)
+                    self._account(nest, process.decode_reports(content), reports)
                 elif kind == frames.READY:
                     nest.ready = True
                     self._trouble = ""

@@ -18,12 +18,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from celeriac.spec import Job, JobReport
-from celeriac_support_pools.process import decode_each
+from celeriac_support_pools.process import decode_reports
 
 #: What fits in a packet. Well below the kernel's default socket buffer, so that a few can wait in it.
 PACKET_BYTES: Final = 64 * 1024
@@ -54,15 +54,6 @@ _ONE_DESCRIPTOR: Final = socket.CMSG_SPACE(4)
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_jobs: Final = msgspec.msgpack.Decoder(list[Job]).decode
-_decode_reports: Final = msgspec.msgpack.Decoder(list[JobReport]).decode
-
-
-def decode_reports(data: Any) -> list[JobReport]:
-    """The reports in a packet; one that is none says so in its place."""
-    try:
-        return _decode_reports(data)
-    except msgspec.ValidationError:
-        return decode_each(data)
 
 
 class Inbox:

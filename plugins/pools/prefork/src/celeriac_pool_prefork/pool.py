@@ -29,7 +29,7 @@ from celeriac_pool_prefork.limits import INSIST_S, enforce, strike
 from celeriac_pool_prefork.news import News
 from celeriac_pool_prefork.packing import STUCK_S, hand_out
 from celeriac_pool_prefork.slot import OVERHEAD_S, Slot
-from celeriac_support_pools.process import Page, signal_name
+from celeriac_support_pools.process import Page, decode_reports, signal_name
 
 #: After a TERM, a child has so long before it is killed.
 TERM_S: Final = 2.0
@@ -287,7 +287,7 @@ class PreforkPool:
         if fd is None and (len(view) < 2 or view[0] == frames.BROKEN[0]):
             return self._hear(slot, bytes(view))
         try:
-            batch = frames.decode_reports(view) if fd is None else frames.read_reports(fd)
+            batch = decode_reports(view) if fd is None else frames.read_reports(fd)
         except (msgspec.MsgspecError, OSError) as exc:
             # Not a packet of ours, or there was no descriptor left for a big one: what it said is lost with the child.
             log.error("pool.reports_unreadable", pid=slot.pid, error=str(exc))

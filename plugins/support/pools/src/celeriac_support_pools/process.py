@@ -34,6 +34,9 @@ _PR_SET_NAME: Final = 15
 _PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
+_decode_reports: Final = msgspec.msgpack.Decoder(list[JobReport]).decode
+
+
 class Copies:
     """Tells a process that a job has forked, and that comes back out of the job: it is a copy of the slot, and must end
     before it reports, takes another job or writes to the page.
@@ -216,13 +219,20 @@ def _sendable(encode: Callable[[Any], bytes], report: JobReport) -> JobReport:
         return _of_no_use(report.token, report.pid, f"its report cannot be encoded: {exc}")
 
 
-def decode_each(data: Any) -> list[JobReport]:
-    """Read reports of which some are no reports (a program may write numbers where texts should be): those that should
-    end a job say so instead.
+def decode_reports(data: Any) -> list[JobReport]:
+    """Read the reports that a child has encoded with msgpack. Some may be none (a program may write numbers where texts
+    should be): those that should end a job say so instead.
 
     Raises:
         MsgspecError: All this is something else.
     """
+    try:
+        return _decode_reports(data)
+    except msgspec.ValidationError:
+        return _decode_each(data)
+
+
+def _decode_each(data: Any) -> list[JobReport]:
     reports: list[JobReport] = []
     for said in msgspec.msgpack.decode(data, type=list[list[Any]]):
         try:
