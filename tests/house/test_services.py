@@ -67,6 +67,15 @@ def test_a_frozen_redis_answers_nothing_until_it_thaws(private_service: StartSer
     assert ask(redis.port, b"PING\r\n") == b"+PONG\r\n"
 
 
+def test_all_threads_of_a_frozen_server_stand_still(private_service: StartService) -> None:
+    server = private_service(MemcachedService())
+    for _ in range(50):
+        server.freeze()
+        tasks = Path(f"/proc/{server.pid}/task").iterdir()
+        assert {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks} == {"T"}
+        server.thaw()
+
+
 def test_a_frozen_service_can_be_stopped(private_service: StartService) -> None:
     redis = private_service(RedisService())
     redis.freeze()

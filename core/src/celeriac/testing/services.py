@@ -16,6 +16,7 @@ by all the others, which share one.
 from __future__ import annotations
 
 import base64
+import contextlib
 import glob
 import http.client
 import itertools
@@ -181,8 +182,14 @@ class Service:
         self.start()
 
     def freeze(self) -> None:
-        """Let the server hang: connections stay open and nothing is answered until `thaw`."""
+        """Let the server hang: connections stay open and nothing is answered until `thaw`.
+
+        Its threads stop one by one, some after the signal was sent: this returns when all of them stand still.
+        """
         self._signal(signal.SIGSTOP)
+        if self._server is not None and hasattr(os, "waitid"):
+            with contextlib.suppress(ChildProcessError):  # it had ended, and was waited for
+                os.waitid(os.P_PID, self._server.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let a frozen server go on where it was."""
