@@ -13,7 +13,7 @@ import pytest
 from celeriac.exceptions import ImproperlyConfigured, TransportLost
 from celeriac.spec import Delivery, Head, Malformed, Payload, QueueSpec, Route, Settlement
 from celeriac.testing.services import RabbitMQService
-from celeriac_broker_amqp.consumer import Settled
+from celeriac_broker_amqp.consumer import AmqpConsumer, Settled
 from celeriac_broker_amqp.transport import AmqpTransport
 
 KINDS = [pytest.param({}, id="classic"), pytest.param({"x_queue_type": "quorum"}, id="quorum")]
@@ -396,3 +396,14 @@ def test_settled_tags_are_known_by_few_numbers_however_many_pass_one_that_is_hel
         assert len(runs) <= 26
     settled.add([1])
     assert (settled.low, settled._lasts, settled._firsts) == (1999, {}, {})
+
+
+def test_a_link_that_is_lost_while_a_consumer_opens_says_so(
+    transport: AmqpTransport, listen: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(consumer: AmqpConsumer, request: bytes, reply: int) -> None:
+        consumer._link._fail("gone")
+
+    monkeypatch.setattr(AmqpConsumer, "_call", lose)
+    with pytest.raises(TransportLost, match="gone"):
+        listen(transport, tools.spec("q"))

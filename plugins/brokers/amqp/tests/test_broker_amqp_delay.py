@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from celeriac.exceptions import PublishRejected
-from celeriac.spec import QueueSpec, Settlement
+from celeriac.spec import Payload, QueueSpec, Settlement
 from celeriac.testing.kit import Bench
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp import delays
@@ -132,17 +131,25 @@ def test_of_a_wait_that_is_too_long_for_the_digits_the_longest_is_taken(delaying
     assert delaying.depth(f"celeriac.delay.{15 << 24}") == 1
 
 
-def test_a_delay_queue_that_somebody_removes_costs_an_error_and_no_more(
+def test_a_delay_queue_that_somebody_removes_is_made_anew_for_the_next_message(
     transport: AmqpTransport, listen: Any, tools: Any
 ) -> None:
+    def later(task_id: str) -> Payload:
+        return tools.payload("q", id=task_id, due=time.time() + 48.5)  # type: ignore[no-any-return]
+
     listener = listen(transport, tools.spec("q"))
-    transport.send([tools.payload("q", due=time.time() + 1.5)], timeout_s=30)
-    listener.take(1)
-    transport.delete("celeriac.delay.1")
-    with pytest.raises(PublishRejected, match="no queue"):
-        transport.send([tools.payload("q", due=time.time() + 1.9)])
-    transport.send([tools.payload("q", due=time.time() + 1.9)])
-    listener.take(1)
+    transport.send([later("sent"), tools.payload("q")], timeout_s=30)
+    (delivery,) = listener.take(1)
+    listener.consumer.settle([], publish=[later("followed")])
+    listener.consumer.flush(10.0)
+    assert transport.depth("celeriac.delay.48") == 2
+    transport.delete("celeriac.delay.48")
+    transport.send([later("sent"), later("sent")])
+    assert transport.depth("celeriac.delay.48") == 2
+    transport.delete("celeriac.delay.48")
+    listener.consumer.settle([Settlement(delivery.tag)], publish=[later("followed")])
+    listener.consumer.flush(10.0)
+    assert transport.depth("celeriac.delay.48") == 1
 
 
 def test_celerys_delay_queues_are_made_as_celery_makes_them(

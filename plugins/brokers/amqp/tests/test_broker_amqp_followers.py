@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import PublishRejected
-from celeriac.spec import QueueSpec
+from celeriac.exceptions import ImproperlyConfigured, PublishRejected, TransportLost
+from celeriac.spec import Head, QueueSpec, Route, Settlement
+from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp import followers as module
-from celeriac_broker_amqp import message
+from celeriac_broker_amqp import message, topology
 from celeriac_broker_amqp.deadletters import bury_unroutable, read_letter
 from celeriac_broker_amqp.followers import Followers
+from celeriac_broker_amqp.holding import Terms
 from celeriac_broker_amqp.link import Link
 from celeriac_broker_amqp.publisher import Publisher, make_item, record_of
+from celeriac_broker_amqp.transport import AmqpTransport
 
 OPEN_OK = b"\x00\x14\x00\x0b\0\0\0\0"
 SELECT_OK = b"\x00\x55\x00\x0b"
@@ -66,7 +69,7 @@ def wires() -> Iterator[list[Wire]]:
 @pytest.fixture
 def followers(wires: list[Wire]) -> Followers:
     fresh = iter(wires)
-    return Followers(lambda: next(fresh).publisher, NoPoller(), "me")
+    return Followers(lambda: next(fresh).publisher, NoPoller(), "me", Terms(0.0))
 
 
 def items(tools: Any, count: int) -> list[Any]:
@@ -138,3 +141,77 @@ def test_a_call_for_later_whose_headers_leave_no_room_is_refused(tools: Any) -> 
     with pytest.raises(PublishRejected, match="headers"):
         make_item(tools.payload("q", due=9e9, **many))
     assert message.scan(record_of(make_item(tools.payload("q", **many))))
+
+
+def test_what_the_broker_refuses_is_set_aside_and_costs_neither_the_link_nor_what_was_out_with_it(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    transport.send([tools.payload("q") for _ in range(4)])
+    listener = listen(transport, tools.spec("q"))
+    first, second, third, fourth = listener.take(4)
+    listener.consumer.settle([Settlement(first.tag)], publish=[tools.payload("next", id="1")])
+    listener.consumer.flush(10.0)
+    lost, strange = tools.payload("next", id="lost"), tools.payload("next", id="odd", properties={"expiration": "abc"})
+    lost.route = Route("next", "nowhere")
+    listener.consumer.settle([Settlement(second.tag)], publish=[lost, tools.payload("next", id="2")])
+    listener.consumer.settle([Settlement(third.tag)], publish=[strange, tools.payload("next", id="3")])
+    listener.consumer.settle([Settlement(fourth.tag)], publish=[tools.payload("next", id="4")])
+    listener.consumer.flush(10.0)
+    letters = transport.browse_dead("next")
+    assert [letter.reason for letter in letters] == ["unsendable"] * 2
+    assert "no exchange 'nowhere'" in letters[0].error
+    assert "invalid expiration 'abc'" in letters[1].error
+    assert [transport.unpack(letter.raw).headers["id"] for letter in letters] == ["lost", "odd"]
+    came = [delivery.head for delivery in listen(transport, tools.spec("next")).take(4)]
+    assert [head.id for head in came if isinstance(head, Head)] == ["1", "2", "3", "4"]
+    listener.stay_empty(0.2)
+    assert transport.depth("q") == 0
+
+
+def test_of_what_is_larger_than_the_broker_takes_it_is_told_before_anything_is_done_once_that_is_known(
+    transport: AmqpTransport, listen: Any, tools: Any, rabbitmq_service: RabbitMQService
+) -> None:
+    transport.send([tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    (delivery,) = listener.take(1)
+    large = tools.payload("next", body=bytes(20_000))
+    tools.evaluate(rabbitmq_service, "application:set_env(rabbit, max_message_size, 10000)")
+    try:
+        with pytest.raises(TransportLost, match="larger than configured max size 10000"):
+            listener.consumer.settle([Settlement(delivery.tag)], publish=[large])
+            listener.consumer.flush(10.0)
+        listener.consumer.close()
+        listener = listen(transport, tools.spec("q"))
+        (delivery,) = listener.take(1)
+        with pytest.raises(PublishRejected, match="20000 bytes"):
+            listener.consumer.settle([Settlement(delivery.tag)], publish=[large])
+        listener.consumer.settle([Settlement(delivery.tag, "dead", reason="what follows from it has nowhere to go")])
+        listener.consumer.flush(10.0)
+    finally:
+        tools.evaluate(rabbitmq_service, "application:set_env(rabbit, max_message_size, 134217728)")
+    assert transport.depth("celeriac.dead.q") == 1
+
+
+def test_what_cannot_be_set_aside_for_want_of_a_queue_is_held_until_there_is_one(
+    transport: AmqpTransport,
+    listen: Any,
+    tools: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(link: Link, spec: QueueSpec) -> None:  # as the broker does to a user who may not
+        raise ImproperlyConfigured(f"the broker user may not declare queue {spec.name!r}")
+
+    transport.send([tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    (delivery,) = listener.take(1)
+    monkeypatch.setattr(module, "NO_PLACE_WAIT_S", 0.05)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(topology, "declare", refuse)
+        listener.consumer.settle([Settlement(delivery.tag, "dead", reason="crash")])
+        followers = listener.consumer._followers
+        tools.wait_until(lambda: listener.consumer.receive(0) or followers.retry_in_s is not None, "it is held")
+        sent = followers._publisher.link.bytes_sent
+        listener.consumer.receive(0)
+        assert followers._publisher.link.bytes_sent - sent < 2_000, "a try at a time"
+    listener.consumer.flush(10.0)
+    assert [letter.reason for letter in transport.browse_dead("q")] == ["crash"]

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from celeriac.exceptions import TransportLost
+from celeriac.exceptions import PublishRejected, TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
 from celeriac_broker_amqp import delays, message, methods, topology
 from celeriac_broker_amqp.deadletters import bury, make_follower
@@ -138,7 +138,7 @@ class AmqpConsumer:
         self._owner = owner
         self._poller = poller
         self._declare = declare
-        self._followers = Followers(open_publisher, poller, owner)
+        self._followers = Followers(open_publisher, poller, owner, terms)
         self._channel: Channel = link.open_channel(CHANNEL)
         self._max_header_bytes = link.frame_max - methods.FRAME_OVERHEAD_BYTES
         self._window = window
@@ -258,6 +258,8 @@ class AmqpConsumer:
 
     def _cancel(self, subscription: _Subscription) -> None:
         """Have nothing more pushed; what was on its way is in `ready` afterwards."""
+        if not subscription.tags:
+            return  # the link was lost before anything was
         self._await_opened()
         self._call(methods.cancel(subscription.tags[-1]), methods.BASIC_CANCEL_OK)
         self._take_arrived()
@@ -465,6 +467,9 @@ class AmqpConsumer:
         acks: list[int] = []
         returns: list[int] = []
         items = [make_follower(payload, self._owner, self._max_header_bytes) for payload in publish]
+        largest_bytes = self._terms.largest_bytes
+        if largest_bytes and (size := max((len(item.body) for item in items), default=0)) > largest_bytes:
+            raise PublishRejected(f"a message of {size} bytes was not sent: {self._link.where} takes {largest_bytes}")
         owned = self._owned
         for settlement in batch:
             delivery = owned.pop(settlement.tag, None)

@@ -86,6 +86,21 @@ def make_follower(payload: Payload, owner: str, max_header_bytes: int) -> Item:
     return make_item(Payload(payload.body, "application/data", "binary", reason, {}, route))
 
 
+def bury_refused(problem: str, item: Item, owner: str, max_header_bytes: int) -> Iterator[Item]:
+    """A message that follows from a task, which the broker will not have, as a dead letter; then as one whose body it
+    is, in case it is a property of it that the broker does not like."""
+    _log.error("A message that follows from a task is refused and set aside: %s", problem)
+    queue, record = item.route.routing_key or item.route.exchange, record_of(item)
+    reason = _describe("unsendable", problem, owner)
+    yield _set_aside(queue, record, reason, max_header_bytes)
+    yield Item(Route(topology.dead_queue(queue)), message.with_headers(message.bare_header(record), reason), record)
+
+
+def is_letter(item: Item) -> bool:
+    """Whether this is a dead letter."""
+    return not item.route.exchange and item.route.routing_key.startswith(topology.DEAD_PREFIX)
+
+
 def bury_unroutable(text: str, record: bytes, owner: str, max_header_bytes: int) -> Item:
     """A message that follows from a task, which no queue has taken, as a dead letter.
 

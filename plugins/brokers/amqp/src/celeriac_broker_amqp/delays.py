@@ -49,6 +49,11 @@ def key_of(delay_s: int, queue: str) -> str:
     return ".".join(f"{delay_s:0{DIGITS}x}") + "." + queue
 
 
+def queue_of(key: str) -> str:
+    """The queue to which a message with that key is on its way."""
+    return key[2 * DIGITS :]
+
+
 def way_in(delay_s: int) -> str:
     """The exchange to which it is published: that of its highest digit."""
     return _exchange((delay_s.bit_length() - 1) // DIGIT_BITS)

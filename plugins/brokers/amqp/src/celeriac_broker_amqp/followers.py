@@ -1,7 +1,8 @@
 """Messages that must be safe before a delivery is acknowledged: retries, callbacks, dead letters, delays (R12).
 
 They are published with confirms on a connection of their own. The acknowledgements of each batch wait for its own
-messages; other batches go ahead. Nothing here blocks: the consumer asks now and then what has become safe.
+messages; other batches go ahead. Nothing here blocks, as long as the broker refuses none of them for what it is: the
+consumer asks now and then what has become safe.
 
 Called by `consumer`, from its thread.
 """
@@ -15,17 +16,21 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from celeriac.exceptions import TransportLost, TransportUnreachable
+from celeriac.exceptions import PublishRejected, PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.spec import Poller
 from celeriac.spec.data import PUBLISH_TRY_HEADER
 from celeriac_broker_amqp import message
-from celeriac_broker_amqp.deadletters import bury_unroutable
+from celeriac_broker_amqp.deadletters import bury_refused, bury_unroutable, is_letter
+from celeriac_broker_amqp.holding import Terms
 from celeriac_broker_amqp.methods import FRAME_OVERHEAD_BYTES
-from celeriac_broker_amqp.publisher import Item, Publisher, record_of
+from celeriac_broker_amqp.publisher import Item, Publisher, identity_of, record_of
+from celeriac_broker_amqp.topology import DEAD_PREFIX
 
 PUBLISH_TIMEOUT_S: Final = 10.0
 #: How long to wait before a publish that the broker refused is tried again.
 REFUSED_WAIT_S: Final = 1.0
+#: … and before it is looked again whether there may be a queue for a dead letter.
+NO_PLACE_WAIT_S: Final = 10.0
 
 _log = logging.getLogger("celeriac.broker.amqp")
 
@@ -35,14 +40,13 @@ class _Held(Struct):
 
     Attributes:
         tags: Their delivery tags.
-        items: What was published last; none while all of it waits for a broker that takes nothing.
-        first, last: The sequence number of the first of `items`; the one that must be confirmed.
+        out: What was published, by sequence number; none while all of it waits for a broker that takes nothing.
+        last: The sequence number that must be confirmed.
         retry: Items that the broker refused, to be published again at `retry_at` (monotonic).
     """
 
     tags: list[int]
-    items: list[Item]
-    first: int = 0
+    out: dict[int, Item] = {}
     last: int = 0
     retry: list[Item] = []
     retry_at: float = 0.0
@@ -53,12 +57,14 @@ class Followers:
 
     Args:
         open_publisher: Called when first needed, and when the broker has refused the one before.
+        terms: What is known about the broker; learned from here.
     """
 
-    def __init__(self, open_publisher: Callable[[], Publisher], poller: Poller, owner: str) -> None:
+    def __init__(self, open_publisher: Callable[[], Publisher], poller: Poller, owner: str, terms: Terms) -> None:
         self._open_publisher = open_publisher
         self._poller = poller
         self._owner = owner
+        self._terms = terms
         self._publisher: Publisher | None = None
         self._held: list[_Held] = []
 
@@ -90,7 +96,7 @@ class Followers:
             TransportLost: The broker cannot be reached, or the connection dropped.
         """
         publisher = self._publisher or self._open()
-        held = _Held(tags, items)
+        held = _Held(tags)
         self._held.append(held)
         self._publish(publisher, held, items)
 
@@ -100,14 +106,10 @@ class Followers:
         Raises:
             TransportLost: The connection dropped: what waits is not known to be safe.
         """
-        publisher = self._publisher
+        publisher = self._absorb()
         if publisher is None:
             return []
-        publisher.absorb()
-        if publisher.refused:
-            self._take_refusals(publisher)
-        if publisher.unroutable:
-            self._take_unroutable(publisher)
+        self._take_answers(publisher)
         if not self._held:
             return []
         now = time.monotonic()
@@ -124,16 +126,17 @@ class Followers:
             self.close()
             publisher = self._open()
             due = [held for held in waiting if held.retry]  # all, for their numbers mean other messages now
-        for held in due:
-            self._publish(publisher, held, held.retry)
+            for held in due:
+                held.out = {}
         self._held = waiting
+        for held in due:
+            self._publish(self._publisher or self._open(), held, held.retry)
         return safe
 
     def wait(self, timeout_s: float) -> None:
         """Wait for news, at most so long."""
-        if self._publisher is not None:
-            retry_in_s = self.retry_in_s
-            self._publisher.absorb(timeout_s if retry_in_s is None else max(min(timeout_s, retry_in_s), 0.0))
+        retry_in_s = self.retry_in_s
+        self._absorb(timeout_s if retry_in_s is None else max(min(timeout_s, retry_in_s), 0.0))
 
     def close(self) -> None:
         """Hang up. What waits comes again. Idempotent."""
@@ -155,13 +158,33 @@ class Followers:
         self._poller.watch(publisher.link.fileno())
         return publisher
 
+    def _absorb(self, timeout_s: float = 0.0) -> Publisher | None:
+        """Read what the broker has said; returns the publisher that is in use then."""
+        publisher = self._publisher
+        if publisher is not None:
+            try:
+                publisher.absorb(timeout_s)
+            except TransportLost as exc:
+                self._go_on(publisher, exc)
+        return self._publisher
+
     def _publish(self, publisher: Publisher, held: _Held, items: list[Item]) -> None:
         if publisher.link.blocked:  # it would not read us; acknowledgements go through all the same
-            held.items, held.retry, held.retry_at = [], items, time.monotonic() + REFUSED_WAIT_S
+            held.retry, held.retry_at = items, time.monotonic() + REFUSED_WAIT_S
             return
-        held.items, held.retry = items, []
-        held.first = publisher.last + 1
-        held.last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
+        first = publisher.last + 1
+        held.out, held.retry = {**held.out, **dict(enumerate(items, first))}, []
+        held.last = first + len(items) - 1
+        try:
+            publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
+        except TransportLost as exc:
+            self._go_on(publisher, exc)
+
+    def _take_answers(self, publisher: Publisher) -> None:
+        if publisher.refused:
+            self._take_refusals(publisher)
+        if publisher.unroutable:
+            self._take_unroutable(publisher)
 
     def _take_refusals(self, publisher: Publisher) -> None:
         """What a queue would not answer for is tried again, and its deliveries stay ours until it is taken. Unless the
@@ -174,23 +197,109 @@ class Followers:
             publisher.link.where,
         )
         for sequence in refused:
-            for held in self._held:
-                if held.first <= sequence < held.first + len(held.items):
-                    item = held.items[sequence - held.first]
-                    held.retry = [*held.retry, item if publisher.is_refusal(item) else mark_again(item)]
-                    held.retry_at = time.monotonic() + REFUSED_WAIT_S
-                    break
-            else:
+            held = next((held for held in self._held if sequence in held.out), None)
+            if held is None:
                 raise TransportLost("a message that follows from a task was refused on its second way")
+            item = held.out.pop(sequence)
+            _retry(held, item if publisher.is_refusal(item) else mark_again(item), REFUSED_WAIT_S)
 
     def _take_unroutable(self, publisher: Publisher) -> None:
         """Messages that no queue takes are set aside, for a person to look at."""
         unroutable, publisher.unroutable = publisher.unroutable, []
         room = publisher.link.frame_max - FRAME_OVERHEAD_BYTES
-        items = [bury_unroutable(text, record, self._owner, room) for text, record in unroutable]
-        last = publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
-        for held in self._held:  # one of them it was; which one, a returned message does not say
-            held.last = last
+        for text, record in unroutable:
+            identity = record[message.body_start(record) :]
+            for held in self._held:
+                sequence = next((one for one, item in held.out.items() if identity_of(item) == identity), None)
+                if sequence is not None:
+                    break
+            else:
+                raise TransportLost(f"a message came back from {publisher.link.where} that follows from no task")
+            item = held.out.pop(sequence)
+            if is_letter(item):
+                self._keep_letter(publisher, held, item)
+            else:
+                _retry(held, bury_unroutable(text, record, self._owner, room), 0.0)
+
+    def _keep_letter(self, publisher: Publisher, held: _Held, letter: Item) -> None:
+        """There is no queue for a dead letter, and it cannot be made: the deliveries stay ours."""
+        _log.error(
+            "A message cannot be set aside at %s, for there is no queue %s, and none can be made. It is held here, and "
+            "tried again every %g s. Make the queue, or give the broker user the permissions for %s*.",
+            publisher.link.where,
+            letter.route.routing_key,
+            NO_PLACE_WAIT_S,
+            DEAD_PREFIX,
+        )
+        _retry(held, letter, NO_PLACE_WAIT_S)
+
+    # -- what the broker will not have on any account -------------------------------------------------------
+
+    def _go_on(self, publisher: Publisher, exc: TransportLost) -> None:
+        """A publisher has ended. If the broker has refused a message for what it is, it does not say which of those
+        that were out: they go once more, one at a time, and that one is set aside.
+
+        Raises:
+            TransportLost: It ended for another reason, or a message is larger than what is known to be taken.
+        """
+        if publisher.refusal is None:
+            raise exc
+        where = publisher.link.where
+        _log.warning(
+            "RabbitMQ at %s refuses a message that follows from a task: %s. What was on its way with it is sent once "
+            "more, one by one.",
+            where,
+            publisher.refusal,
+        )
+        self._take_answers(publisher)
+        self.close()
+        doubtful = []
+        for held in self._held:
+            out, held.out, held.last = held.out, {}, 0
+            doubtful += [(held, item) for one, item in out.items() if not publisher.is_taken(one, item)]
+        room = publisher.link.frame_max - FRAME_OVERHEAD_BYTES
+        for held, item in doubtful:
+            self._find_place(held, item if len(doubtful) == 1 else mark_again(item), room)
+        if self._publisher is None:
+            self._open()
+
+    def _find_place(self, held: _Held, item: Item, room: int) -> None:
+        """Send an item, or set it aside if the broker will not have it."""
+        problem = self._send_alone(held, item)
+        if not problem:
+            return
+        if self._terms.learn_size(problem):  # from now on it is told before anything is done
+            raise TransportLost(problem)
+        for letter in bury_refused(problem, item, self._owner, room):
+            problem = self._send_alone(held, letter)
+            if not problem:
+                return
+        _log.error("It cannot be set aside either, and is held here and tried again: %s", problem)
+        _retry(held, item, NO_PLACE_WAIT_S)
+
+    def _send_alone(self, held: _Held, item: Item) -> str:
+        """Send an item and wait until the broker has it; returns why it will not, if that is due to the item."""
+        publisher = self._publisher or self._open()
+        try:
+            publisher.send([item], time.monotonic() + PUBLISH_TIMEOUT_S)
+        except PublishUncertain as exc:
+            raise TransportLost(str(exc)) from exc
+        except PublishRejected as exc:
+            if publisher.refusal is not None:
+                self.close()
+                return str(exc)
+            if publisher.was_refused or publisher.link.blocked:
+                _retry(held, item, REFUSED_WAIT_S)
+            elif is_letter(item):
+                self._keep_letter(publisher, held, item)
+            else:
+                return str(exc)
+        return ""
+
+
+def _retry(held: _Held, item: Item, wait_s: float) -> None:
+    """Have an item published again, and all of the same deliveries that wait for it already."""
+    held.retry, held.retry_at = [*held.retry, item], time.monotonic() + wait_s
 
 
 def mark_again(item: Item) -> Item:

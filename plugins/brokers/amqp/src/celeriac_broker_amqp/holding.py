@@ -42,6 +42,7 @@ GAP_S: Final = 2.0
 #: From this version on the server limits how long a message may be held, by default to half an hour.
 DEFAULT_LIMIT_S: Final = 1800.0
 _LIMIT: Final = re.compile(r"timed out.*?(\d+) ?ms")
+_LARGEST: Final = re.compile(r"larger than configured max size (\d+)")
 
 _log = logging.getLogger("celeriac.broker.amqp")
 
@@ -52,10 +53,12 @@ class Terms(Struct):
     Attributes:
         limit_s: How long it lets a message be held; 0: for ever.
         refused: It will not have queues of ours: nothing is held by a copy.
+        largest_bytes: The largest body that it takes; 0: not known.
     """
 
     limit_s: float
     refused: bool = False
+    largest_bytes: int = 0
 
     def learn(self, said: str) -> bool:
         """The broker has closed a channel with these words; True if it was over time, of which it tells how much."""
@@ -63,6 +66,14 @@ class Terms(Struct):
         if found is None or "acknowledg" not in said:
             return False
         self.limit_s = max(int(found[1]) / 1000, 0.1)
+        return True
+
+    def learn_size(self, said: str) -> bool:
+        """The broker has refused a message with these words; True if it was too large, of which nothing was known."""
+        found = _LARGEST.search(said)
+        if found is None or self.largest_bytes == int(found[1]):
+            return False
+        self.largest_bytes = int(found[1])
         return True
 
 

@@ -25,15 +25,27 @@ from celeriac.exceptions import ImproperlyConfigured, PublishRejected, PublishUn
 from celeriac.spec import Payload, QueueSpec, Route
 from celeriac_broker_amqp import delays, methods, topology
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
-from celeriac_broker_amqp.message import HEADER_PREFIX, pack_header, scan, split_record, unpack, with_due
+from celeriac_broker_amqp.message import (
+    HEADER_PREFIX,
+    body_start,
+    pack_header,
+    scan,
+    split_record,
+    unpack,
+    with_due,
+    with_route,
+)
 from celeriac_broker_amqp.methods import BODY, FRAME_OVERHEAD_BYTES, HEADER, METHOD, frame
 
 CHANNEL: Final = 1
 #: How much is written before confirms are looked at, so that a huge batch does not pile up in memory.
 CHUNK_BYTES: Final = 1024 * 1024
 ROUTES_KEPT: Final = 1024
-#: No such exchange, no permission: the broker closes the channel, and the message is not stored.
+#: No such exchange, no permission: the broker closes the channel.
 REFUSALS: Final = frozenset({methods.NOT_FOUND, methods.ACCESS_REFUSED})
+#: … which it does as well for a message that is larger than it takes, or has a property that makes no sense to it. What
+#: it refuses so is not stored.
+PUBLISH_REFUSALS: Final = REFUSALS | {methods.PRECONDITION_FAILED}
 
 _log = logging.getLogger("celeriac.broker.amqp")
 
@@ -79,7 +91,12 @@ def make_item(payload: Payload) -> Item:
 
 def record_of(item: Item) -> bytes:
     """An item as `message` has it."""
-    return b"\0\0" + item.header[len(HEADER_PREFIX) :] + item.body
+    return b"\0\0" + identity_of(item)
+
+
+def identity_of(item: Item) -> bytes:
+    """What an item has in common with all records of its message, wherever it was sent."""
+    return item.header[len(HEADER_PREFIX) :] + item.body
 
 
 def payload_of(item: Item) -> Payload:
@@ -115,7 +132,7 @@ class Publisher:
         self._settled = 0  # all up to this one are confirmed or refused
         self._early: set[int] = set()  # settled ones above it
         self._routes: dict[tuple[str, str, bool], bytes] = {}
-        # While messages that found no queue are on their way again: the queues made for them, and the messages.
+        # While messages that found no queue are on their way again: the queues made for them, and their identities.
         self._declared: set[str] = set()
         self._again: set[bytes] = set()
         self.was_refused = False  #: the broker has refused a message in earnest, for its queue
@@ -128,6 +145,17 @@ class Publisher:
     def last(self) -> int:
         """The sequence number of the last message written."""
         return self._last
+
+    @property
+    def refusal(self) -> ChannelClosed | None:
+        """Why the broker will have one of the messages on no account, and so has closed the channel."""
+        closed = self._channel.closed
+        return closed if closed is not None and closed.code in PUBLISH_REFUSALS else None
+
+    def is_taken(self, sequence: int, item: Item) -> bool:
+        """The broker has spoken about this message, and it is not on its way again."""
+        is_known = sequence <= self._settled or sequence in self._early
+        return is_known and not (self._again and identity_of(item) in self._again)
 
     def is_settled(self, sequence: int) -> bool:
         """The broker has spoken about all messages up to this one, and none is on its way again."""
@@ -211,9 +239,10 @@ class Publisher:
         except TransportLost as exc:
             if self.link.bytes_sent == before:
                 raise
-            closed = self._channel.closed
-            if closed is not None and closed.code in REFUSALS and len(items) == 1:
-                raise PublishRejected(f"message was not sent: RabbitMQ at {self.link.where} says {closed}") from exc
+            if self.refusal is not None and len(items) == 1:
+                raise PublishRejected(
+                    f"message was not sent: RabbitMQ at {self.link.where} says {self.refusal}"
+                ) from exc
             raise PublishUncertain(
                 f"{exc}; whether the message was taken before is not known, sending it again may double it"
             ) from exc
@@ -299,20 +328,26 @@ class Publisher:
     def _take_back(self, text: str, record: bytes) -> None:
         """A message came back, for no queue took it."""
         exchange, routing_key, header, body = split_record(record)
-        if exchange.startswith(delays.PREFIX):
-            self._waits.clear()  # somebody has removed a delay queue
-        if exchange or record in self._again:
+        queue, due = routing_key, None
+        if exchange.startswith(delays.PREFIX):  # somebody has removed a delay queue
+            queue, due = delays.queue_of(routing_key), _due_of(record)
+            record = with_route(record, queue)
+            self._waits.clear()
+        identity = record[body_start(record) :]
+        if (exchange and due is None) or identity in self._again:
             self.unroutable.append((text, record))
             return
-        if routing_key not in self._declared:
-            _log.info("A message found no queue %s at %s; declaring it.", routing_key, self.link.where)
-            self._declare(routing_key)
-            self._declared.add(routing_key)
+        if due is None and queue not in self._declared:
+            _log.info("A message found no queue %s at %s; declaring it.", queue, self.link.where)
+            self._declare(queue)
+            self._declared.add(queue)
             if self._delayed is not None:
-                self._delayed.discard(routing_key)  # its binding for delays has gone with the queue
-        self._again.add(record)
+                self._delayed.discard(queue)  # its binding for delays has gone with the queue
+        self._again.add(identity)
+        item = Item(Route(queue), header, body, True, due)
+        delay_s = 0 if due is None else self._prepare_delay(item, time.monotonic() + self.link.timeout_s)
         out: list[bytes] = []
-        self._add_frames(out, Item(Route(routing_key), header, body))
+        self._add_frames(out, item, delay_s)
         self.link.send(b"".join(out))
         self._last += 1
 
@@ -389,3 +424,9 @@ class Publisher:
             for wait_s in missing:  # which takes a moment, so the wait may be another then
                 delays.ensure_wait(self.link, wait_s, self._delay_queue_type, deadline)
                 self._waits.add(wait_s)
+
+
+def _due_of(record: bytes) -> float:
+    """When a message that waits is due."""
+    marks = scan(record)[1]
+    return time.time() if marks is None or marks.due is None else marks.due
