@@ -14,7 +14,7 @@ import kombu.compression
 import pytest
 
 from celeriac import states
-from celeriac.exceptions import BackendLost, ContentDisallowed
+from celeriac.exceptions import BackendLost, ContentDisallowed, TransportLost
 from celeriac.spec import Host, Payload, ResultBackend, Route, StoredResult, Transport, reply_queue_spec
 from celeriac.testing.backend_suite import BackendConformance
 from celeriac.testing.kit import Bench, KitHost, make_transport
@@ -207,6 +207,21 @@ class TestRpcOverAmqp(RpcConformance):
         backend.expect(["two"])
         self.put(backend, "two", (states.SUCCESS, 2))
         assert self.got(backend, "two") == (states.SUCCESS, 2)
+
+    def test_a_caller_whose_connection_was_cut_reads_again_before_it_calls(self, backend: Any) -> None:
+        assert backend.fetch(["none"]) == {}
+        backend._mailbox._consumer._link.lost = TransportLost("gone")  # of which the broker knows nothing yet
+        backend.expect(["one"])
+        assert backend._mailbox._consumer is not None, "else the queue would go with the old reader"
+
+    def test_a_reply_queue_that_is_gone_while_nobody_reads_is_made_anew_by_who_calls(
+        self, backend: Any, transport: Transport, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("celeriac_backend_rpc.mailbox.DECLARED_S", 0.0)
+        transport.delete("kit-replies")  # as its expiry does, after a day
+        backend.expect(["one"])
+        self.put(backend, "one", (states.SUCCESS, 1))
+        assert self.got(backend, "one") == (states.SUCCESS, 1)
 
 
 def test_the_hook_knows_its_own_urls() -> None:

@@ -32,6 +32,8 @@ KEEP_S: Final = 5.0
 GRACE_S: Final = 0.02
 #: … and no longer than this while few at a time come for others: more would be what had come before.
 TRICKLE_S: Final = 0.1
+#: While nobody reads, nobody hears that the queue is gone: with its expiry, or by hand. Who calls looks so often.
+DECLARED_S: Final = 1.0
 #: While the broker is away, it is tried again so often.
 RETRY_S: Final = 0.5
 
@@ -70,7 +72,7 @@ class Mailbox:
         self._read = read
         self._changed = threading.Condition()
         self._has_reader = False
-        self._is_declared = False
+        self._declared_at = float("-inf")  # monotonic
         self._is_away = False
         self._consumer: Consumer | None = None
         self._poller = Poller()
@@ -92,9 +94,13 @@ class Mailbox:
         """
         if self._consumer is not None:
             self._check()
-        if not self._is_declared:
+        if self._consumer is None and self._keeper is not None:
+            # The queue goes when the broker notices the end of its last reader, which may be later than this.
+            self._look_in()
+        now = time.monotonic()
+        if self._consumer is None and now - self._declared_at >= DECLARED_S:
             self._host.transport().declare([reply_queue_spec(self._host.reply_queue())])
-            self._is_declared = True
+            self._declared_at = now
 
     def take(self, task_ids: Sequence[str]) -> dict[str, bytes]:
         """The stored forms of those that have arrived."""
@@ -223,7 +229,6 @@ class Mailbox:
         self._consumer = self._host.transport().consumer(
             [reply_queue_spec(name)], owner=owner, poller=self._poller, window=WINDOW
         )
-        self._is_declared = True
         if self._keeper is None:
             self._keeper = threading.Thread(target=self._keep, name="celeriac-replies", daemon=True)
             self._keeper.start()
@@ -273,7 +278,7 @@ class Mailbox:
 
     def _let_go(self) -> None:
         consumer, self._consumer = self._consumer, None
-        self._is_declared = False  # it goes with its last consumer
+        self._declared_at = float("-inf")  # it goes with its last consumer
         if consumer is not None:
             consumer.close()
 
