@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import DONE_S, Chord, ChordPart, StoredResult
+from celeriac.exceptions import BackendLost, BackendStoreError, BackendUnreachable, SettingError, Unsupported
+from celeriac.spec import DONE_S, Change, Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
 from celeriac.testing.services import MariaDBService, PostgresService
 from celeriac_backend_database.backend import DatabaseBackend
+from celeriac_backend_database.engine import translate
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -317,6 +318,48 @@ def test_a_result_too_big_for_celerys_table_fails_alone_and_says_so(
     document = fetched(backend, "big")
     assert document["status"] == "FAILURE"
     assert "100002 bytes (SUCCESS) could not be stored" in document["result"]["exc_message"][0]
+
+
+@pytest.fixture
+def latin1(mariadb_service: MariaDBService) -> Iterator[tuple[str, sa.Connection]]:
+    """An empty database with that character set: its URL, and a connection."""
+    url = mariadb_service.fresh_url()
+    engine = admin(url)
+    with engine.connect() as conn:
+        conn.exec_driver_sql(f"ALTER DATABASE {url.rpartition('/')[2]} CHARACTER SET latin1")
+        yield f"db+{url}", conn
+    engine.dispose()
+
+
+def test_on_mysql_our_tables_hold_any_text(make: Make, latin1: tuple[str, sa.Connection]) -> None:
+    backend, text = make(latin1[0]), "no \N{SNOWMAN} \N{GRINNING FACE}"
+    backend.store([result(backend, "a", "FAILURE", traceback=text, name=text, args=[text], kwargs={}, queue=text)])
+    found = fetched(backend, "a")
+    assert (found["traceback"], found["name"], found["args"], found["queue"]) == (text, text, [text], text)
+    backend.store([result(backend, "a "), result(backend, "A", value=6)])  # to MariaDB, a blank at the end is nothing
+    assert [fetched(backend, task_id)["result"] for task_id in ("a ", "A")] == [5, 6]
+    backend.state().write("space", [Change(text, b"1")])
+    assert list(backend.state().read("space", [text]).entries) == [text]
+
+
+def test_on_mysql_a_text_that_its_character_set_lacks_costs_no_result(
+    make: Make, latin1: tuple[str, sa.Connection]
+) -> None:
+    latin1[1].exec_driver_sql(  # as Celery makes it
+        "CREATE TABLE celery_taskmeta (id INTEGER NOT NULL AUTO_INCREMENT PRIMARY KEY, task_id VARCHAR(155) UNIQUE,"
+        " status VARCHAR(50), result BLOB, date_done DATETIME, traceback TEXT, children BLOB)"
+    )
+    backend = make(latin1[0])
+    backend.store([result(backend, "a", "FAILURE", "e", traceback="no \N{SNOWMAN}"), result(backend, "b", "success")])
+    backend.store([result(backend, "b")])  # a state of somebody's own, which is not Celery's
+    found = fetched(backend, "a")
+    assert (found["status"], found["result"], found["traceback"]) == ("FAILURE", "e", "no \\u2603")
+    assert fetched(backend, "b")["status"] == "SUCCESS"
+
+
+def test_a_refusal_that_mysqls_client_calls_operational_is_no_outage() -> None:
+    refused = sa.exc.OperationalError("INSERT", {}, Exception(1366, "Incorrect string value"))
+    assert isinstance(translate(refused, sa.make_url("mysql://h/d")), BackendStoreError)
 
 
 # -- faults -------------------------------------------------------------------------------------------------

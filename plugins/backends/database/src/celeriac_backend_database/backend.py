@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -34,10 +33,11 @@ from celeriac_backend_database.chords import CHORD, Chords
 from celeriac_backend_database.chords import metadata as chord_tables
 from celeriac_backend_database.engine import database_url, is_passing, make_engine, translate, unreachable
 from celeriac_backend_database.rows import (
-    TEXT_CHARS,
     Row,
     escaped_size,
     from_document,
+    in_ascii,
+    key_of,
     pack,
     statement_size,
     to_document,
@@ -77,7 +77,7 @@ class DatabaseBackend:
         self._tables = self._make_tables()
         self._lifetime = _lifetime(settings.get("result_expires"))
         chord_lifetime = _lifetime(settings.get("result_chord_expires")) or self._lifetime
-        self._chords = Chords(chord_lifetime.total_seconds() if chord_lifetime else None, _row_id)
+        self._chords = Chords(chord_lifetime.total_seconds() if chord_lifetime else None, key_of)
         self._made: set[sa.MetaData] = set()  # tables of our own that are known to be there
         self._state = DatabaseState(partial(self._do, tables=state_tables))
         self._serializer_name: str = settings.get("result_serializer") or "json"
@@ -124,7 +124,7 @@ class DatabaseBackend:
 
     def fetch(self, task_ids: Sequence[str]) -> dict[str, bytes]:
         """See `ResultBackend.fetch`."""
-        asked = {_row_id(task_id): task_id for task_id in task_ids}
+        asked = {key_of(task_id): task_id for task_id in task_ids}
 
         def read(conn: sa.Connection) -> dict[str, bytes]:
             columns = [self._tables.task.c[name] for name in self._columns if name not in ("id", RECEIVED)]
@@ -147,7 +147,7 @@ class DatabaseBackend:
         """See `ResultBackend.forget`."""
 
         def remove(conn: sa.Connection) -> None:
-            for chunk in _chunks([_row_id(task_id) for task_id in task_ids]):
+            for chunk in _chunks([key_of(task_id) for task_id in task_ids]):
                 conn.execute(sa.delete(self._tables.task).where(self._tables.task.c.task_id.in_(chunk)))
 
         self._do(remove)
@@ -174,12 +174,12 @@ class DatabaseBackend:
 
         def save(conn: sa.Connection) -> None:
             values = {"result": data, "date_done": datetime.now(timezone.utc).replace(tzinfo=None)}
-            update = sa.update(self._tables.group).where(table.c.taskset_id == _row_id(group_id)).values(values)
+            update = sa.update(self._tables.group).where(table.c.taskset_id == key_of(group_id)).values(values)
             if conn.execute(update).rowcount:
                 return
             try:
                 with conn.begin_nested():
-                    conn.execute(sa.insert(self._tables.group).values(taskset_id=_row_id(group_id), **values))
+                    conn.execute(sa.insert(self._tables.group).values(taskset_id=key_of(group_id), **values))
             except sa_exc.IntegrityError:  # another was quicker
                 conn.execute(update)
 
@@ -190,7 +190,7 @@ class DatabaseBackend:
 
         def load(conn: sa.Connection) -> Any:
             table = self._tables.group
-            return conn.scalar(sa.select(table.c.result).where(table.c.taskset_id == _row_id(group_id)))
+            return conn.scalar(sa.select(table.c.result).where(table.c.taskset_id == key_of(group_id)))
 
         data = self._do(load)
         return None if data is None else self._host.serializer(self._serializer_name).loads(bytes(data))
@@ -200,7 +200,7 @@ class DatabaseBackend:
 
         def delete(conn: sa.Connection) -> None:
             table = self._tables.group
-            conn.execute(sa.delete(table).where(table.c.taskset_id == _row_id(group_id)))
+            conn.execute(sa.delete(table).where(table.c.taskset_id == key_of(group_id)))
 
         self._do(delete)
 
@@ -283,13 +283,15 @@ class DatabaseBackend:
         """One of them is bad: the others are not to suffer for it."""
         for row in rows:
             problem = self._too_large([statement_size(row)])
-            if problem is None:
+            for one in (row, in_ascii(row)) if problem is None else ():
                 try:
-                    self._store([row])
-                    continue
+                    self._store([one])
+                    break
                 except BackendStoreError as exc:
                     problem = exc
-            self._store([self._failure(row, problem)])
+            else:
+                assert problem is not None
+                self._store([self._failure(row, problem)])
 
     def _too_large(self, sizes: Iterable[int]) -> BackendStoreError | None:
         """What MySQL would say of a statement that is longer than it takes, where it hangs up without a word. None if
@@ -305,7 +307,7 @@ class DatabaseBackend:
     def _values(self, row: Row, now: datetime) -> dict[str, Any]:
         """A row's columns, as far as the table has them. An unfinished task is dated too, so that it expires."""
         values = {name: getattr(row, name) for name in self._columns if name != "id"}
-        values["task_id"] = _row_id(row.task_id)
+        values["task_id"] = key_of(row.task_id)
         values["date_done"] = row.date_done or now
         return values
 
@@ -435,13 +437,6 @@ def _row_of(values: Mapping[str, Any], task_id: str) -> Row:
         setattr(row, name, bytes(value) if isinstance(value, memoryview) else value)
     row.extended = any(values.get(name) is not None for name in EXTENDED)
     return row
-
-
-def _row_id(task_id: str) -> str:
-    """The id as the column holds it: as it is, unless it does not fit there (R11)."""
-    if len(task_id) <= TEXT_CHARS and "\0" not in task_id:
-        return task_id
-    return "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:

@@ -21,6 +21,9 @@ DRIVERS: Final = {
 EXTRAS: Final = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql"}
 #: A deadlock or a serialization failure: the same again is the cure.
 PASSING_CODES: Final = frozenset({"40001", "40P01", "1205", "1213", "3960"})
+#: With these MySQL refuses a value, and one of its clients calls that an OperationalError, like a lost connection.
+#: (1153, of a statement that is too long, comes with the loss of the connection, and not always.)
+REFUSALS: Final = frozenset({1118, 1264, 1267, 1271, 1292, 1300, 1366, 1406, 3988})
 
 
 def database_url(url: str, settings: Mapping[str, Any]) -> sa.URL:
@@ -89,7 +92,9 @@ def make_engine(url: sa.URL, settings: Mapping[str, Any]) -> sa.Engine:
 def translate(exc: Exception, url: sa.URL) -> BackendError:
     """What SQLAlchemy raised, as an error of ours."""
     where = url.render_as_string()
-    refused = isinstance(exc, (sa_exc.DataError, sa_exc.IntegrityError, sa_exc.ProgrammingError))
+    refused = isinstance(exc, (sa_exc.DataError, sa_exc.IntegrityError, sa_exc.ProgrammingError)) or (
+        isinstance(exc, sa_exc.OperationalError) and _number(exc) in REFUSALS
+    )
     if refused or (isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError)):
         return BackendStoreError(f"database backend: {where} refuses it: {_first_line(exc)}.")
     return BackendLost(f"database backend: {where} {_first_line(exc)}")
@@ -109,8 +114,12 @@ def is_passing(exc: sa_exc.DBAPIError) -> bool:
     """Whether the same statements may well succeed if they are sent once more."""
     original = exc.orig
     code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    number = original.args[0] if original is not None and original.args else None
-    return exc.connection_invalidated or str(code) in PASSING_CODES or str(number) in PASSING_CODES
+    return exc.connection_invalidated or str(code) in PASSING_CODES or str(_number(exc)) in PASSING_CODES
+
+
+def _number(exc: sa_exc.DBAPIError) -> Any:
+    """MySQL's number of an error."""
+    return exc.orig.args[0] if exc.orig is not None and exc.orig.args else None
 
 
 def _first_line(exc: Exception) -> str:

@@ -5,11 +5,14 @@ Pure: `backend` calls it, nothing here knows a database.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from datetime import datetime, timezone
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from celeriac.spec import Document, ResultCompression, Serializer
 from celeriac.states import READY_STATES
@@ -17,6 +20,8 @@ from celeriac.states import READY_STATES
 #: What Celery's columns hold, in characters.
 STATUS_CHARS: Final = 50
 TEXT_CHARS: Final = 155
+#: Half of a character, as which JSON and Python know it, and UTF-8 does not.
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 #: Keys that are columns of their own; what else an extended document has are its stamps.
 OWN_KEYS: Final = frozenset(
     {
@@ -126,6 +131,22 @@ def to_document(row: Row, serializer: Serializer) -> Document:
             document["stamped_headers"] = stamps.get("stamped_headers")
             document.update(stamps.get("stamps") or {})
     return document
+
+
+def key_of(text: str) -> str:
+    """An id or a key as a column takes it: as it is, unless it does not fit there; then its hash (R11). (To MariaDB,
+    blanks at the end are nothing.)"""
+    if len(text) <= TEXT_CHARS and "\0" not in text and not text.endswith(" ") and not _SURROGATE.search(text):
+        return text
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def in_ascii(row: Row) -> Row:
+    """The same with texts for people that every character set has: MySQL's of old are not Unicode's."""
+    limits = {"traceback": None, "name": TEXT_CHARS, "worker": TEXT_CHARS, "queue": TEXT_CHARS}
+    texts = {name: getattr(row, name) for name in limits}
+    plain = {name: text.encode("ascii", "backslashreplace").decode() for name, text in texts.items() if text}
+    return replace(row, **{name: text[: limits[name]] for name, text in plain.items()})
 
 
 def statement_size(row: Row) -> int:

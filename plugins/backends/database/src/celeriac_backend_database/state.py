@@ -6,7 +6,6 @@ lock until the end: others wait, and then see what was committed. Times are unix
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
@@ -16,7 +15,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from celeriac.spec import Change, Entry, Snapshot
 from celeriac.spec.state import holds
-from celeriac_backend_database.rows import TEXT_CHARS
+from celeriac_backend_database.rows import key_of
 from celeriac_backend_database.tables import (
     Blob,
     LongText,
@@ -121,13 +120,6 @@ class DatabaseState:
     def version(self, space: str) -> int:
         """See `SharedState.version`."""
         return self._do(lambda conn: _version(conn, key_of(space)))
-
-
-def key_of(text: str) -> str:
-    """A key as a column takes it, hashed if that is not as it is. (To MariaDB, blanks at the end are nothing.)"""
-    if len(text) <= TEXT_CHARS and "\0" not in text and not text.endswith(" "):
-        return text
-    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _make_space(conn: sa.Connection, of: str) -> None:

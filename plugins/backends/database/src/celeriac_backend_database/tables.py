@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -21,14 +21,17 @@ GROUP_TABLE: Final = "celery_tasksetmeta"
 #: A column of ours, which a table that Celery made lacks: when the worker received the message whose final state this
 #: is, in unix time. Positive if that keeps those out who received it earlier (R13), which is a redelivered message's.
 RECEIVED: Final = "celeriac_received"
+Exact = Callable[[Any], Any]
 #: Begins a text that is written as JSON.
 _QUOTED: Final = "json:"
 
 Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-# On MySQL a blob has 64 KB unless more is asked for, and text compares without regard to case.
+# On MySQL a blob has 64 KB unless more is asked for, text compares without regard to case, and a database may have a
+# character set that does not have all characters.
 Blob = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
-LongText = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+LongText = sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 Name = sa.String(155).with_variant(mysql.VARCHAR(155, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+State = sa.String(50).with_variant(mysql.VARCHAR(50, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
@@ -56,17 +59,17 @@ class Tables:
             self.metadata,
             id_column("task_id_sequence"),
             sa.Column("task_id", Name, unique=True),
-            sa.Column("status", sa.String(50)),
+            sa.Column("status", State),
             sa.Column("result", Blob),
             sa.Column("date_done", Time, index=True),
             sa.Column("traceback", LongText),
             sa.Column("children", Blob),
-            sa.Column("name", sa.String(155)),
+            sa.Column("name", Name),
             sa.Column("args", Blob),
             sa.Column("kwargs", Blob),
-            sa.Column("worker", sa.String(155)),
+            sa.Column("worker", Name),
             sa.Column("retries", sa.Integer),
-            sa.Column("queue", sa.String(155)),
+            sa.Column("queue", Name),
             sa.Column("stamps", Blob),
             sa.Column(RECEIVED, sa.Double()),
             schema=schemas.get("task"),
@@ -93,9 +96,13 @@ def look_at(conn: sa.Connection, table: sa.Table) -> tuple[list[str], bool]:
     return [column.name for column in table.columns if column.name in found], numbers_itself
 
 
-def may_replace(table: sa.Table, new: Mapping[str, Any] | Any) -> sa.ColumnElement[bool]:
-    """R3 as SQL: a success is final, and what is ready is not undone by what is not; and R13, if the row has that."""
-    allowed = _is_further(table.c.status, new["status"])
+def may_replace(table: sa.Table, new: Mapping[str, Any], exact: Exact = lambda text: text) -> sa.ColumnElement[bool]:
+    """R3 as SQL: a success is final, and what is ready is not undone by what is not; and R13, if the row has that.
+
+    Args:
+        exact: Makes a text one that is compared as it is.
+    """
+    allowed = _is_further(exact(table.c.status), exact(new["status"]))
     if RECEIVED not in new:
         return allowed
     kept, received = table.c[RECEIVED], new[RECEIVED]
@@ -125,7 +132,9 @@ def upsert(dialect: str, table: sa.Table, names: Sequence[str]) -> sa.sql.expres
         )
     if dialect in ("mysql", "mariadb"):
         insert = mysql.insert(table)
-        allowed = may_replace(table, {name: insert.inserted[name] for name in names})
+        # In a table that Celery made, `success` would be `SUCCESS`.
+        new = {name: insert.inserted[name] for name in names}
+        allowed = may_replace(table, new, lambda text: sa.cast(text, sa.LargeBinary))
         # Assigned last, since the others' conditions read the old ones; and of the two the state, which a condition
         # that has been met once meets with the new time as well.
         changed.sort(key=lambda name: (name == "status", name == RECEIVED))
@@ -169,8 +178,10 @@ def insert_or_leave(dialect: str, table: sa.Table) -> sa.sql.expression.Insert |
 
 
 def write_text(text: str) -> str:
-    """Any text as a column takes it: PostgreSQL has no NUL in one (R11)."""
-    return _QUOTED + json.dumps(text) if "\0" in text or text.startswith(_QUOTED) else text
+    """Any text as any column takes it (R11): PostgreSQL has no NUL in one, UTF-8 no lone surrogates, and some character
+    sets little but ASCII."""
+    plain = text.isascii() and "\0" not in text and not text.startswith(_QUOTED)
+    return text if plain else _QUOTED + json.dumps(text)
 
 
 def read_text(written: str) -> str:
