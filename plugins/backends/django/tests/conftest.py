@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import django
+import pymysql
 import pytest
 from django.conf import settings
 from django.contrib import admin
@@ -58,7 +59,9 @@ UseDatabase = Callable[[str], None]
 def use(url: str) -> None:
     """Make this the project's database, and connect to it anew."""
     parts = urlsplit(url)
-    engine = {"sqlite": "sqlite3", "postgresql": "postgresql"}[parts.scheme]
+    engine = {"sqlite": "sqlite3", "postgresql": "postgresql", "mysql": "mysql"}[parts.scheme]
+    if engine == "mysql":
+        pymysql.install_as_MySQLdb()
     place: dict[str, Any] = {"ENGINE": f"django.db.backends.{engine}", "NAME": parts.path[1:]}
     if parts.hostname:
         place |= {"HOST": parts.hostname, "PORT": str(parts.port), "USER": parts.username}

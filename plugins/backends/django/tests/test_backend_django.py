@@ -17,14 +17,21 @@ from django.contrib import admin
 from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test import RequestFactory
 from django.utils import timezone
 
-from celeriac.exceptions import BackendLost, BackendUnreachable, ImproperlyConfigured, SettingError, Unsupported
+from celeriac.exceptions import (
+    BackendLost,
+    BackendStoreError,
+    BackendUnreachable,
+    ImproperlyConfigured,
+    SettingError,
+    Unsupported,
+)
 from celeriac.spec import DONE_S, Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
-from celeriac.testing.services import PostgresService
+from celeriac.testing.services import MariaDBService, PostgresService
 from celeriac_backend_django.cache import DjangoCacheBackend
 from celeriac_backend_django.database import DjangoDatabaseBackend
 from celeriac_backend_django.models import ChordCounter, GroupResult, JoinedChord, TaskResult
@@ -197,6 +204,78 @@ def test_a_row_that_does_not_fit_fails_alone_and_says_so(use_database: Any, post
     assert (fetched(backend, "a")["status"], fetched(backend, "c")["status"]) == ("SUCCESS", "SUCCESS")
     assert fetched(backend, "big")["status"] == "FAILURE"
     assert "could not be stored" in fetched(backend, "big")["result"]["exc_message"][0]
+
+
+@pytest.fixture(scope="module")
+def mariadb_place(use_database: Callable[[str], None], mariadb_service: MariaDBService) -> str:
+    """A migrated database with latin1 for its character set."""
+    url = mariadb_service.fresh_url()
+    use_database(url)
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER DATABASE {url.rpartition('/')[2]} CHARACTER SET latin1")
+    # MySQL cannot take back what makes tables, and Django makes none in a transaction there.
+    call_command("migrate", LABEL, verbosity=0)
+    return url
+
+
+@pytest.fixture
+def mariadb(use_database: Callable[[str], None], mariadb_place: str) -> None:
+    use_database(mariadb_place)
+
+
+@pytest.mark.usefixtures("mariadb")
+def test_on_mysql_migrate_makes_the_tables() -> None:
+    backend = make()
+    assert backend.ping(1)
+    backend.store([result(backend, "a", "STARTED", 1), result(backend, "b", "FAILURE", 1)])
+    backend.store([result(backend, "a"), result(backend, "b", "STARTED")])
+    assert (fetched(backend, "a")["result"], fetched(backend, "b")["status"]) == (5, "FAILURE")
+
+
+@pytest.mark.usefixtures("mariadb")
+def test_mysql_is_told_no_more_than_it_takes_and_names_what_is_longer() -> None:
+    """The server hangs up on a statement that is too long, which looks as if it was away."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET GLOBAL max_allowed_packet = 1048576")  # for connections to come
+    connection.close()
+    try:
+        backend, quotes = make(), '"' * 300_000
+        many = [result(backend, f"m{n}", value="x" * 100_000) for n in range(12)]
+        backend.store([result(backend, "long", value=quotes), *many])
+        assert fetched(backend, "long")["status"] == "FAILURE"
+        assert "max_allowed_packet is 1048576" in fetched(backend, "long")["result"]["exc_message"][0]
+        assert {fetched(backend, f"m{n}")["status"] for n in range(12)} == {"SUCCESS"}
+        backend.open_chords([Chord("g", 2, b"body", 60.0)])
+        large, small = ChordPart("g", "a", 0, b'"' * 600_000), ChordPart("g", "b", 1, b"[]")
+        (claim,) = backend.join([large, small])
+        assert (b"max_allowed_packet" in claim.parts[0][1], claim.parts[1]) == (True, (1, b"[]"))
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("SET GLOBAL max_allowed_packet = DEFAULT")
+
+
+@pytest.mark.usefixtures("mariadb")
+def test_on_mysql_a_text_that_its_character_set_lacks_costs_no_result() -> None:
+    backend = make()
+    backend.store([result(backend, "c", "STARTED"), result(backend, "d", "success")])
+    backend.store([result(backend, "c", "FAILURE", "e", traceback="no \N{SNOWMAN}"), result(backend, "d")])
+    found = fetched(backend, "c")
+    assert (found["status"], found["result"], found["traceback"]) == ("FAILURE", "e", "no \\u2603")
+    assert fetched(backend, "d")["status"] == "SUCCESS"
+    with pytest.raises(BackendStoreError, match="there is a task 'd'"):
+        backend.store([result(backend, "D")])
+
+
+def test_a_refusal_that_mysqls_client_calls_operational_is_no_outage() -> None:
+    tries: list[int] = []
+
+    def refuse() -> None:
+        tries.append(1)
+        raise OperationalError(1366, "Incorrect string value")
+
+    with pytest.raises(BackendStoreError, match=r"refuses it: .*Incorrect string value"):
+        make()._do(refuse)
+    assert tries == [1]
 
 
 def test_R7_cleaning_up_is_bounded_and_takes_groups_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from django.db.models import Case, Count, F, FloatField, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest
 
 from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
-from celeriac_backend_django.common import fitting_id
+from celeriac_backend_django.common import fitting_id, in_statements
 
 #: The place of parts that were added later: after all others.
 LAST: Final = 2**62
@@ -130,7 +130,8 @@ class Chords:
             )
             for part in parts
         ]
-        self._parts().bulk_create(rows, ignore_conflicts=True)
+        for some in in_statements(rows, lambda row: len(row.data)):
+            self._parts().bulk_create(some, ignore_conflicts=True)
 
     def _claim(self, key: str, group: str, now: float, claim_s: float, *more: Q) -> ChordClaim:
         token, until = uuid.uuid4().hex, now + claim_s

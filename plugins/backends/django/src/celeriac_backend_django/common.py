@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import django
 from django.apps import apps
@@ -16,7 +16,14 @@ from django.core.exceptions import ImproperlyConfigured as DjangoMisconfigured
 from celeriac.exceptions import ImproperlyConfigured, SettingError
 from celeriac.states import READY_STATES, SUCCESS
 
+T = TypeVar("T")
+
 PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
+#: What one statement inserts, but for what is longer by itself: MySQL hangs up on statements that are too long.
+SIZE_PER_STATEMENT: Final = 2**18
+#: Bytes that MySQL's client escapes, and more than the rest of a statement has.
+_ESCAPED: Final = (b"\0", b"\n", b"\r", b"\x1a", b'"', b"'", b"\\")
+_SQL_BYTES: Final = 16_384
 
 
 def bring_up(name: str) -> None:
@@ -54,6 +61,26 @@ def winners(states: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
         if task_id not in kept or replaces(kept[task_id][0], state):
             kept[task_id] = state, value
     return {task_id: kept[task_id][1] for task_id in sorted(kept)}
+
+
+def in_statements(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """The items, in order, in as many lists as fit into one statement each."""
+    some: list[T] = []
+    size = 0
+    for item in items:
+        more = size_of(item)
+        if some and size + more > SIZE_PER_STATEMENT:
+            yield some
+            some, size = [], 0
+        some.append(item)
+        size += more
+    if some:
+        yield some
+
+
+def statement_size(*texts: bytes) -> int:
+    """How many bytes MySQL's client sends for a statement with these: each of some characters becomes two."""
+    return _SQL_BYTES + sum(len(text) + sum(map(text.count, _ESCAPED)) for text in texts)
 
 
 def lifetime(expires: Any) -> timedelta | None:

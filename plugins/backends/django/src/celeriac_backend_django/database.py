@@ -17,10 +17,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 from django.apps import apps
 from django.db import DatabaseError, Error, InterfaceError, OperationalError, connections, router
-from django.db.models import Q
+from django.db.models import CharField, Func, Q
 from django.db.models.functions import Now
+from django.db.models.lookups import In
 from django.utils import timezone as django_timezone
 from msgspec import Struct
+from msgspec.structs import replace
 
 from celeriac.exceptions import (
     BackendError,
@@ -45,7 +47,7 @@ from celeriac.spec import (
 from celeriac.spec.results import SERIALIZERS, AcceptedResults
 from celeriac.states import FAILURE, READY_STATES, STARTED, SUCCESS
 from celeriac_backend_django.chords import Chords
-from celeriac_backend_django.common import bring_up, fitting_id, lifetime, winners
+from celeriac_backend_django.common import bring_up, fitting_id, in_statements, lifetime, statement_size, winners
 from celeriac_backend_django.state import DjangoState
 
 T = TypeVar("T")
@@ -55,6 +57,9 @@ EXPIRED_PER_CLEANUP: Final = 10_000
 EXPIRED_PER_STATEMENT: Final = 500
 TRIES: Final = 3
 FIRST_PAUSE_S: Final = 0.02
+#: With these MySQL refuses a value, and one of its clients calls that an OperationalError, like a lost connection.
+#: (1153, of a statement that is too long, comes with the loss of the connection, and not always.)
+REFUSALS: Final = frozenset({1118, 1264, 1267, 1271, 1292, 1300, 1366, 1406, 3988})
 #: What the columns hold, in characters.
 STATUS_CHARS: Final = 50
 WORKER_CHARS: Final = 100
@@ -93,6 +98,17 @@ class Row(Struct, array_like=True):
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 _unpack: Final = msgspec.msgpack.Decoder(Row).decode
+
+
+class _Exactly(Func):
+    """A text that is compared as it is: to MySQL, `success` is `SUCCESS` otherwise."""
+
+    template = "%(expressions)s"
+    arity = 1
+    output_field = CharField()
+
+    def as_mysql(self, compiler: Any, connection: Any) -> Any:
+        return self.as_sql(compiler, connection, template="CAST(%(expressions)s AS BINARY)")
 
 
 class DjangoDatabaseBackend:
@@ -180,11 +196,11 @@ class DjangoDatabaseBackend:
         try:
             self._do(lambda: self._store(list(rows.values())))
         except BackendStoreError:
-            for row in rows.values():  # one of them is bad: the others are not to suffer for it
-                try:
-                    self._do(partial(self._store, [row]))
-                except BackendStoreError as exc:
-                    self._do(partial(self._store, [self._failure(row, exc)]))
+            self._store_each(rows.values())
+        except BackendLost:
+            if self._too_large(_sizes(rows.values())) is None:
+                raise
+            self._store_each(rows.values())
 
     def commands(self, batch: Sequence[StoredResult]) -> Any:
         """Not with this backend."""
@@ -239,8 +255,14 @@ class DjangoDatabaseBackend:
         self._do(lambda: self._chords.open(chords))
 
     def join(self, parts: Sequence[ChordPart], claim_s: float = CLAIM_S) -> list[ChordClaim]:
-        """See `ChordBackend.join`."""
-        return self._do(lambda: self._chords.join(parts, claim_s))
+        """See `ChordBackend.join`. A part that is too large for the server is kept as one that failed."""
+        try:
+            return self._do(lambda: self._chords.join(parts, claim_s))
+        except BackendLost:
+            if self._too_large(statement_size(part.data) for part in parts) is None:
+                raise
+            fitting = [self._fitting_part(part) for part in parts]
+            return self._do(lambda: self._chords.join(fitting, claim_s))
 
     def grow_chord(self, group: str, task_id: str) -> None:
         """See `ChordBackend.grow_chord`."""
@@ -320,22 +342,62 @@ class DjangoDatabaseBackend:
         by_id = {fitting_id(row.task_id): row for row in rows}
         known: set[str] = set()
         for chunk in _chunks(list(by_id)):
-            known.update(self._tasks().filter(task_id__in=chunk).values_list("task_id", flat=True))
+            known.update(_own(by_id, self._tasks().filter(task_id__in=chunk).values_list("task_id", flat=True)))
         fresh = [row_id for row_id in by_id if row_id not in known]
         now = django_timezone.now()
         made = [model(task_id=row_id, **_columns(by_id[row_id], now)) for row_id in fresh]
-        self._tasks().bulk_create(made, ignore_conflicts=True, batch_size=IDS_PER_STATEMENT)
+        for some in in_statements(made, lambda one: sum(map(len, _texts(by_id[one.task_id])))):
+            self._tasks().bulk_create(some, ignore_conflicts=True, batch_size=IDS_PER_STATEMENT)
         for row_id in known:
             self._replace(row_id, by_id[row_id], now)
         for chunk in _chunks(fresh):  # was somebody quicker?
-            for row_id, status in self._tasks().filter(task_id__in=chunk).values_list("task_id", "status"):
-                if status != by_id[row_id].status:
+            states = dict(self._tasks().filter(task_id__in=chunk).values_list("task_id", "status"))
+            for row_id in _own(by_id, states):
+                if states[row_id] != by_id[row_id].status:
                     self._replace(row_id, by_id[row_id], now)
+
+    def _store_each(self, rows: Iterable[Row]) -> None:
+        """One of them is bad: the others are not to suffer for it."""
+        for row in rows:
+            problem = self._too_large(_sizes([row]))
+            for one in (row, _in_ascii(row)) if problem is None else ():
+                try:
+                    self._do(partial(self._store, [one]))
+                    break
+                except BackendStoreError as exc:
+                    problem = exc
+            else:
+                assert problem is not None
+                self._do(partial(self._store, [self._failure(row, problem)]))
+
+    def _too_large(self, sizes: Iterable[int]) -> BackendStoreError | None:
+        """What MySQL would say of a statement that is longer than it takes, where it hangs up without a word. None if
+        statements of these sizes fit."""
+        alias = router.db_for_write(self._model("TaskResult"))
+        if connections[alias].vendor != "mysql":
+            return None
+
+        def ask() -> int:
+            with connections[alias].cursor() as cursor:
+                cursor.execute("SELECT @@max_allowed_packet")
+                return int(cursor.fetchone()[0])
+
+        limit, size = self._do(ask), max(sizes)
+        if size < limit:
+            return None
+        return BackendStoreError(f"as a statement it has {size} bytes, and max_allowed_packet is {limit}")
+
+    def _fitting_part(self, part: ChordPart) -> ChordPart:
+        problem = self._too_large([statement_size(part.data)])
+        if problem is None:
+            return part
+        failed = [1, part.task_id, FAILURE, _refused(f"the part of {len(part.data)} bytes", problem)]
+        return replace(part, data=self._host.serializer(self._serializer_name).dumps(failed))
 
     def _replace(self, row_id: str, row: Row, now: datetime) -> None:
         """One statement that replaces the row or, by R3, does not."""
-        allowed = ~Q(status=SUCCESS) if row.status in READY_STATES else ~Q(status__in=sorted(READY_STATES))
-        self._tasks().filter(allowed, task_id=row_id).update(**_columns(row, now))
+        final = [SUCCESS] if row.status in READY_STATES else sorted(READY_STATES)
+        self._tasks().filter(~Q(In(_Exactly("status"), final)), task_id=row_id).update(**_columns(row, now))
 
     def _expire(self, query: Any) -> int:
         old = query.filter(date_done__lt=Now() - self._lifetime)
@@ -344,11 +406,7 @@ class DjangoDatabaseBackend:
 
     def _failure(self, row: Row, exc: BackendStoreError) -> Row:
         serializer = self._host.serializer(self._serializer_name)
-        described = {
-            "exc_type": "BackendStoreError",
-            "exc_message": [f"the result ({row.status}, {len(row.result)} characters) could not be stored: {exc}"],
-            "exc_module": "celery.exceptions",
-        }
+        described = _refused(f"the result ({row.status}, {len(row.result)} characters)", exc)
         text = _as_text(serializer.dumps(described), serializer)
         return Row(row.task_id, FAILURE, row.content_type, row.content_encoding, text, row.meta)
 
@@ -387,6 +445,8 @@ class DjangoDatabaseBackend:
             try:
                 return work()
             except (OperationalError, InterfaceError) as exc:
+                if _is_refusal(exc):
+                    raise _translated(exc) from exc
                 connection = connections[router.db_for_write(self._model("TaskResult"))]
                 if connection.in_atomic_block or not left:
                     raise _translated(exc) from exc
@@ -406,6 +466,47 @@ def forget_connections() -> None:
         if pools:
             _left_to_parents.append(pools.pop(connection.alias, None))
         del connections[connection.alias]
+
+
+def _own(by_id: Mapping[str, Row], found: Iterable[str]) -> list[str]:
+    """The ids that were found, which are those of `by_id`.
+
+    Raises:
+        BackendStoreError: One is not: MySQL, to which cases and accents are one, has another task under that id.
+    """
+    ids = list(found)
+    for other in ids:
+        if other not in by_id:
+            raise BackendStoreError(f"there is a task {other!r}, whose id the table takes for one of {[*by_id]}")
+    return ids
+
+
+def _refused(what: str, exc: BackendStoreError) -> dict[str, Any]:
+    """A failure as it is stored: the database refuses this."""
+    return {
+        "exc_type": "BackendStoreError",
+        "exc_message": [f"{what} could not be stored: {exc}"],
+        "exc_module": "celery.exceptions",
+    }
+
+
+def _in_ascii(row: Row) -> Row:
+    """The same with texts for people that every character set has: MySQL's of old are not Unicode's."""
+    texts = {name: getattr(row, name) for name in ("traceback", "task_name", "worker")}
+    plain = {name: text.encode("ascii", "backslashreplace").decode() for name, text in texts.items() if text}
+    for name, limit in (("task_name", NAME_CHARS), ("worker", WORKER_CHARS)):
+        if name in plain:
+            plain[name] = plain[name][:limit]
+    return replace(row, **plain)
+
+
+def _sizes(rows: Iterable[Row]) -> Iterable[int]:
+    return (statement_size(*(text.encode("utf-8", "replace") for text in _texts(row))) for row in rows)
+
+
+def _texts(row: Row) -> list[str]:
+    """Those that may be long."""
+    return [text for text in (row.result, row.meta, row.traceback, row.task_args, row.task_kwargs) if text]
 
 
 def _columns(row: Row, now: datetime) -> dict[str, Any]:
@@ -449,8 +550,12 @@ def _clean(value: Any, limit: int | None = None) -> str | None:
     return str(value).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")[:limit]
 
 
+def _is_refusal(exc: Exception) -> bool:
+    return bool(exc.args) and exc.args[0] in REFUSALS
+
+
 def _translated(exc: Exception) -> BackendError:
-    if isinstance(exc, (OperationalError, InterfaceError)):
+    if isinstance(exc, (OperationalError, InterfaceError)) and not _is_refusal(exc):
         return BackendLost(f"django-db backend: {_first_line(exc)}")
     return BackendStoreError(f"django-db backend: the database refuses it: {_first_line(exc)}")
 

@@ -105,5 +105,7 @@ class Migration(migrations.Migration):
     dependencies = ()
     operations = (
         migrations.SeparateDatabaseAndState(state_operations=[_create(getattr(current, name)) for name in MODELS]),
-        migrations.RunPython(bring_up_to_date, migrations.RunPython.noop),
+        # In the migration's transaction, where the database can take back what makes tables; MySQL refuses to make any
+        # in one.
+        migrations.RunPython(bring_up_to_date, migrations.RunPython.noop, atomic=False),
     )
