@@ -243,6 +243,29 @@ def test_where_the_server_gives_no_notice_every_list_is_asked_by_turns(private_s
         assert len(desk.receive(consumer, 1, within_s=2.5)) == 1
 
 
+def test_a_user_who_may_ask_for_nothing_dangerous_is_served_all_the_same(
+    desks: Any, redis_url: str, server: Any
+) -> None:
+    server.call("ACL", "SETUSER", "careful", "on", ">secret", "~*", "&*", "+@all", "-@dangerous")
+    try:
+        desk = desks(redis_url.replace("redis://", "redis://careful:secret@"))
+        assert desk.transport.ping(5.0) == "Redis"
+        consumer = desk.consumer()
+        desk.send("a", "b")
+        (first, _second) = desk.receive(consumer, 2)
+        desk.settle(consumer, [first])
+        assert consumer.renew() == []
+        desk.idle(consumer)
+        server.call("CLIENT", "KILL", "ID", consumer._wire.client_id)
+        desk.idle(consumer)  # over connections of its own again
+        consumer.close()
+        assert consumer.clean
+        assert server.call("LLEN", "celery") == 1
+        desk.transport.purge("celery")
+    finally:
+        server.call("ACL", "DELUSER", "careful")
+
+
 def test_more_queues_than_one_may_wait_on_are_all_served(desks: Any, redis_url: str) -> None:
     desk = desks(redis_url, max_waits=2)
     queues = [f"q{n}" for n in range(6)]

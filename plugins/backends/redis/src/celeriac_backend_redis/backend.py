@@ -242,14 +242,11 @@ class RedisBackend:
         except WireUnreachable as exc:
             raise self._translated(exc) from exc
         try:
-            info = wire.call("INFO", "server", timeout_s=timeout_s).decode("utf-8", "replace")
+            return health.ask_name(wire, timeout_s)
         except (WireLost, ReplyError) as exc:
             raise BackendUnreachable(f"{exc}.", url=self._url, hint="Is it a Redis server?") from exc
         finally:
             wire.close()
-        words = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-        name = "Valkey" if "valkey_version" in words else "Redis"
-        return f"{name} {words.get('valkey_version') or words.get('redis_version', '')}".strip()
 
     def diagnose(self, *, longest_task_s: float | None, timeout_s: float) -> list[Finding]:
         """See `Diagnoses.diagnose`."""

@@ -26,7 +26,7 @@ from celeriac.spec.data import Delivery, Payload, QueueSpec, Settlement
 from celeriac.spec.envelope import read_head
 from celeriac.spec.transport import Poller
 from celeriac_broker_redis.attempts import MARK, attempt_of, mark_lost
-from celeriac_broker_redis.leases import Leases, origin
+from celeriac_broker_redis.leases import UNKNOWN_RUN, Leases, origin
 from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Producer
 from celeriac_broker_redis.scripts import CLAIM, RETURN, Script, settle_script
@@ -698,7 +698,7 @@ class RedisConsumer:
             # gone already, or that we may not; then we have closed it, which is the next best. After a restart or a
             # failover these numbers are other clients'.
             run_id, self._run_id = self._run_id, self._leases.run_id
-            if run_id == self._run_id:
+            if run_id == self._run_id != UNKNOWN_RUN:
                 self._wire.write(b"".join(pack(("CLIENT", "KILL", "ID", client_id)) for client_id in old))
                 self._wire.read(len(old))
             self._catch_up(blocked)

@@ -20,6 +20,7 @@ from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Tables, binding_rows, matching
 from celeriac_broker_redis.scripts import CLAIM, DISOWN, EMPTY_INBOX, RENEW, RETURN, Script
+from celeriac_support_redis.health import parse_info
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, connect
 
 #: A member longer than 64 bytes keeps `unacked_index` a skip list. Below 128 short members it is a packed list, in
@@ -33,6 +34,7 @@ SECOND_LOOK_S: Final = 0.2
 SILENCE_S: Final = 2.0
 #: For so long after the end of a lease a blocked move may still put a message into an inbox.
 FADING_S: Final = 30.0
+UNKNOWN_RUN: Final = "-"
 
 
 #: The stores in which this process has put its sentinel.
@@ -53,8 +55,8 @@ class Leases:
         self._passed_over = 0
         #: The server's number for the consumer's connection for work.
         self.client_id = 0
-        #: Names the server's process since its start.
-        self.run_id = "-"
+        #: Names the server's process since its start; `UNKNOWN_RUN` where we may not ask.
+        self.run_id = UNKNOWN_RUN
 
     def open(self, queues: Sequence[str]) -> None:
         """Connect anew, teach the server our scripts, and take the lease."""
@@ -79,8 +81,12 @@ class Leases:
         }
 
     def unblock(self, client_id: int) -> None:
-        """End another connection's wait."""
-        self._call([("CLIENT", "UNBLOCK", client_id, "ERROR")])
+        """End another connection's wait. Where we may not, it ends by itself, within `IDLE_S` of the consumer's."""
+        try:
+            self._call([("CLIENT", "UNBLOCK", client_id, "ERROR")])
+        except ReplyError as exc:
+            if exc.code != "NOPERM":
+                raise
 
     def renew(self, tags: Sequence[bytes], queues: Sequence[str]) -> list[int]:
         """Prove that the consumer lives and serves these queues; the positions of tags that are no longer its own."""
@@ -167,7 +173,7 @@ class Leases:
         One that has merely lost its connections is back in an instant and renews, so each suspect gets a second look;
         and a lease that was renewed lately stands. Where the server shows no connections, leases end by their time.
         """
-        if not self._may_look:
+        if not self._may_look or self.run_id == UNKNOWN_RUN:
             return
         try:
             suspects = self._unconnected()
@@ -318,10 +324,19 @@ class Leases:
                     wire.close()
             self._wire = None
             wire = connect(self._conf.address, name=f"celeriac:{self._token}")
-            lines = wire.call("INFO", "server").decode("utf-8", "replace").splitlines()
-            self.run_id = next((line[7:] for line in lines if line.startswith("run_id:")), "-")
+            self.run_id = _run_of(wire)
             self._wire = wire
             return wire.pipeline(commands)
+
+
+def _run_of(wire: Wire) -> str:
+    try:
+        info = wire.call("INFO", "server").decode("utf-8", "replace")
+    except ReplyError as exc:
+        if exc.code != "NOPERM":  # to Redis it is a dangerous command, as all that tell of other clients
+            raise
+        return UNKNOWN_RUN
+    return parse_info(info).get("run_id", UNKNOWN_RUN)
 
 
 def origin(keys: Keys, entry: bytes | None, odd: bytes | None) -> tuple[str, bytes]:

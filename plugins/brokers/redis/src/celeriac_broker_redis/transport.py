@@ -316,12 +316,11 @@ class RedisTransport:
         """See `Transport.ping`."""
         wire = self._dial(timeout_s)
         try:
-            info = wire.call("INFO", "server", timeout_s=timeout_s).decode("utf-8", "replace")
+            return health.ask_name(wire, timeout_s)
         except (WireLost, ReplyError) as exc:
             raise TransportUnreachable(f"{exc}.", url=self._conf.url, hint="Is it a Redis server?") from exc
         finally:
             wire.close()
-        return server_name(info)
 
     def diagnose(self, *, longest_task_s: float | None, timeout_s: float) -> list[Finding]:
         """See `Diagnoses.diagnose`. How long tasks run does not matter: leases are renewed."""
@@ -402,12 +401,3 @@ class RedisTransport:
             raise TransportLost(f"{exc}.") from exc
         except ReplyError as exc:
             raise TransportLost(f"{self._conf.address} answered: {exc}") from exc
-
-
-def server_name(info: str) -> str:
-    """`Redis 7.0.15` from the reply to `INFO server`."""
-    words = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-    for name in ("valkey", "redis"):
-        if f"{name}_version" in words:
-            return f"{name.capitalize()} {words[f'{name}_version']}"
-    return "Redis"

@@ -15,7 +15,7 @@ from typing import TypeVar
 from celeriac.exceptions import ConnectionsBusy, TransportUnreachable
 from celeriac.spec.servers import Servers
 from celeriac_broker_redis.options import Configuration
-from celeriac_support_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect
+from celeriac_support_redis.wire import Address, Wire, WireLost, WireUnreachable, connect, role_of
 
 T = TypeVar("T")
 
@@ -160,12 +160,10 @@ class Wires:
         """
         wire = connect(address)
         try:
-            role = wire.call("ROLE", timeout_s=address.connect_timeout_s)[0]
-        except ReplyError:
-            return  # it may not be asked
+            role = role_of(wire, address.connect_timeout_s)
         except WireLost as exc:
             raise WireUnreachable(f"{exc}.", "Is it up?") from exc
         finally:
             wire.close()
-        if role != b"master":
-            raise WireUnreachable(f"{address} takes no messages: it is a {role.decode()}.", "Is its master up?")
+        if role != "master":
+            raise WireUnreachable(f"{address} takes no messages: it is a {role}.", "Is its master up?")

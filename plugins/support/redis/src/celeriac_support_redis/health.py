@@ -40,6 +40,25 @@ def parse_info(text: str) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
 
 
+def ask_name(wire: Wire, timeout_s: float) -> str:
+    """A sign of life: `Redis 7.0.15`, or `Redis` where we may not ask for more.
+
+    Raises:
+        ReplyError, WireLost: As they say.
+    """
+    try:
+        info = parse_info(wire.call("INFO", "server", timeout_s=timeout_s).decode("utf-8", "replace"))
+    except ReplyError as exc:
+        if exc.code != "NOPERM":
+            raise
+        wire.call("PING", timeout_s=timeout_s)
+        return "Redis"
+    for name in ("valkey", "redis"):
+        if version := info.get(f"{name}_version"):
+            return f"{name.capitalize()} {version}"
+    return "Redis"
+
+
 def judge(info: Mapping[str, str], config: Mapping[str, str], address: Address, role: Role) -> Iterator[Finding]:
     """What is unsafe about a server with these facts."""
     what = "messages" if role == "broker" else "results"

@@ -490,17 +490,34 @@ def _connect_to_master(address: Address, protocol: int, timeout_s: float, name: 
                 continue
             there = replace(address, sentinels=(), host=found[0].decode(), port=int(found[1]))
             wire = _connect(there, protocol, timeout_s, name)
-            role = wire.call("ROLE", timeout_s=timeout_s)[0]
-            if role == b"master":
+            role = role_of(wire, timeout_s)
+            if role == "master":
                 return wire
             wire.close()
-            heard.append(f"{there.host}:{there.port} is a {role.decode()} now")
+            heard.append(f"{there.host}:{there.port} is a {role} now")
         except (WireLost, ReplyError) as exc:
             heard.append(str(exc).rstrip("."))
     raise WireUnreachable(
         f"cannot connect to {address}: {'; '.join(heard)}.",
         "Do the Sentinels run, is master_name right, and is a failover under way?",
     )
+
+
+def role_of(wire: Wire, timeout_s: float) -> str:
+    """What the server says that it is: `master`, `slave` …; a master where we may not ask (it is a dangerous command to
+    Redis), for a replica says so with the first write that it refuses.
+
+    Raises:
+        WireLost: As it says; the connection is closed.
+    """
+    try:
+        role: str = wire.call("ROLE", timeout_s=timeout_s)[0].decode()
+    except ReplyError:
+        return "master"
+    except WireLost:
+        wire.close()
+        raise
+    return role
 
 
 def _sentinel(address: Address, host: str, port: int) -> Address:
