@@ -263,6 +263,23 @@ def test_a_watch_whose_connection_is_cut_goes_on(backend: RedisBackend, server: 
     watch.close()
 
 
+def test_more_results_than_a_server_keeps_for_a_subscriber_are_read_all_the_same(
+    make: Make, private_service: Any
+) -> None:
+    limit = ("--client-output-buffer-limit", "pubsub 100000 0 0")
+    backend = make(private_service(RedisService(options=limit)).url)
+    ids = [f"t{n}" for n in range(30)]
+    backend.store([stored(backend, task_id, value="x" * 20_000) for task_id in ids[1:]])
+    watch = backend.watch(ids)
+    try:
+        assert sorted(task_id for task_id, _ in watch.wait(5.0)) == sorted(ids[1:])
+        watch.discard(ids[1:])
+        backend.store([stored(backend, "t0", value="y" * 200_000)])  # news that are too much, too
+        assert [task_id for task_id, _ in watch.wait(5.0)] == ["t0"]
+    finally:
+        watch.close()
+
+
 def test_what_is_discarded_is_not_heard_of(backend: RedisBackend) -> None:
     watch = backend.watch(["x", "y"])
     watch.discard(["x"])

@@ -172,7 +172,7 @@ class RedisBackend:
     def watch(self, task_ids: Sequence[str]) -> RedisWatch:
         """See `ResultBackend.watch`."""
         watch = RedisWatch(
-            self._prefix, self._acquire_watching, self._release_watching, self._translated, self._leftovers
+            self._prefix, self._acquire_watching, self._release_watching, self._translated, self._leftovers, self.fetch
         )
         watch.add(task_ids)
         return watch

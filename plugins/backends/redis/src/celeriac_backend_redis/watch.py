@@ -1,10 +1,14 @@
-"""Waiting for results: subscribe and read in one trip, then sleep on the socket."""
+"""Waiting for results: subscribe and read in one trip, then sleep on the socket.
+
+A server hangs up on a subscriber for whom more than so much lies ready at once (`client-output-buffer-limit pubsub`, by
+default 32 MB), be it news or the answer to a read. So who was cut off reads on another connection from then on.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from celeriac_support_redis.wire import PushNotification, ReplyError, Wire, WireLost, pack
@@ -22,6 +26,7 @@ class RedisWatch:
         release: Takes it back; without one when it is of no more use.
         translate: Makes a `BackendLost` or `BackendUnreachable` of an error of the connection.
         leftovers: By a connection's client id: what its last user is still subscribed to.
+        fetch: Reads what is stored of these tasks, on a connection without subscriptions.
     """
 
     def __init__(
@@ -31,12 +36,16 @@ class RedisWatch:
         release: Callable[[Wire], None],
         translate: Callable[[Exception], Exception],
         leftovers: dict[int, list[bytes]],
+        fetch: Callable[[Sequence[str]], Mapping[str, bytes]],
     ) -> None:
         self._prefix = prefix
         self._acquire = acquire
         self._release = release
         self._translate = translate
         self._leftovers = leftovers
+        self._fetch = fetch
+        #: A connection of ours was cut: read on another.
+        self._is_apart = False
         self._keys: dict[bytes, str] = {}
         self._asked: deque[list[bytes]] = deque()
         self._wire: Wire | None = None
@@ -96,6 +105,7 @@ class RedisWatch:
             return act()
         except (WireLost, ReplyError):
             self._drop()
+            self._is_apart = True
         try:
             self._connect()
             return act()
@@ -118,7 +128,7 @@ class RedisWatch:
         """First subscribe, then read: what is stored between is heard."""
         wire = self._wire
         assert wire is not None
-        data = pack(("SUBSCRIBE", *keys)) + pack(("MGET", *keys))
+        data = pack(("SUBSCRIBE", *keys)) + pack(("PING",) if self._is_apart else ("MGET", *keys))
         left = [key for key in self._leftovers.pop(wire.client_id, ()) if key not in self._keys]
         wire.write(pack(("UNSUBSCRIBE", *left)) + data if left else data)
         self._asked.append(keys)
@@ -136,8 +146,18 @@ class RedisWatch:
                     found.append((task_id, reply[2]))
             elif isinstance(reply, ReplyError):
                 raise reply
-            else:
+            elif isinstance(reply, list):
                 for key, data in zip(self._asked.popleft(), reply, strict=True):
                     if data is not None and (task_id := self._keys.get(key)) is not None:
                         found.append((task_id, data))
+            else:
+                found += self._read_apart(self._asked.popleft())
         return found
+
+    def _read_apart(self, keys: Sequence[bytes]) -> list[tuple[str, bytes]]:
+        """What is stored of those that are subscribed to by now."""
+        try:
+            return list(self._fetch([task_id for key in keys if (task_id := self._keys.get(key)) is not None]).items())
+        except BaseException:
+            self._drop()  # the next wait subscribes and reads anew
+            raise
