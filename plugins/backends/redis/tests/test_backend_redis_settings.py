@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import BackendError, ImproperlyConfigured, SettingError
+from celeriac.exceptions import BackendError, CeleriacWarning, ImproperlyConfigured, SettingError
 from celeriac.testing.kit import KitHost
 from celeriac.testing.services import RedisService, ask
 from celeriac_backend_redis.backend import IDLE_WIRES, RedisBackend
@@ -140,3 +140,19 @@ def test_a_retry_policy_waits_for_a_server_that_is_away(private_service: Any) ->
 def test_a_retry_policy_that_makes_no_sense_is_refused(policy: Any) -> None:
     with pytest.raises(SettingError, match="retry_policy"):
         make("redis://", result_backend_transport_options={"retry_policy": policy})
+
+
+def test_an_option_that_is_not_known_is_said_aloud_and_redis_pys_are_not() -> None:
+    with pytest.warns(CeleriacWarning, match="does not know global_keyprefx, health_check_interval "):
+        make("redis://h?health_check_interval=5", result_backend_transport_options={"global_keyprefx": "app:"})
+    make("redis://h?retry_on_timeout=true&result_chord_ordered=yes")
+
+
+@pytest.mark.parametrize("word", ["socket_timeout=soon", "socket_keepalive_options=60", "result_chord_ordered=perhaps"])
+def test_an_option_that_makes_no_sense_is_refused_by_name(word: str) -> None:
+    with pytest.raises(SettingError, match=word.partition("=")[0]):
+        make(f"redis://h?{word}")
+
+
+def test_parts_of_a_chord_may_stand_as_they_come_by_a_word_in_the_url() -> None:
+    assert make("redis://h?result_chord_ordered=false")._chords._ordered == 0

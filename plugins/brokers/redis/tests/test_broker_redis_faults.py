@@ -353,6 +353,13 @@ def test_a_server_that_came_back_empty_is_told_of_once(private_service: Any, des
     assert [line["log_level"] for line in logs if line["event"] == "store.reset"] == ["error"]
 
 
+def test_two_apps_on_one_server_are_no_server_that_came_back_empty(desk: Any, desks: Any) -> None:
+    with capture_logs() as logs:
+        for prefix in ("a:", "b:"):
+            desks(desk.url, global_keyprefix=prefix).consumer()
+    assert [entry["event"] for entry in logs] == []
+
+
 def test_a_lease_is_renewed_three_times_before_it_ends_here_or_at_celerys(redis_url: str, desks: Any) -> None:
     assert desks(redis_url).consumer().renew_interval_s == 2.0
     assert desks(redis_url, lease=3).consumer().renew_interval_s == 1.0

@@ -276,6 +276,13 @@ def test_more_queues_than_one_may_wait_on_are_all_served(desks: Any, redis_url: 
     assert sorted(desk.take(consumer, 6)) == queues
 
 
+def test_an_idle_consumer_has_no_more_connections_than_lists_that_it_may_wait_on(desks: Any, redis_url: str) -> None:
+    consumer = desks(redis_url, max_waits=2).consumer(*(f"q{n}" for n in range(6)))
+    for order in consumer._turns:
+        consumer._waits.arm(order, 10, 1.0)
+    assert len(consumer._waits.lines) == consumer._waits.armed == 2
+
+
 def test_an_idle_consumer_never_takes_more_than_it_was_asked_for(desk: Any) -> None:
     queues = [f"q{n}" for n in range(4)]
     consumer = desk.consumer(*queues)
@@ -478,6 +485,14 @@ def test_without_the_option_delay_messages_go_out_at_once(desks: Any, redis_url:
     assert desk.take(desk.consumer(), 1) == ["now"]
 
 
+def test_a_worker_without_the_option_delay_passes_on_what_others_have_sent_for_later(desk: Any, desks: Any) -> None:
+    other = desks(f"{desk.url}?delay=false")
+    assert "delay" not in other.transport.abilities
+    consumer = other.consumer()
+    desk.send("later", due=time.time() + 0.1)
+    assert other.take(consumer, 1) == ["later"]
+
+
 # -- queues, options and life -------------------------------------------------------------------------------
 
 
@@ -494,6 +509,13 @@ def test_purge_and_delete_reach_every_list_of_a_queue(desk: Any, server: Any) ->
     assert server.call("EXISTS", "celery") == 0
 
 
+def test_what_is_no_queue_is_not_purged(desk: Any, server: Any) -> None:
+    server.call("HSET", "celery", "a", "b")
+    with pytest.raises(TransportLost, match="WRONGTYPE"):
+        desk.transport.purge("celery")
+    assert server.call("EXISTS", "celery") == 1
+
+
 def test_an_unknown_option_is_said_aloud_and_kombus_are_not(redis_url: str) -> None:
     with pytest.warns(CeleriacWarning, match="visibilty_timeout"):
         configure(redis_url, {"broker_transport_options": {"visibilty_timeout": 5, "max_connections": 10}})
@@ -506,6 +528,8 @@ def test_an_unknown_option_is_said_aloud_and_kombus_are_not(redis_url: str) -> N
         ({"priority_steps": [0, 11]}, "priority_steps"),
         ({"queue_order_strategy": "random"}, "round_robin"),
         ({"socket_timeout": -1}, "socket_timeout"),
+        ({"socket_keepalive_options": {"TCP_KEEPIDEL": 60}}, "socket_keepalive_options"),
+        ({"delay": "perhaps"}, "delay"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_by_name(redis_url: str, options: dict[str, Any], word: str) -> None:

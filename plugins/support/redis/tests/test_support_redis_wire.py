@@ -55,6 +55,14 @@ def test_user_and_password_may_hold_any_character() -> None:
     address, _ = parse_url("redis://us%40er:p%2Fa%3Ass@h/0")
     assert (address.username, address.password) == ("us@er", "p/a:ss")
     assert "p/a:ss" not in repr(address)
+    assert parse_url("unix:///run/redis.sock?password=a%2541")[0].password == "a%41"
+
+
+@pytest.mark.parametrize(("name", "value"), [("ssl_cert_reqs", "CERT_NONNE"), ("ssl_ca_certs", "/nowhere/ca.pem")])
+def test_an_option_of_tls_that_makes_no_sense_is_named(redis_service: RedisService, name: str, value: str) -> None:
+    with pytest.raises(WireUnreachable, match=f"{name}='{value}'") as caught:
+        connect(parse_url(f"rediss://127.0.0.1:{redis_service.port}/0?{name}={value}&ssl_password=hush")[0])
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["redis://h/first", "redis://h:port/0", "redis://h:99999/0", "redis://h/0/1"])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
+import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from celeriac.exceptions import BackendError, BackendLost, BackendUnreachable, SettingError
+from celeriac.exceptions import BackendError, BackendLost, BackendUnreachable, CeleriacWarning, SettingError
 from celeriac.spec.backend import CLAIM_S, Document, Host
 from celeriac.spec.data import Chord, ChordClaim, ChordPart, StoredResult
 from celeriac.spec.diagnosis import Finding
@@ -36,10 +36,43 @@ from celeriac_support_redis.wire import (
     load_provider,
     pack,
     parse_url,
+    read_flag,
+    read_keepalive,
     through_sentinels,
 )
 
 OPTIONS: Final = "result_backend_transport_options"
+#: Its names, which may also stand behind the `?` of the URL.
+KNOWN: Final = frozenset(
+    {
+        "client_name",
+        "credential_provider",
+        "global_keyprefix",
+        "master_name",
+        "result_chord_ordered",
+        "retry_policy",
+        "sentinel_kwargs",
+        "socket_connect_timeout",
+        "socket_keepalive_options",
+        "socket_timeout",
+    }
+)
+#: Understood by Celery or redis-py, without a meaning here: what they tune does not exist or cannot be switched off.
+IGNORED: Final = frozenset(
+    {
+        "decode_responses",
+        "encoding",
+        "encoding_errors",
+        "lib_name",
+        "lib_version",
+        "protocol",
+        "retry_on_error",
+        "retry_on_timeout",
+        "socket_keepalive",
+        "socket_type",
+        "visibility_timeout",
+    }
+)
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+cluster", "rediss+cluster")
 ABILITIES: Final = frozenset(
     {"push", "expire", "persistent", "joint", "shared", "state", "count", "groups", "fence", "diagnose"}
@@ -72,6 +105,7 @@ class RedisBackend:
         url = url if "://" in url else f"{url.rstrip(':')}://"
         address, query = parse_url(url)
         options = {**query, **(settings.get(OPTIONS) or {})}
+        _warn_of(set(options) - KNOWN - IGNORED)
         self.abilities = ABILITIES
         self._url = url
         self._host = host
@@ -87,7 +121,7 @@ class RedisBackend:
             self._key_prefix,
             _lifetime_s(settings, "result_chord_expires", self._expires) or self._expires,
             self._expires,
-            bool(options.get("result_chord_ordered", True)),
+            _option(options, "result_chord_ordered", read_flag, True),
         )
         self._failure_expires = _lifetime_s(settings, "result_failure_expires", self._expires)
         self._serializer_name = settings.get("result_serializer") or "json"
@@ -418,24 +452,48 @@ def _pauses(policy: Any) -> tuple[float | None, ...]:
     return (*(min(start + step * index, most) for index in range(count)), None)
 
 
+def _warn_of(unknown: Collection[str]) -> None:
+    if unknown:
+        warnings.warn(
+            f"the redis result backend does not know {', '.join(sorted(unknown))} (in {OPTIONS} or the URL); ignored. "
+            f"It knows {', '.join(sorted(KNOWN))}.",
+            CeleriacWarning,
+            3,
+        )
+
+
+def _option(words: Mapping[str, Any], name: str, read: Callable[[Any], Any], default: Any) -> Any:
+    """One of the options, read.
+
+    Raises:
+        SettingError: It makes no sense.
+    """
+    value = words.get(name)
+    if value is None:
+        return default
+    try:
+        return read(value)
+    except (TypeError, ValueError) as exc:
+        raise SettingError(f"{OPTIONS}[{name!r}] is {value!r}: {exc}", setting=OPTIONS) from None
+
+
 def _address(address: Address, url: str, settings: Mapping[str, Any], words: Mapping[str, Any]) -> Address:
     address = through_sentinels(_filled_in(address, url, settings), words, OPTIONS)
     tls = settings.get("redis_backend_use_ssl")
     if tls:
         given = dict(tls) if isinstance(tls, Mapping) else {}
         address = replace(address, tls={**(address.tls or {}), **given})
-    timeout_s = float(words.get("socket_timeout") or settings.get("redis_socket_timeout") or LONGEST_TIMEOUT_S)
-    connect_s = words.get("socket_connect_timeout") or settings.get("redis_socket_connect_timeout") or 4.0
-    keepalive = words.get("socket_keepalive_options") or {}
+    timeout_s = _option(words, "socket_timeout", float, None) or settings.get("redis_socket_timeout")
+    connect_s = _option(words, "socket_connect_timeout", float, None) or settings.get("redis_socket_connect_timeout")
     return replace(
         address,
-        timeout_s=min(timeout_s, LONGEST_TIMEOUT_S),
-        connect_timeout_s=float(connect_s),
+        timeout_s=min(float(timeout_s or LONGEST_TIMEOUT_S), LONGEST_TIMEOUT_S),
+        connect_timeout_s=float(connect_s or 4.0),
         client_name=str(words.get("client_name") or settings.get("redis_client_name") or ""),
         credential_provider=load_provider(
             words.get("credential_provider") or settings.get("redis_backend_credential_provider")
         ),
-        keepalive={int(getattr(socket, k) if isinstance(k, str) else k): int(v) for k, v in keepalive.items()},
+        keepalive=_option(words, "socket_keepalive_options", read_keepalive, {}),
     )
 
 

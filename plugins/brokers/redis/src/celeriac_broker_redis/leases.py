@@ -37,8 +37,8 @@ FADING_S: Final = 30.0
 UNKNOWN_RUN: Final = "-"
 
 
-#: The stores in which this process has put its sentinel.
-_in_use: set[str] = set()
+#: The stores, and keys in them, in which this process has put its sentinel.
+_in_use: set[tuple[str, str]] = set()
 
 
 class Leases:
@@ -113,7 +113,7 @@ class Leases:
 
     def _look_for_reset(self, is_new: bool, lost: int) -> None:
         """Say so when the store is empty that was in use (B30): nobody removes the sentinel but who removes all."""
-        store = self._conf.address.store
+        store = (self._conf.address.store, self._keys.index)
         if is_new and store in _in_use:
             structlog.get_logger(__name__).error(
                 "store.reset",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,8 @@ from celeriac_support_redis.wire import (
     in_one_slot,
     load_provider,
     parse_url,
+    read_flag,
+    read_keepalive,
     through_sentinels,
 )
 
@@ -59,7 +60,8 @@ class Options:
         lease_s: How long a consumer that says nothing keeps what it holds.
         visibility_timeout_s: After so long without a sign of life, what Celery's workers hold is given back.
         order: How several queues share a consumer: equal turns, in the order given, or alphabetically.
-        delay: Messages may wait in the broker until they are due; only celeriac's workers move those on.
+        delay: Messages may wait in the broker until they are due; only celeriac's workers move those on, and do so
+            whatever this says, for others may have sent them.
         fanout_prefix: Before the exchange in a channel's name; `{db}` is the database.
         max_waits: How many lists an idle consumer waits on at once, a connection each; others are asked by turns.
     """
@@ -117,7 +119,7 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
         "client_name": take("client_name", str, ""),
         "timeout_s": take("socket_timeout", _seconds, 10.0),
         "connect_timeout_s": take("socket_connect_timeout", _seconds, settings.get("broker_connection_timeout") or 4.0),
-        "keepalive": take("socket_keepalive_options", _keepalive, {}),
+        "keepalive": take("socket_keepalive_options", read_keepalive, {}),
     }
     addresses = [
         replace(
@@ -141,7 +143,7 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
         lease_s=take("lease", _seconds, 15.0),
         visibility_timeout_s=take("visibility_timeout", _seconds, 3600.0),
         order=take("queue_order_strategy", _order, "round_robin"),
-        delay=take("delay", bool, True),
+        delay=take("delay", read_flag, True),
         fanout_prefix=fanout if isinstance(fanout, str) else "/{db}." if fanout else "",
         max_waits=take("max_waits", int, 8),
     )
@@ -212,10 +214,6 @@ def _order(value: Any) -> str:
     if value not in ORDERS:
         raise ValueError(f"must be one of {', '.join(ORDERS)}")
     return str(value)
-
-
-def _keepalive(value: Mapping[Any, Any]) -> dict[int, int]:
-    return {int(getattr(socket, name) if isinstance(name, str) else name): int(n) for name, n in value.items()}
 
 
 def _tls(address: Address, use_ssl: Any) -> Mapping[str, Any] | None:

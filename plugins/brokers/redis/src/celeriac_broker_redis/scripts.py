@@ -122,6 +122,17 @@ return out
 """
 )
 
+#: Removes all that waits in a queue, or nothing if one of its keys is no queue's. KEYS: its delayed set, its lists.
+#: Returns: how many messages that were.
+PURGE: Final = Script(
+    """
+local count = redis.call('ZCARD', KEYS[1])
+for i = 2, #KEYS do count = count + redis.call('LLEN', KEYS[i]) end
+redis.call('UNLINK', unpack(KEYS))
+return count
+"""
+)
+
 #: How long and how many messages that were set aside are kept.
 DEAD_KEPT_S: Final = 7 * 24 * 3600
 DEAD_KEPT: Final = 10_000

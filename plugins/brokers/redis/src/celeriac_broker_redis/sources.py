@@ -43,17 +43,16 @@ def turns(keys: Keys, options: Options, queues: Sequence[str]) -> list[Order]:
     names = sorted(queues) if options.order == "sorted" else list(queues)
     count = len(names) if options.order == "round_robin" else 1
     sources = {(name, step): Source(keys, name, step) for name in names for step in keys.steps}
-    return [_order(keys, options, sources, names[at:] + names[:at]) for at in range(max(1, count))]
+    return [_order(keys, sources, names[at:] + names[:at]) for at in range(max(1, count))]
 
 
-def _order(keys: Keys, options: Options, sources: dict[tuple[str, int], Source], names: list[str]) -> Order:
+def _order(keys: Keys, sources: dict[tuple[str, int], Source], names: list[str]) -> Order:
     ordered = [sources[name, step] for step in keys.steps for name in names]
-    delayed = names if options.delay else []
     return Order(
         ordered,
         len(names),
         [source.key for source in ordered],
         [source.tail for source in ordered],
-        [keys.delayed(name) for name in delayed],
-        [word for name in delayed for word in (keys.list_key(name), keys.sep)],
+        [keys.delayed(name) for name in names],
+        [word for name in names for word in (keys.list_key(name), keys.sep)],
     )

@@ -28,7 +28,7 @@ from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.listener import RedisListener, listen_at_list, listen_to_channels
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
-from celeriac_broker_redis.scripts import SEND, SEND_ONCE, Script
+from celeriac_broker_redis.scripts import PURGE, SEND, SEND_ONCE, Script
 from celeriac_broker_redis.wires import Wires
 from celeriac_support_redis import health
 from celeriac_support_redis.state import RedisState
@@ -257,15 +257,7 @@ class RedisTransport:
 
     def purge(self, queue: str) -> int:
         """See `Transport.purge`."""
-        lists, delayed = self._keys.lists(queue), self._keys.delayed(queue)
-        commands = [
-            ("MULTI",),
-            *(("LLEN", key) for key in lists),
-            ("ZCARD", delayed),
-            ("DEL", *lists, delayed),
-            ("EXEC",),
-        ]
-        return sum(self._ask(commands)[-1][:-1])
+        return int(self._run(PURGE, [self._keys.delayed(queue), *self._keys.lists(queue)], ()))
 
     def depth(self, queue: str) -> int:
         """See `Transport.depth`."""

@@ -141,7 +141,7 @@ class Waits:
             ReplyError: The server forbids it.
         """
         blocked = {line.source.key for line in self.lines if line.overdue_at is not None}
-        for source in order.sources[: min(order.first, self._most)]:
+        for source in order.sources[: order.first]:
             if room > 0 and not self.refused and source.key not in blocked and self._block(source, timeout_s):
                 blocked.add(source.key)
                 room -= 1
@@ -222,7 +222,8 @@ class Waits:
         self.refused, self._rest_until = True, time.monotonic() + REST_S
 
     def _block(self, source: Source, timeout_s: float) -> bool:
-        """False when all inboxes are taken: then it is time to claim; or when the server refuses."""
+        """False when all inboxes are taken: then it is time to claim; when the server refuses; or when we wait on as
+        many other lists as we may."""
         line = self._line(source)
         if line is None:
             return False
@@ -238,6 +239,8 @@ class Waits:
         for line in self.lines:
             if line.source.key == source.key:
                 return line
+        if len(self.lines) >= self._most:
+            return None
         wire = self._dial(2)
         try:
             wire.call("SADD", self._keys.waits(self._token), source.key)

@@ -45,6 +45,9 @@ _CERT_REQS: Final = {
     "required": ssl.CERT_REQUIRED,
     "cert_required": ssl.CERT_REQUIRED,
 }
+_FLAGS: Final = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+#: TLS options that may be shown.
+_TLS_SHOWN: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_ciphers")
 _MORE: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 #: Packs one command, a tuple of words, into the bytes that a server reads.
@@ -168,8 +171,8 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
         port=port,
         path=unquote(parts.path) if by_socket else "",
         db=int(db_text or 0),
-        username=unquote(parts.username or query.pop("username", "")),
-        password=unquote(parts.password or query.pop("password", "")),
+        username=unquote(parts.username) if parts.username else query.pop("username", ""),
+        password=unquote(parts.password) if parts.password else query.pop("password", ""),
         tls=tls if parts.scheme == "rediss" else None,
     )
     return address, query
@@ -216,6 +219,31 @@ def through_sentinels(address: Address, options: Mapping[str, Any], setting: str
     if not isinstance(login, Mapping):
         raise ImproperlyConfigured(f"{setting}['sentinel_kwargs'] must be a dict, as in {{'password': '…'}}.")
     return replace(address, master_name=name, sentinel_options=login)
+
+
+def read_flag(value: Any) -> bool:
+    """An option that is on or off; in a URL it is a word.
+
+    Raises:
+        ValueError: A word that says neither.
+    """
+    if not isinstance(value, str):
+        return bool(value)
+    if value.lower() not in _FLAGS:
+        raise ValueError(f"must be one of {', '.join(_FLAGS)}")
+    return _FLAGS[value.lower()]
+
+
+def read_keepalive(value: Any) -> dict[int, int]:
+    """`socket_keepalive_options`, by the constants of `socket` or by their names.
+
+    Raises:
+        ValueError: Something else.
+    """
+    try:
+        return {int(getattr(socket, name) if isinstance(name, str) else name): int(n) for name, n in value.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError("must be a dict of socket options, as in {'TCP_KEEPIDLE': 60}") from None
 
 
 def load_provider(value: Any) -> Any:
@@ -457,8 +485,16 @@ def connect(address: Address, *, protocol: int = 2, timeout_s: float | None = No
 
 def _connect(address: Address, protocol: int, timeout_s: float, name: str) -> Wire:
     """To the very server at `host` and `port`, whatever it is."""
+    options = {} if address.tls is None else address.tls
     try:
-        sock = _open_socket(address, timeout_s)
+        context = None if address.tls is None or address.path else _tls_context(options)
+    except (OSError, ValueError) as exc:
+        shown = ", ".join(f"{name}={options[name]!r}" for name in _TLS_SHOWN if name in options)
+        raise WireUnreachable(
+            f"cannot connect to {address}: {exc}, with these options of TLS: {shown}.", "Check names and files."
+        ) from exc
+    try:
+        sock = _open_socket(address, timeout_s, context)
     except OSError as exc:
         raise WireUnreachable(f"cannot connect to {address}: {_reason(exc)}.", _network_hint(address, exc)) from exc
     wire = Wire(sock, address)
@@ -567,7 +603,7 @@ def _moved(address: Address, error: ReplyError) -> Address:
     return replace(address, host=address.host if host in ("", "?") else host, port=int(port))
 
 
-def _open_socket(address: Address, timeout_s: float) -> socket.socket:
+def _open_socket(address: Address, timeout_s: float, context: ssl.SSLContext | None) -> socket.socket:
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout_s)
@@ -582,8 +618,8 @@ def _open_socket(address: Address, timeout_s: float) -> socket.socket:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _keep_alive(sock, address.keepalive)
-        if address.tls is not None:
-            sock = _tls_context(address.tls).wrap_socket(sock, server_hostname=address.host)
+        if context is not None:
+            sock = context.wrap_socket(sock, server_hostname=address.host)
         sock.setblocking(False)
     except BaseException:
         sock.close()
@@ -601,6 +637,8 @@ def _keep_alive(sock: socket.socket, options: Mapping[int, int]) -> None:
 
 def _tls_context(options: Mapping[str, Any]) -> ssl.SSLContext:
     wanted = options.get("ssl_cert_reqs", "required")
+    if isinstance(wanted, str) and wanted.lower() not in _CERT_REQS:
+        raise ValueError(f"ssl_cert_reqs is not one of {', '.join(_CERT_REQS)}")
     reqs = _CERT_REQS[wanted.lower()] if isinstance(wanted, str) else ssl.CERT_NONE if wanted is None else wanted
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
     hostname = str(options.get("ssl_check_hostname", reqs != ssl.CERT_NONE)).lower() in ("true", "1", "yes")
