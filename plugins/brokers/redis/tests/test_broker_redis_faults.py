@@ -17,6 +17,7 @@ from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreac
 from celeriac.spec import Settlement
 from celeriac.testing.services import RedisService
 from celeriac_broker_redis import waits
+from celeriac_support_redis.standin import StandIn
 from celeriac_support_redis.wire import ReplyError, WireUnreachable, pack
 
 #: Takes two messages, starts waiting for more, says so, and hangs until it is killed.
@@ -357,7 +358,7 @@ def test_two_apps_on_one_server_are_no_server_that_came_back_empty(desk: Any, de
     with capture_logs() as logs:
         for prefix in ("a:", "b:"):
             desks(desk.url, global_keyprefix=prefix).consumer()
-    assert [entry["event"] for entry in logs] == []
+    assert "store.reset" not in [entry["event"] for entry in logs]
 
 
 def test_a_lease_is_renewed_three_times_before_it_ends_here_or_at_celerys(redis_url: str, desks: Any) -> None:
@@ -523,6 +524,40 @@ def test_however_many_workers_die_at_once_all_they_held_comes_back_at_once(desk:
     server.call("DEL", "celeriac.sweep")
     survivor.renew()
     assert server.pipeline([("LLEN", "celery"), ("HLEN", "unacked")]) == [12, 0]
+
+
+def test_what_cannot_go_back_to_its_list_costs_nobody_a_lease_and_is_not_lost(desk: Any, server: Any) -> None:
+    dead = desk.consumer("lost", "good")
+    for queue in ("lost", "good"):
+        desk.send(queue, queue=queue)
+    desk.receive(dead, 2)
+    server.call("SET", "lost", "x")
+    survivor = desk.consumer("good")
+    dead.abandon()
+
+    def sweep() -> None:
+        server.call("ZADD", "celeriac.owners", int(server.call("TIME")[0]) - 1, dead.token)
+        server.call("DEL", "celeriac.sweep")
+        assert survivor.renew() == []
+
+    sweep()
+    assert desk.take(survivor, 1) == ["good"]
+    server.call("DEL", "lost")
+    sweep()
+    assert server.pipeline([("LLEN", "lost"), ("HLEN", "unacked")]) == [1, 0]
+
+
+def test_a_clock_that_was_set_back_does_not_make_a_lease_longer(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    _, words = consumer.stand_in()
+    stand_in = StandIn(**words)
+    for prove in (lambda: consumer.receive(1), consumer.renew, stand_in.renew):
+        now = int(server.call("TIME")[0])
+        server.call("ZADD", "celeriac.owners", now + 3600, consumer.token)  # proved an hour from now
+        prove()
+        desk.until(lambda now=now: float(server.call("ZSCORE", "celeriac.owners", consumer.token)) < now + 1800)
+    assert stand_in._wire is not None
+    stand_in._wire.close()
 
 
 def test_a_killed_process_is_noticed_long_before_its_lease_ends(redis_url: str, desks: Any, server: Any) -> None:

@@ -63,6 +63,13 @@ def test_a_batch_for_several_lists_is_stored_as_a_whole_or_not_at_all(desk: Any,
     assert server.call("ZCARD", "celeriac.delayed.celery") == 2
 
 
+def test_a_batch_in_which_a_delayed_message_has_no_list_to_go_to_is_not_stored(desk: Any, server: Any) -> None:
+    server.call("SET", "celery", "x")
+    with pytest.raises(PublishRejected, match="WRONGTYPE celery holds a string"):
+        desk.transport.send([desk.payload("now", queue="q"), desk.payload("later", due=time.time() + 60)])
+    assert server.call("EXISTS", "q") == 0
+
+
 def test_a_full_server_refuses_messages_and_can_still_be_drained(private_service: Any, desks: Any) -> None:
     from celeriac.testing.services import RedisService
 
@@ -376,10 +383,12 @@ def test_results_messages_and_acknowledgement_are_one_step(desk: Any, server: An
 def test_what_cannot_be_published_is_not_acknowledged(desk: Any, server: Any) -> None:
     from celeriac.exceptions import TransportLost
 
-    server.call("SET", "broken", "not a list")
-    desk.send("a")
+    desk.send("a", "b")
     consumer = desk.consumer()
-    (delivery,) = desk.receive(consumer, 1)
+    delivery, other = desk.receive(consumer, 2)
+    consumer.settle([Settlement(other.tag)], publish=[desk.payload("first", queue="broken")])
+    consumer.flush(5)
+    server.call("SET", "broken", "no list any more")
     consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("next", queue="broken")])
     with pytest.raises(TransportLost, match="WRONGTYPE"):
         consumer.flush(5)
@@ -591,6 +600,35 @@ def test_what_has_nowhere_to_go_leaves_the_delivery_as_it_was(desk: Any, server:
         consumer.settle([Settlement(delivery.tag)], publish=[lost])
     desk.settle(consumer, [delivery])
     assert server.call("HLEN", "unacked") == 0
+
+
+def test_a_follow_up_to_a_key_that_is_no_list_leaves_the_delivery_as_it_was(desk: Any, server: Any) -> None:
+    server.call("SET", "cache", "x")
+    desk.send("a", "b")
+    consumer = desk.consumer()
+    first, second = desk.receive(consumer, 2)
+    follow_ups = [desk.payload("good", queue="next"), desk.payload("bad", queue="cache")]
+    with pytest.raises(PublishRejected, match="'cache' holds a string"):
+        consumer.settle([Settlement(first.tag), Settlement(second.tag)], publish=follow_ups)
+    assert server.pipeline([("LLEN", "next"), ("HLEN", "unacked")]) == [0, 2]
+    consumer.settle([Settlement(first.tag)], publish=follow_ups[:1])
+    desk.settle(consumer, [second])
+    assert server.pipeline([("LLEN", "next"), ("HLEN", "unacked")]) == [1, 0]
+
+
+def test_a_queue_whose_key_is_no_list_holds_up_no_other(desk: Any, server: Any) -> None:
+    consumer = desk.consumer("bad", "good")
+    desk.send("first", queue="bad", due=time.time() + 60)
+    desk.send("urgent", queue="bad", priority=3, due=time.time() + 60)
+    for member in server.call("ZRANGE", "celeriac.delayed.bad", 0, -1):
+        server.call("ZADD", "celeriac.delayed.bad", 1, member)  # which makes them due
+    server.call("SET", "bad", "x")
+    assert desk.take(consumer, 1) == ["urgent"]
+    desk.send("other", queue="good")
+    assert desk.take(consumer, 1) == ["other"]
+    server.call("DEL", "bad")
+    assert desk.take(consumer, 1) == ["first"]
+    assert server.pipeline([("LLEN", "bad\x06\x163"), ("EXISTS", "celeriac.delayed.bad")]) == [0, 0]
 
 
 def test_a_server_that_is_away_is_told_without_what_led_to_the_try() -> None:

@@ -21,14 +21,14 @@ from typing import Any, Final, TypeVar
 import structlog
 from msgspec import Struct
 
-from celeriac.exceptions import TransportLost
+from celeriac.exceptions import PublishRejected, TransportLost
 from celeriac.spec.data import Delivery, Payload, QueueSpec, Settlement
 from celeriac.spec.envelope import read_head
 from celeriac.spec.transport import Poller
 from celeriac_broker_redis.attempts import MARK, attempt_of, mark_lost
 from celeriac_broker_redis.leases import UNKNOWN_RUN, Leases, origin
 from celeriac_broker_redis.options import Configuration
-from celeriac_broker_redis.producer import Producer
+from celeriac_broker_redis.producer import Producer, target
 from celeriac_broker_redis.scripts import CLAIM, RETURN, Script, settle_script
 from celeriac_broker_redis.sources import Order, Source, turns
 from celeriac_broker_redis.waits import REFUSALS, Line, News, Waits
@@ -67,6 +67,10 @@ ADOPT_S: Final = 0.005
 #: nothing to a new one. Lua writes whole numbers below 10**14 as they are.
 NUMBERS: Final = 10**11
 NUMBERINGS: Final = 900
+#: A queue that cannot be read is told of as often.
+TELL_S: Final = 60.0
+#: So many lists to which follow-ups went are remembered.
+MOST_LISTS: Final = 1000
 
 
 class Adoption(Struct, frozen=True):
@@ -141,6 +145,11 @@ class RedisConsumer:
         self._dry = False
         self._idle_s = IDLE_S[0]
         self._next_due: float | None = None
+        #: Why a queue could not be read, and when to say so again.
+        self._problem = b""
+        self._tell_at = 0.0
+        #: Lists to which a follow-up may go: they were looked at.
+        self._lists: set[str] = set()
         self._refused: list[Settled] = []
         self._refused_s = REFUSED_S[0]
         self._offer_at = 0.0
@@ -273,9 +282,28 @@ class RedisConsumer:
         words: list[Any] = []
         exchanges = self._producer.exchanges(publish)
         tables = self._aside(lambda: self._leases.tables(exchanges)) if exchanges else None
-        for command in self._producer.commands(publish, tables):
+        commands = self._producer.commands(publish, tables)
+        new = [key for key in map(target, commands) if key and key not in self._lists]
+        if new:
+            self._look_at(new)
+        for command in commands:
             words += (len(command), *command)
         return words
+
+    def _look_at(self, keys: Sequence[str]) -> None:
+        """A key that is no list would end a settlement in the middle, each time anew: so each is looked at once.
+
+        Raises:
+            PublishRejected: One is none.
+        """
+        for key, kind in zip(keys, self._aside(lambda: self._leases.types(keys)), strict=True):
+            if kind not in ("list", "none"):
+                raise PublishRejected(
+                    f"the key {key!r} holds a {kind}, so no message can wait there; nothing was sent."
+                )
+        if len(self._lists) > MOST_LISTS:
+            self._lists.clear()
+        self._lists.update(keys)
 
     def _settling(
         self,
@@ -382,12 +410,18 @@ class RedisConsumer:
             positions = self._leases.renew([self._tag % number for number in held], self._queues)
             lost = [held[position] for position in positions if held[position] in self._held]
             lost += self._lost_unrecorded()
-            self._leases.sweep()
+            self._sweep()
         except (WireLost, ReplyError) as exc:
             raise TransportLost(f"{exc}.") from exc
         if self._pending and self._wire.is_silent(2 * self._conf.address.timeout_s):
             self._wire.shutdown()  # now the worker's descriptor says so
         return lost
+
+    def _sweep(self) -> None:
+        try:
+            self._leases.sweep()
+        except ReplyError as exc:  # that is no reason to doubt our own lease
+            structlog.get_logger(__name__).error("sweep.refused", store=str(self._conf.address), error=str(exc))
 
     def stand_in(self) -> tuple[str, dict[str, Any]]:
         """See `Consumer.renew`."""
@@ -514,7 +548,7 @@ class RedisConsumer:
             self._waits.release(adoption.source, adoption.inbox)
         self._next_due = time.monotonic() + reply[0] / 1000 if reply[0] >= 0 else None
         if reply[1]:
-            structlog.get_logger(__name__).error("queue.unreadable", queues=self._queues, error=reply[1].decode())
+            self._tell(reply[1])
         number, size = claim.number, 0
         for group in reply[2:]:
             size += self._deliver(claim.order.sources[group[0] - 1], group[1:], number)
@@ -524,6 +558,14 @@ class RedisConsumer:
             self._dry = got < claim.limit and size < MAX_CLAIM_BYTES
         if got:
             self._idle_s = IDLE_S[0]
+
+    def _tell(self, problem: bytes) -> None:
+        """Say that a queue cannot be read: each claim finds that anew, which a minute's worth of lines need not."""
+        now = time.monotonic()
+        if problem != self._problem or now >= self._tell_at:
+            self._problem, self._tell_at = problem, now + TELL_S
+            error = problem.decode("utf-8", "replace")
+            structlog.get_logger(__name__).error("queue.unreadable", queues=self._queues, error=error)
 
     def _settle_after_all(self) -> None:
         """A message was settled while the claim that should have recorded it was on its way, and then was refused: what

@@ -53,6 +53,8 @@ class Leases:
         self._may_look = True
         #: How many abandoned entries are passed over when the next ones are looked at: nobody takes their messages.
         self._passed_over = 0
+        #: Why messages could not go back, as it was said last.
+        self._problem = b""
         #: The server's number for the consumer's connection for work.
         self.client_id = 0
         #: Names the server's process since its start; `UNKNOWN_RUN` where we may not ask.
@@ -79,6 +81,10 @@ class Leases:
         return {
             exchange: binding_rows(members, self._keys.sep) for exchange, members in zip(exchanges, found, strict=True)
         }
+
+    def types(self, keys: Sequence[str]) -> list[str]:
+        """What kind each of these keys is; `none` if it is not there."""
+        return [kind.decode() for kind in self._call([("TYPE", key) for key in keys])]
 
     def unblock(self, client_id: int) -> None:
         """End another connection's wait. Where we may not, it ends by itself, within `IDLE_S` of the consumer's."""
@@ -239,7 +245,7 @@ class Leases:
             for inbox, raws in zip(inboxes, self._call([("LRANGE", inbox, 0, -1) for inbox in inboxes]), strict=True):
                 if raws:
                     words = [word for raw in raws for word in (raw, mark_lost(raw, spared=spared))]
-                    self._run(EMPTY_INBOX, [inbox, source], words)
+                    self._note(self._run(EMPTY_INBOX, [inbox, source], words))
                     returned += len(raws)
         return returned
 
@@ -269,7 +275,19 @@ class Leases:
                 self._call([("ZREM", keys.index, tag)])
         if not words:
             return 0
-        return int(self._run(RETURN, [keys.index, keys.unacked, keys.odd], [token, keys.owners, oldest, *words]))
+        sent, problem = self._run(RETURN, [keys.index, keys.unacked, keys.odd], [token, keys.owners, oldest, *words])
+        self._note(problem)
+        return int(sent)
+
+    def _note(self, problem: bytes) -> None:
+        """Say, but not again and again, that messages cannot go back."""
+        if problem and problem != self._problem:
+            self._problem = problem
+            structlog.get_logger(__name__).error(
+                "queue.unwritable",
+                error=problem.decode("utf-8", "replace"),
+                hint="What dead workers held of this queue stays in the hash unacked. Move the key that is no list.",
+            )
 
     def _targets(self, entry: bytes | None, odd: bytes | None, spared: bool) -> tuple[list[str], bytes]:
         """The lists where an entry's message belongs, and how it looks when it goes back."""
@@ -280,6 +298,8 @@ class Leases:
             return [key], raw
         try:
             message, exchange, routing_key = json.loads(entry)
+            if not (isinstance(exchange or "", str) and isinstance(routing_key, str)):
+                return [], entry
         except (ValueError, TypeError, RecursionError):
             key, raw = origin(self._keys, entry, odd)
             return [key] if key else [], raw

@@ -88,6 +88,11 @@ class Producer:
         return f"{self._channel}{exchange}/{routing_key}" if routing_key else self._channel + exchange
 
 
+def target(command: Command) -> str | None:
+    """The list that gets the message of a command."""
+    return command[1] if command[0] == "LPUSH" else command[3] if command[0] == DELAY else None
+
+
 def matching(route: Route, tables: Tables) -> list[str]:
     """The queues that a message with this route reaches.
 

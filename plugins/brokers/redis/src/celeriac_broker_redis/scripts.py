@@ -41,7 +41,7 @@ local time = redis.call('TIME')
 local stamp, now = time[1], time[1] + time[2] / 1000000
 local problem = ''
 redis.call('HDEL', odd, '')
-redis.call('ZADD', owners, 'GT', stamp + ARGV[2], token)
+redis.call('ZADD', owners, stamp + ARGV[2], token)
 
 local function record(list, tail, raws, first)
   local fields, odds, scores = {}, {}, {}
@@ -62,7 +62,7 @@ local function record(list, tail, raws, first)
   if type(done) ~= 'table' and #odds > 0 then done = redis.pcall('HSET', odd, unpack(odds)) end
   if type(done) == 'table' then
     for i = #raws, 1, -1 do redis.call('RPUSH', list, raws[i]) end
-    problem = done.err
+    problem = 'what is held: ' .. done.err
     return false
   end
   return true
@@ -72,18 +72,27 @@ local next_due = -1
 for d = 1, delays do
   local at = 7 + 3 * inboxes + lists + 2 * d
   local key, list, sep = KEYS[4 + inboxes + lists + d], ARGV[at], ARGV[at + 1]
-  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  if first[2] and tonumber(first[2]) <= now then
+  local first, soonest = redis.pcall('ZRANGE', key, 0, 0, 'WITHSCORES'), 0
+  if first.err then
+    problem = key .. ': ' .. first.err
+  elseif first[2] and tonumber(first[2]) <= now then
     local due = redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.6f', now), 'LIMIT', 0, 256)
+    local moved = {}
     for i = 1, #due do
       local step, rest = string.match(due[i], '^(%d+):[^:]*:()')
-      redis.call('LPUSH', step == '0' and list or list .. sep .. step, string.sub(due[i], rest))
+      local target = step == '0' and list or list .. sep .. (step or '')
+      local done = step and redis.pcall('LPUSH', target, string.sub(due[i], rest)) or {err = 'no message: ' .. key}
+      if type(done) == 'number' then
+        moved[#moved + 1] = due[i]
+      else
+        problem, soonest = target .. ': ' .. done.err, 1000
+      end
     end
-    redis.call('ZREM', key, unpack(due))
+    if #moved > 0 then redis.call('ZREM', key, unpack(moved)) end
     first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
   end
   if first[2] then
-    local wait = math.max(0, math.ceil((first[2] - now) * 1000))
+    local wait = math.max(soonest, math.ceil((first[2] - now) * 1000))
     if next_due < 0 or wait < next_due then next_due = wait end
   end
 end
@@ -101,7 +110,7 @@ for l = 1, lists do
     local want = math.min(limit - count, 64)
     local raws = redis.pcall('RPOP', list, want)
     if not raws then break end
-    if raws.err then problem = raws.err; break end
+    if raws.err then problem = list .. ': ' .. raws.err; break end
     if not record(list, tail, raws, number + count) then break end
     if not group then
       group = {l}
@@ -181,17 +190,18 @@ return taken
 #: score at or below which an entry counts as abandoned or "", then for each: tag, verb, target key, number of words,
 #: words. Verbs: `next` (words: message, more targets) makes it the next to be served, `delay` (due, member), `dead`
 #: (the key of the count of dropped ones, the queue, then fields and values).
-#: Returns: how many were sent.
+#: What cannot go to its target, whose key is of another kind, stays held.
+#: Returns: how many were sent; error text or "".
 RETURN: Final = Script(
     FORGET_OLD
     + """
 local index, unacked, odd = KEYS[1], KEYS[2], KEYS[3]
 if ARGV[1] ~= '' then
   local ends = redis.call('ZSCORE', ARGV[2], ARGV[1])
-  if ends and tonumber(ends) > tonumber(redis.call('TIME')[1]) then return 0 end
+  if ends and tonumber(ends) > tonumber(redis.call('TIME')[1]) then return {0, ''} end
 end
 redis.call('HDEL', odd, '')
-local sent, at = 0, 4
+local sent, problem, at = 0, '', 4
 while ARGV[at] do
   local tag, verb, target, words = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   local held = redis.call('HEXISTS', unacked, tag) == 1 or redis.call('HEXISTS', odd, tag) == 1
@@ -200,37 +210,46 @@ while ARGV[at] do
     held = not score or tonumber(score) <= tonumber(ARGV[3])
   end
   if held then
+    local done
     if verb == 'next' then
-      redis.call('RPUSH', target, ARGV[at + 4])
-      for more = at + 5, at + 3 + words do redis.call('RPUSH', ARGV[more], ARGV[at + 4]) end
-    elseif verb == 'delay' then redis.call('ZADD', target, ARGV[at + 4], ARGV[at + 5])
+      done = redis.pcall('RPUSH', target, ARGV[at + 4])
+      for more = at + 5, at + 3 + words do
+        if type(done) == 'number' then redis.pcall('RPUSH', ARGV[more], ARGV[at + 4]) end
+      end
+    elseif verb == 'delay' then done = redis.pcall('ZADD', target, ARGV[at + 4], ARGV[at + 5])
     else
-      redis.call('XADD', target, '*', unpack(ARGV, at + 6, at + 3 + words))
-      forget_old(target, ARGV[at + 4], ARGV[at + 5])
+      done = redis.pcall('XADD', target, '*', unpack(ARGV, at + 6, at + 3 + words))
+      if type(done) ~= 'table' then forget_old(target, ARGV[at + 4], ARGV[at + 5]) end
     end
-    redis.call('HDEL', unacked, tag)
-    redis.call('HDEL', odd, tag)
-    redis.call('ZREM', index, tag)
-    sent = sent + 1
+    if type(done) == 'table' then
+      problem = target .. ': ' .. done.err
+    else
+      redis.call('HDEL', unacked, tag)
+      redis.call('HDEL', odd, tag)
+      redis.call('ZREM', index, tag)
+      sent = sent + 1
+    end
   end
   at = at + 4 + words
 end
-return sent
+return {sent, problem}
 """
 )
 
 #: Sends what lies in an inbox back to its list, as the next to be served.
 #: KEYS: inbox, list. ARGV: the messages as they lie there and as they shall be sent, in pairs.
+#: Returns: error text or "".
 EMPTY_INBOX: Final = Script(
     """
 redis.call('LREM', KEYS[1], 1, '')
 for i = 1, #ARGV, 2 do
   if redis.call('LPOS', KEYS[1], ARGV[i]) then
-    redis.call('RPUSH', KEYS[2], ARGV[i + 1])
+    local done = redis.pcall('RPUSH', KEYS[2], ARGV[i + 1])
+    if type(done) == 'table' then return KEYS[2] .. ': ' .. done.err end
     redis.call('LREM', KEYS[1], 1, ARGV[i])
   end
 end
-return redis.call('LLEN', KEYS[1])
+return ''
 """
 )
 
@@ -243,7 +262,7 @@ RENEW: Final = Script(
     """
 local stamp = redis.call('TIME')[1]
 redis.call('ZREM', KEYS[2], '')
-redis.call('ZADD', KEYS[2], 'GT', stamp + ARGV[2], ARGV[1])
+redis.call('ZADD', KEYS[2], stamp + ARGV[2], ARGV[1])
 local lost = {redis.call('ZADD', KEYS[1], '+inf', ARGV[3])}
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
 for i = 4, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', 3600) end
@@ -336,12 +355,15 @@ return 1
 SEND: Final = Script(
     PERFORM
     + """
-local types, at = {LPUSH = 'list', DELAY = 'zset'}, 1
+local at, wrong = 1, nil
+local function check(key, wanted)
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= wanted then wrong = 'WRONGTYPE ' .. key .. ' holds a ' .. found end
+end
 while ARGV[at] do
-  local found = redis.call('TYPE', ARGV[at + 2]).ok
-  if found ~= 'none' and types[ARGV[at + 1]] and found ~= types[ARGV[at + 1]] then
-    return redis.error_reply('WRONGTYPE ' .. ARGV[at + 2] .. ' holds a ' .. found)
-  end
+  if ARGV[at + 1] == 'LPUSH' then check(ARGV[at + 2], 'list')
+  elseif ARGV[at + 1] == 'DELAY' then check(ARGV[at + 2], 'zset') check(ARGV[at + 4], 'list') end
+  if wrong then return redis.error_reply(wrong) end
   at = at + 1 + tonumber(ARGV[at])
 end
 at = 1

@@ -127,6 +127,8 @@ class Waits:
         #: The server does not let us wait, as a full one; until when we do not try.
         self.refused = False
         self._rest_until = 0.0
+        #: What is no list → until when it is neither waited on nor listened for.
+        self._no_list: dict[str, float] = {}
 
     @property
     def armed(self) -> int:
@@ -141,6 +143,10 @@ class Waits:
             ReplyError: The server forbids it.
         """
         blocked = {line.source.key for line in self.lines if line.overdue_at is not None}
+        if self._no_list:
+            now = time.monotonic()
+            self._no_list = {key: until for key, until in self._no_list.items() if until > now}
+            blocked |= self._no_list.keys()
         for source in order.sources[: order.first]:
             if room > 0 and not self.refused and source.key not in blocked and self._block(source, timeout_s):
                 blocked.add(source.key)
@@ -266,6 +272,8 @@ class Waits:
             return [News()]
         if reply.code in REFUSALS:
             self._rest()
+        elif reply.code == "WRONGTYPE":  # which a claim tells of
+            self._no_list[line.source.key] = time.monotonic() + REST_S
         elif reply.code != "UNBLOCKED":
             raise reply
         return []

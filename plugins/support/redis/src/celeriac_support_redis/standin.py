@@ -58,7 +58,7 @@ class StandIn:
         if wire is None:
             wire = connect(self._address, name=f"celeriac:{self._token}:stand-in")
         now = int(wire.call("TIME")[0])
-        wire.call("ZADD", self._owners, "XX", "GT", now + self._lease_s, self._token)
+        wire.call("ZADD", self._owners, "XX", now + self._lease_s, self._token)
         if time.monotonic() - self._looked_at >= self._look_s:
             self._looked_at = time.monotonic()
             self._renew_times(wire, now)
