@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -545,6 +546,36 @@ def test_what_cannot_go_back_to_its_list_costs_nobody_a_lease_and_is_not_lost(de
     server.call("DEL", "lost")
     sweep()
     assert server.pipeline([("LLEN", "lost"), ("HLEN", "unacked")]) == [1, 0]
+
+
+def test_a_priority_beyond_all_numbers_goes_back_like_any_other(desk: Any, server: Any) -> None:
+    desk.send("a")
+    raw = server.call("RPOP", "celery")
+    server.call("LPUSH", "celery", re.sub(rb'"priority": *0', b'"priority": 1e999', raw))
+    dead = desk.consumer()
+    assert len(desk.receive(dead, 1)) == 1
+    survivor = desk.consumer("other")
+    dead.abandon()
+    server.call("ZADD", "celeriac.owners", int(server.call("TIME")[0]) - 1, dead.token)
+    server.call("DEL", "celeriac.sweep")
+    assert survivor.renew() == []
+    assert server.call("LLEN", "celery") == 1
+    assert b"Infinity" in server.call("LINDEX", "celery", 0)
+
+
+def test_what_a_worker_was_handed_after_the_data_were_gone_is_not_lost_with_it(desk: Any, server: Any) -> None:
+    consumer = desk.consumer()
+    consumer._waits.arm(consumer._turns[0], 1, 60.0)
+    server.call("FLUSHDB")
+    consumer.renew()
+    desk.send("a")
+    desk.until(lambda: server.call("LLEN", "celery") == 0)
+    survivor = desk.consumer("other")
+    consumer.abandon()
+    server.call("ZADD", "celeriac.owners", int(server.call("TIME")[0]) - 1, consumer.token)
+    server.call("DEL", "celeriac.sweep")
+    survivor.renew()
+    assert server.call("LLEN", "celery") == 1
 
 
 def test_a_clock_that_was_set_back_does_not_make_a_lease_longer(desk: Any, server: Any) -> None:

@@ -631,6 +631,35 @@ def test_a_queue_whose_key_is_no_list_holds_up_no_other(desk: Any, server: Any) 
     assert server.pipeline([("LLEN", "bad\x06\x163"), ("EXISTS", "celeriac.delayed.bad")]) == [0, 0]
 
 
+HALF = json.loads('"\\ud800"')
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"queue": HALF},
+        {"exchange": HALF},
+        {"exchange": HALF, "exchange_type": "fanout"},
+        {"key": HALF, "exchange": "e"},
+    ],
+)
+def test_a_follow_up_whose_name_is_no_text_leaves_the_delivery_as_it_was(
+    desk: Any, server: Any, more: dict[str, Any]
+) -> None:
+    desk.send("a")
+    consumer = desk.consumer()
+    (delivery,) = desk.receive(consumer, 1)
+    with pytest.raises(PublishRejected, match="ud800"):
+        consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("next", **more)])
+    desk.settle(consumer, [delivery])
+    assert server.call("HLEN", "unacked") == 0
+
+
+def test_a_queue_whose_name_is_no_text_is_not_declared(desk: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="ud800"):
+        desk.transport.declare([QueueSpec(HALF)])
+
+
 def test_a_server_that_is_away_is_told_without_what_led_to_the_try() -> None:
     transport = RedisTransport(configure("redis://localhost:1/0", {}))
     with pytest.raises(TransportUnreachable) as refused:

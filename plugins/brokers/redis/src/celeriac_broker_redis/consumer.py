@@ -407,7 +407,8 @@ class RedisConsumer:
         """See `Consumer.renew`. Also looks after consumers that are gone. Called from a thread of its own."""
         try:
             held = [number for number in list(self._held) if number not in self._adopting]
-            positions = self._leases.renew([self._tag % number for number in held], self._queues)
+            waits = [line.source.key for line in list(self._waits.lines)]
+            positions = self._leases.renew([self._tag % number for number in held], self._queues, waits)
             lost = [held[position] for position in positions if held[position] in self._held]
             lost += self._lost_unrecorded()
             self._sweep()
@@ -420,8 +421,10 @@ class RedisConsumer:
     def _sweep(self) -> None:
         try:
             self._leases.sweep()
-        except ReplyError as exc:  # that is no reason to doubt our own lease
-            structlog.get_logger(__name__).error("sweep.refused", store=str(self._conf.address), error=str(exc))
+        except WireLost:
+            raise
+        except Exception:  # what others have left, and can be anything, is no reason to doubt our own lease
+            structlog.get_logger(__name__).exception("sweep.failed", store=str(self._conf.address))
 
     def stand_in(self) -> tuple[str, dict[str, Any]]:
         """See `Consumer.renew`."""

@@ -70,7 +70,7 @@ class Keys:
             return self.steps[0]
         try:
             number = max(0, min(int(priority), MAX_PRIORITY))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # of a message that anybody may have written: 1e999, for one
             return self.steps[0]
         return self.steps[bisect_right(self.steps, number) - 1]
 

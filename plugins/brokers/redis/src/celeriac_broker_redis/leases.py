@@ -94,8 +94,12 @@ class Leases:
             if exc.code != "NOPERM":
                 raise
 
-    def renew(self, tags: Sequence[bytes], queues: Sequence[str]) -> list[int]:
-        """Prove that the consumer lives and serves these queues; the positions of tags that are no longer its own."""
+    def renew(self, tags: Sequence[bytes], queues: Sequence[str], waits: Sequence[str] = ()) -> list[int]:
+        """Prove that the consumer lives and serves these queues; the positions of tags that are no longer its own.
+
+        Args:
+            waits: The lists that it waits on: where its inboxes are is noted anew when the store lost everything.
+        """
         keys = [
             self._keys.index,
             self._keys.owners,
@@ -110,6 +114,8 @@ class Leases:
             words = [self._token, self._conf.options.lease_s, SENTINEL, numbers, *tags]
             is_new, *lost = self._run(RENEW, keys, words)
             self._look_for_reset(bool(is_new), len(lost))
+            if is_new and waits:
+                self._call([("SADD", self._keys.waits(self._token), *waits)])
         return lost
 
     def _numbers(self) -> str:

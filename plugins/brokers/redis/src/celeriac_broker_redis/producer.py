@@ -45,7 +45,10 @@ class Producer:
 
     def exchanges(self, payloads: Sequence[Payload]) -> list[str]:
         """Those whose bindings `commands` must know for these payloads."""
-        return list({p.route.exchange for p in payloads if p.route.exchange and p.route.exchange_type != "fanout"})
+        found = {p.route.exchange for p in payloads if p.route.exchange and p.route.exchange_type != "fanout"}
+        for exchange in found:
+            check_name(exchange)
+        return list(found)
 
     def commands(self, payloads: Sequence[Payload], tables: Tables | None = None) -> list[Command]:
         """The commands that store these payloads: one for each list that gets any, in the order of payloads.
@@ -53,14 +56,19 @@ class Producer:
         Those are the server's, but for `DELAY` (see `scripts.SEND`).
 
         Raises:
-            PublishRejected: One goes to an exchange to which no queue is bound that would take it.
+            PublishRejected: One goes to an exchange to which no queue is bound that would take it, or has text in it
+                that is none (half a surrogate pair, as "\\ud800" in JSON).
         """
         pushes: dict[str, list[bytes]] = {}
         others: list[Command] = []
         now = time.time()
         for payload in payloads:
-            raw = pack_envelope(payload, self.next_tag())
             route = payload.route
+            try:
+                raw = pack_envelope(payload, self.next_tag())
+            except UnicodeEncodeError as exc:
+                queue = route.queue or route.routing_key
+                raise PublishRejected(f"a message for {queue!r} cannot be written: {exc}; nothing was sent.") from exc
             if route.exchange_type == "fanout" and route.exchange:
                 others.append(("PUBLISH", self._topic(route), raw))
                 continue
@@ -86,6 +94,18 @@ class Producer:
     def channel(self, exchange: str, routing_key: str) -> str:
         """Where kombu publishes what goes to a fanout exchange."""
         return f"{self._channel}{exchange}/{routing_key}" if routing_key else self._channel + exchange
+
+
+def check_name(name: str) -> None:
+    """A name that came in JSON may be no text.
+
+    Raises:
+        PublishRejected: It is none.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as exc:
+        raise PublishRejected(f"the name {name!r} cannot be written: {exc}; nothing was sent.") from exc
 
 
 def target(command: Command) -> str | None:

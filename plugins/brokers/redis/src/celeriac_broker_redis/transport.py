@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from celeriac.exceptions import (
+    ImproperlyConfigured,
     PublishRejected,
     PublishUncertain,
     TransportLost,
@@ -225,6 +226,10 @@ class RedisTransport:
         """Write the bindings as kombu does; a queue itself comes to be with its first message."""
         commands: list[Command] = []
         for queue in queues:
+            try:
+                f"{queue.name}{queue.exchange}{queue.routing_key}".encode()
+            except UnicodeEncodeError as exc:  # half a surrogate pair, which JSON can carry
+                raise ImproperlyConfigured(f"the queue {queue.name!r} cannot be declared: {exc}") from exc
             if not queue.exchange:
                 continue
             pattern = topic_pattern(queue.routing_key) if queue.exchange_type == "topic" else ""
