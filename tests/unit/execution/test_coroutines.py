@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -156,3 +158,40 @@ def test_a_cancellation_from_outside_is_known_as_one() -> None:
         assert waiting.cancelled
 
     asyncio.run(scenario())
+
+
+def test_a_forked_process_has_a_loop_of_its_own_and_leaves_the_parents_alone() -> None:
+    async def loop_of() -> Any:
+        await asyncio.to_thread(int)  # wakes the loop through what the kernel keeps of it
+        return asyncio.get_running_loop()
+
+    first = complete(loop_of())
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        signal.alarm(30)  # with the parent's loop it may wait for ever
+        try:
+            code = 0 if complete(loop_of()) is not first and not first.is_closed() else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert complete(loop_of()) is first
+
+
+def test_a_coroutine_within_another_is_run_beside_it_in_the_same_context() -> None:
+    async def inner(value: int) -> int:
+        await asyncio.sleep(0)
+        if value < 0:
+            raise KeyError(value)
+        return value + mark.get()
+
+    async def outer() -> int:
+        mark.set(10)
+        value: int = complete(inner(1))
+        with pytest.raises(KeyError):
+            complete(inner(-1))
+        await asyncio.sleep(0)  # it was not cancelled
+        return value
+
+    mark: ContextVar[int] = ContextVar("mark", default=0)
+    assert complete(outer()) == 11

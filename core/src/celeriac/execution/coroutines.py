@@ -6,9 +6,12 @@ Called by `execute`. Importing asyncio is its business; nothing of it is needed 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, Final
 
 from celeriac.exceptions import SoftTimeLimitExceeded
 
@@ -65,6 +68,19 @@ class Interruptible:
         return exc
 
 
+def _leave_loop() -> None:
+    """In a forked process: what the kernel keeps of the loop is the parent's, who would lose wakes and events to us.
+
+    So it is neither used nor closed, which would change it there; and kept, for one that is collected closes itself.
+    """
+    _left_behind.append(getattr(_local, "loop", None))
+    _local.loop = None
+
+
+os.register_at_fork(after_in_child=_leave_loop)
+_left_behind: Final[list[asyncio.AbstractEventLoop | None]] = []
+
+
 async def _await(waiting: Interruptible) -> Any:
     return await waiting
 
@@ -75,9 +91,14 @@ def complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
     A soft time limit that strikes while it waits is raised in the coroutine, which may catch it. Tasks that it leaves
     behind are cancelled, as `asyncio.run` does: they would go on in the midst of somebody else's run.
 
+    Where a loop runs in this thread already (a coroutine calls a task eagerly), another thread runs the coroutine.
+
     Raises:
         BaseException: Whatever the coroutine raises; and what strikes this thread meanwhile, such as `SystemExit`.
     """
+    if asyncio._get_running_loop() is not None:
+        with ThreadPoolExecutor(1) as beside:
+            return beside.submit(copy_context().run, asyncio.run, coroutine).result()
     loop: asyncio.AbstractEventLoop | None = getattr(_local, "loop", None)
     if loop is None or loop.is_closed():
         loop = _local.loop = asyncio.new_event_loop()
