@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from celeriac_pool_asyncio.pool import AsyncioPool
 
 
 class CoroutineProgram(ScriptedProgram):
-    """Its coroutines sleep as long as `raw` says; with `stubborn` before it, whoever cancels them."""
+    """Its coroutines sleep as long as `raw` says; with `stubborn` before it, whoever cancels them;
+    with `leave`, they leave a call of `sys.exit` in the loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,6 +28,8 @@ class CoroutineProgram(ScriptedProgram):
         verb, _, seconds = job.raw.decode().partition(" ")
         if job.announce:
             emit(JobReport(job.token, "accepted"))
+        if verb == "leave":
+            asyncio.get_running_loop().call_soon(sys.exit)
         until = time.monotonic() + float(seconds)
         while (left := until - time.monotonic()) > 0:
             try:
@@ -159,3 +163,14 @@ def test_a_function_for_which_there_is_no_thread_waits_until_there_is_one(
         first, second = job("pass"), job("pass")
         driver.submit(first, second)
         assert driver.outcomes([first, second]) == ["succeeded", "succeeded"]
+
+
+def test_a_call_of_exit_that_a_job_leaves_in_the_loop_ends_no_other_and_not_the_pool(program: CoroutineProgram) -> None:
+    with pool(program) as driver:
+        other = nap(0.2, announce=True)
+        driver.submit(other)
+        running(driver, [other])
+        jobs = [other, nap(0.01, "leave"), nap(0.01)]
+        driver.submit(*jobs[1:])
+        assert driver.outcomes(jobs) == ["succeeded"] * 3
+        assert driver.pool.stop(grace_s=0.0) == []

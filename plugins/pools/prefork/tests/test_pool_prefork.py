@@ -381,3 +381,16 @@ def _is_socket(fd: str) -> bool:
         return os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
     except OSError:
         return False
+
+
+def test_growing_without_a_process_to_be_had_costs_none_of_those_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BlockingIOError("no process left")
+
+    with started(slots=3) as driver:
+        driver.until(lambda: all(slot.ready for slot in driver.pool._slots.values()), "all slots")
+        with monkeypatch.context() as patch:
+            patch.setattr(pool_module, "fork", refuse)
+            driver.pool.resize(4)
+            assert [slot.leaving for slot in driver.pool._slots.values()] == [False] * 3
+        driver.until(lambda: len(driver.pool.pids()) == 4, "the fourth")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 from celeriac.exceptions import ImproperlyConfigured
 from celeriac.spec import JobReport, StoredResult
 from celeriac_support_pools import process
+from celeriac_support_pools.loops import serve
 from celeriac_support_pools.outbox import Outbox, take_all
 
 
@@ -132,3 +135,24 @@ def test_a_report_that_cannot_be_read_says_so_in_its_place() -> None:
     for other in ([1], [[]], {"a": 1}):
         with pytest.raises(msgspec.MsgspecError):
             process.decode_reports(msgspec.msgpack.encode(other))
+
+
+def test_a_loop_goes_on_whatever_jobs_leave_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def leave() -> int:
+        sys.exit(3)
+
+    loop = asyncio.new_event_loop()
+    has_run = threading.Event()
+    thread = threading.Thread(target=serve, args=(loop, lambda: has_run.is_set()), daemon=True)
+    thread.start()
+    loop.call_soon_threadsafe(loop.stop)
+    loop.call_soon_threadsafe(sys.exit, 4)
+    left = asyncio.run_coroutine_threadsafe(leave(), loop)
+    assert isinstance(left.exception(10), SystemExit)
+    loop.call_soon_threadsafe(has_run.set)
+    assert has_run.wait(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    assert not thread.is_alive()
+    loop.close()
+    assert "SystemExit(4) came out of the event loop, which goes on" in caplog.text

@@ -22,6 +22,7 @@ from typing import Final, cast
 
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import CoroutineProgram, Job, JobReport, PoolOptions, SlotProgram
+from celeriac_support_pools.loops import serve
 from celeriac_support_pools.outbox import Outbox, take_all
 from celeriac_support_pools.process import COPIES
 
@@ -70,6 +71,7 @@ class AsyncioPool:
         self._telling: set[Run] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._is_over = False
         self._pid = self._copies = 0
 
     @property
@@ -91,7 +93,9 @@ class AsyncioPool:
         self._outbox.open()
         self._loop = asyncio.new_event_loop()
         # A daemon: a coroutine that blocks the loop must not keep the worker's process from ending.
-        self._thread = threading.Thread(target=self._loop.run_forever, name="celeriac-loop", daemon=True)
+        self._thread = threading.Thread(
+            target=serve, args=(self._loop, lambda: self._is_over), name="celeriac-loop", daemon=True
+        )
         self._thread.start()
 
     def resize(self, slots: int) -> None:
@@ -111,6 +115,7 @@ class AsyncioPool:
                 detail = f"still running {grace_s:g} s after the pool was told to stop; it cannot be ended"
                 self._done.append(JobReport(token, "lost", detail=detail, pid=self._pid))
         reports = self.collect()
+        self._is_over = True
         loop.call_soon_threadsafe(loop.stop)
         thread.join(PATIENCE_S)
         self._loop = self._thread = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gevent import monkey
 
 from celeriac.spec import Job, JobReport
+from celeriac_support_pools.loops import serve
 
 if TYPE_CHECKING:
     from celeriac_pool_gevent.child import Run
@@ -53,7 +54,7 @@ class Coroutines:
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._is_up.release()
-        self._loop.run_forever()
+        serve(self._loop, lambda: False)  # it ends with the process
 
     def _start(self, run: Run) -> None:
         assert self._loop is not None

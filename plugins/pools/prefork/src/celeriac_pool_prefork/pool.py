@@ -129,7 +129,7 @@ class PreforkPool:
         self._refill()
         staying = [slot for slot in self._slots.values() if not slot.leaving]
         staying.sort(key=lambda slot: len(slot.given))
-        for slot in staying[: len(staying) - slots]:
+        for slot in staying[: max(0, len(staying) - slots)]:  # there are fewer than wanted if none can be made
             self._requeue(slot, self._send_away(slot))
         self._pump()
 
