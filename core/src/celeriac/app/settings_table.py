@@ -303,7 +303,7 @@ WORKER: Final[tuple[Row, ...]] = (
         "worker_concurrency",
         "concurrency",
         None,
-        "How many tasks run at once. None or `auto`: as there are CPUs to use.",
+        "How many tasks run at once. None, 0 or `auto`: as there are CPUs to use.",
     ),
     ("worker_pool", "object", "prefork", "Pool plugin that runs the tasks: `prefork`, `threads`, `solo` …"),
     (
@@ -325,8 +325,13 @@ WORKER: Final[tuple[Row, ...]] = (
         True,
         "After a lost connection, hold fewer messages until the tasks end whose messages have gone elsewhere.",
     ),
-    ("worker_max_tasks_per_child", "int", None, "Replace a process of the pool after so many tasks."),
-    ("worker_max_memory_per_child", "kibibytes", None, "Replace one that has grown beyond this after its task."),
+    ("worker_max_tasks_per_child", "count", None, "Replace a process of the pool after so many tasks; 0: never."),
+    (
+        "worker_max_memory_per_child",
+        "kibibytes",
+        None,
+        "Replace one that has grown beyond this after its task; 0: never.",
+    ),
     (
         "worker_stand_in_limit",
         "seconds",

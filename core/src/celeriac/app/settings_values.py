@@ -265,6 +265,7 @@ KINDS: Final[dict[str, tuple[Reader, str]]] = {
     "backend": (read_backend, "a URL such as 'redis://localhost/0', or a class or its path, 'module:Class'"),
     "bool": (read_bool, "True or False"),
     "concurrency": (read_concurrency, "a whole number, or 'auto'"),
+    "count": (read_count, "a whole number, 0 or more"),
     "delivery_mode": (read_delivery_mode, "1, 2, 'transient' or 'persistent'"),
     "dict": (read_dict, "a dict"),
     "int": (read_int, "a whole number"),

@@ -54,6 +54,7 @@ class DjangoFixup:
         self._reuse_max: int | None = None
         self._uses = 0
         self._checked = False
+        self._worker_pid = 0
         if app.task_cls is Task:  # neither a subclass nor the caller wants another
             app.task_cls = DJANGO_TASK
         signals.worker_init.connect(self._on_worker_init)
@@ -107,6 +108,7 @@ class DjangoFixup:
     def _on_worker_init(self, sender: Any, **_: Any) -> None:
         if getattr(sender, "app", None) is self._app:
             self._surround_tasks()
+            self._worker_pid = os.getpid()
             signals.worker_process_init.connect(self._on_child)
 
     def _surround_tasks(self) -> None:
@@ -120,7 +122,8 @@ class DjangoFixup:
         signals.task_postrun.connect(self._after_task)
 
     def _on_child(self, **_: Any) -> None:
-        forget_connections()
+        if os.getpid() != self._worker_pid:  # else it is solo, whose connections are its own
+            forget_connections()
 
     def _before_task(self, sender: Any = None, **_: Any) -> None:
         if not _is_eager(sender):

@@ -175,8 +175,8 @@ class Worker:
         self._bounds = parse_autoscale(autoscale)
         self.concurrency = self._bounds[1] if self._bounds else concurrency or _slots(conf["worker_concurrency"])
         self.pool_name = pool or conf["worker_pool"]
-        self._max_tasks = max_tasks_per_child or conf["worker_max_tasks_per_child"]
-        self._max_memory = max_memory_per_child or conf["worker_max_memory_per_child"]
+        self._max_tasks = max_tasks_per_child or conf["worker_max_tasks_per_child"] or None  # 0: never, as None
+        self._max_memory = max_memory_per_child or conf["worker_max_memory_per_child"] or None
         self._hard_s = time_limit or conf["task_time_limit"]
         self._soft_s = soft_time_limit or conf["task_soft_time_limit"]
         self._multiplier = (
@@ -356,6 +356,9 @@ class Worker:
         app.close()
         signals.worker_before_create_process.send(sender=self)
         self._manager.live()
+        if not self._runs_elsewhere:
+            # As with Celery's solo; what receivers make in each process that runs tasks is wanted in this one.
+            signals.worker_process_init.send(sender=self.hostname)
         self.pool.start()
         self._steps.start()
         self._stand_in = make_stand_in(self.pool.abilities, float(app.conf["worker_stand_in_limit"] or 0))
@@ -423,8 +426,7 @@ class Worker:
     def _make_watchdog(self) -> None:
         """Make what says whether this worker consumes, and what sees to it that it does."""
         conf = self.app.conf
-        # A pool that can do nothing with its tasks but tell of them, solo, runs them in our own thread.
-        health = self._health = Health(self.loop, self.link, runs_elsewhere=bool(self.pool.abilities - {"stuck"}))
+        health = self._health = Health(self.loop, self.link, runs_elsewhere=self._runs_elsewhere)
         if "stuck" in self.pool.abilities:
             recycle = partial(self._give_up, EXIT_STUCK) if conf["worker_recycle_stuck"] else None
             end = partial(os._exit, EXIT_STUCK) if self._ends_process else None
@@ -442,6 +444,11 @@ class Worker:
         if self._health_port is not None:
             self._door = Door(health, conf["worker_health_host"], int(self._health_port), self.hostname)
             _log.info("Health probe: http://%s:%d/ready", conf["worker_health_host"], self._door.port)
+
+    @property
+    def _runs_elsewhere(self) -> bool:
+        """A pool that can do nothing with its tasks but tell of them, solo, runs them in our own thread."""
+        return bool(self.pool.abilities - {"stuck"})
 
     def _describe(self) -> str:
         """What it does now, in a line for `systemctl status`."""
@@ -912,6 +919,6 @@ def parse_autoscale(text: str | Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def _slots(setting: Any) -> int:
-    if setting is None or setting == "auto":
+    if not setting or setting == "auto":  # 0, too, as in Celery
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(setting)
