@@ -11,6 +11,7 @@ from kombu.common import Broadcast
 
 from celeriac import Celery
 from celeriac.exceptions import ImproperlyConfigured, QueueNotFound
+from celeriac.messaging import producer, routes
 from celeriac.messaging.routes import Router
 from celeriac.spec.data import ExchangeSpec, Route
 
@@ -173,3 +174,31 @@ def test_types_and_arguments_of_queues() -> None:
     own = router(task_default_queue="q", task_default_exchange="ex", task_default_exchange_type="topic",
                  task_default_routing_key="k")  # fmt: skip
     assert own.route("t", (), {}, {})[0] == Route("k", "ex", "topic", "q")
+
+
+def test_of_endless_names_only_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue for each customer, say, in a process that lives for months."""
+    monkeypatch.setattr(routes, "REMEMBERED", 3)
+    known = router()
+    for n in range(10):
+        known.route(f"task{n}", (), {}, {})
+        known.route("any", (), {}, {"queue": f"q{n}"})
+        queue = Queue(f"k{n}", Exchange(f"x{n}", type="topic"), routing_key="a.#")
+        assert known.route("any", (), {}, {"queue": queue})[0] == Route("a.#", f"x{n}", "topic", f"k{n}")
+    assert max(map(len, (known._others, known._direct, known._by_task, known.bindings))) <= 3
+    assert queue_of(known, "task0") == "celery"
+    assert queue_of(known, "any", queue="q0") == "q0"
+    assert list(known.queues) == ["celery"]
+
+
+def test_a_producer_declares_a_queue_once_more_rather_than_remembering_endless_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(producer, "REMEMBERED", 3)
+    app = Celery("t", broker="memory://endless", set_as_current=False)
+    for n in range(10):
+        app.send_task("any", queue=f"q{n}")
+    assert len(app.producer._declared) <= 3
+    app.send_task("any", queue="q0")
+    assert app.transport.depth("q0") == 2
+    app.close()

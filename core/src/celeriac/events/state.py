@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final
 
 from celeriac import states
+from celeriac.utils.bounded import Bounded
 
 #: A worker is alive for so many of its own intervals after its last heartbeat.
 HEARTBEAT_INTERVALS: Final = 2
@@ -220,19 +220,6 @@ class Task:
         return f"<Task: {self.name}({self.uuid}) {self.state} clock:{self.clock}>"
 
 
-class _Bounded(OrderedDict[str, Any]):
-    """Forgets what was added first."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        while len(self) > self.limit:
-            self.popitem(last=False)
-
-
 def heartbeat_expires(
     timestamp: float, freq: float = 60.0, expire_window: float = 100.0 * HEARTBEAT_INTERVALS
 ) -> float:
@@ -273,13 +260,13 @@ class State:
         self.max_tasks_in_memory = max_tasks_in_memory
         self.event_count = 0
         self.task_count = 0
-        self.workers: dict[str, Worker] = _Bounded(max_workers_in_memory)
-        self.tasks: dict[str, Task] = _Bounded(max_tasks_in_memory)
+        self.workers: dict[str, Worker] = Bounded(max_workers_in_memory)
+        self.tasks: dict[str, Task] = Bounded(max_tasks_in_memory)
         self.workers.update(workers or {})
         self.tasks.update(tasks or {})
         self.handlers: dict[str, Callable[..., Any]] = {}
         #: Ids of tasks by that of a parent which is not known (yet).
-        self._orphans: dict[str, set[str]] = _Bounded(max_tasks_in_memory)
+        self._orphans: dict[str, set[str]] = Bounded(max_tasks_in_memory)
         self._names: set[str] = set()
         self._lock = threading.RLock()
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
-from celeriac.messaging.routes import Router
+from celeriac.messaging.routes import REMEMBERED, Router
 from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload
 from celeriac.spec.transport import OnceTransport, Transport
+from celeriac.utils.bounded import Bounded
 
 if TYPE_CHECKING:
     from celeriac.spec.transport import FanoutTransport
@@ -38,7 +39,7 @@ class Producer:
             **(conf["task_publish_retry_policy"] or {}),
         }
         self._retry = bool(conf["task_publish_retry"])
-        self._declared: set[str] = set()
+        self._declared: dict[str, bool] = Bounded(REMEMBERED)
         #: Monitors are told of what is sent.
         self.tells_sent = bool(conf["task_send_sent_event"])
         self._usual_pauses = self._pauses(None, None)
@@ -91,7 +92,7 @@ class Producer:
 
     def _declare(self, queue: str) -> None:
         self._transport.declare(self._router.declarations(queue))
-        self._declared.add(queue)
+        self._declared[queue] = True
 
     def _pauses(self, retry: bool | None, policy: Mapping[str, Any] | None) -> Sequence[float | None]:
         """The pause after each attempt; None after the last."""

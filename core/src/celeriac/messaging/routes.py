@@ -17,12 +17,15 @@ from msgspec.structs import replace
 
 from celeriac.exceptions import ImproperlyConfigured, QueueNotFound
 from celeriac.spec.data import ExchangeSpec, QueueSpec, Route
+from celeriac.utils.bounded import Bounded
 from celeriac.utils.names import get_cls_by_name
 
 Rule = Callable[[str, Any, Any, dict[str, Any], Any], "dict[str, Any] | None"]
 
 #: Options of a call that say where it goes.
 ROUTING_OPTIONS = ("queue", "exchange", "routing_key", "exchange_type")
+#: Of so many queues that nobody declared, and of so many tasks, it is remembered where they are.
+REMEMBERED = 10_000
 
 
 class QueueChoice:
@@ -58,7 +61,7 @@ class Router:
         self._conf = conf
         self._choice = choice or QueueChoice()
         self.queues: dict[str, QueueSpec] = {}
-        self._others: dict[str, QueueSpec] = {}
+        self._others: dict[str, QueueSpec] = Bounded(REMEMBERED)
         self.aliases: dict[str, str] = {}
         self.broadcasts: set[str] = set()
         self.bindings: dict[str, list[QueueSpec]] = {}
@@ -69,8 +72,8 @@ class Router:
         if not self.queues or (self._choice.added and not conf["task_queues"]):
             self.queues = {self.default_queue: _default_spec(conf), **self.queues}
         self._rules = _make_rules(conf["task_routes"])
-        self._direct: dict[str, Route] = {}
-        self._by_task: dict[str, tuple[Route, dict[str, Any]]] = {}
+        self._direct: dict[str, Route] = Bounded(REMEMBERED)
+        self._by_task: dict[str, tuple[Route, dict[str, Any]]] = Bounded(REMEMBERED)
         # Only a dict of plain names gives the same answer for every call of one task.
         self._stable = all(getattr(rule, "stable", False) for rule in self._rules)
 
@@ -213,7 +216,10 @@ class Router:
             spec = _spec_from_options(queue, options, self._conf) if options else _missing_spec(queue, self._conf)
         else:
             spec = spec_from_queue(queue, self._conf)
-            self.bindings[spec.name] = _further_bindings(queue, spec)
+            self.bindings.pop(spec.name, None)
+            further = _further_bindings(queue, spec)
+            if further:
+                self.bindings[spec.name] = further
             alias = getattr(queue, "alias", None)
             if alias:
                 self.aliases[alias] = spec.name
