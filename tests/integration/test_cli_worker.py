@@ -34,6 +34,14 @@ def whisper():
 """
 
 
+GOODBYE = """
+from celeriac import signals
+
+@signals.worker_shutdown.connect
+def goodbye(**_):
+    print("goodbye")
+"""
+
 Start = Callable[..., Watched]
 
 
@@ -223,6 +231,18 @@ def test_an_unreachable_broker_is_one_sentence_and_69(folder: Path) -> None:
     line = refusal(folder, *broker, "worker", "-P", "solo", "broker.connection_retry_on_startup=False", code=69)
     assert "localhost:1" in line
     assert "c4n4ry" not in line
+
+
+def test_a_worker_that_waits_for_its_broker_ends_in_good_order_when_it_is_told_to(start: Start, folder: Path) -> None:
+    with (folder / "tasks.py").open("a") as file:
+        file.write(GOODBYE)
+    words = ("--pidfile", "w.pid", "broker_url=redis://127.0.0.1:1/0", "broker.connection_retry_on_startup=True")
+    worker = start(*words, ready="Waiting for the broker")
+    assert (folder / "w.pid").exists()
+    assert worker.stop() == 0
+    assert "goodbye" in worker.err
+    assert "Stopped before the broker could be reached." in worker.err
+    assert not (folder / "w.pid").exists()
 
 
 def test_an_unreachable_result_store_is_one_sentence_and_69(folder: Path) -> None:

@@ -35,7 +35,7 @@ Tree = tuple[Any, ...]
 names = itertools.count()
 
 
-class Died(Exception):
+class Died(BaseException):
     """The worker died in the middle of an ending."""
 
 

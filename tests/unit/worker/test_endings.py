@@ -10,11 +10,13 @@ import pytest
 
 from celeriac import Celery, states
 from celeriac.exceptions import Reject, WorkerLostError
-from celeriac.spec import Delivery, StoredResult
+from celeriac.spec import Delivery, JobReport, StoredResult
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, eventually
 from celeriac.testing.threaded import start_worker
 from celeriac.worker.endings import Endings
+from celeriac.worker.flights import Flight, Flights
+from celeriac.worker.plans import TaskPlan
 
 
 @pytest.fixture
@@ -55,6 +57,36 @@ def test_the_failure_of_a_run_that_cannot_say_it_is_stored_as_its_task_wishes(
 ) -> None:
     app.task(name="kit.task", **task)(lambda: None)
     assert [one.state for one in stored_when_it_fails(app, **call)] == [states.FAILURE] * count
+
+
+def test_a_call_whose_process_died_is_tried_again_though_that_cannot_be_stored(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would cost the link, and all that has come by it."""
+
+    def explode(*_: Any) -> bytes:
+        raise KeyError("of the plugin's own")
+
+    class Desk:
+        def settle_flight(self, *ending: Any) -> None:
+            ended.append(ending)
+
+    task = app.task(name="kit.task", retry_on_worker_lost=True)(lambda: None)
+    monkeypatch.setattr(app.backend.plugin, "encode", explode)
+    app.send_task("kit.task")
+    transport, flights = app.make_transport(), Flights()
+    consumer = transport.consumer(app.router.select(["celery"]), owner="me", poller=Bench(), window=1)
+    delivery: Delivery = consumer.receive(1)[0]
+    unused: Any = None
+    desk: Any = Desk()
+    ended: list[tuple[Any, ...]] = []
+    endings = Endings(app, desk, flights, unused, unused, transport, "node", 3, 20)
+    plan = TaskPlan(task, None, None, announce=False)
+    flights.add(1, Flight(delivery, delivery.head, plan, 1, True))  # type: ignore[arg-type]
+    endings.digest([JobReport(1, "lost", detail="a signal")])
+    ((_, settlement, stored, (again,), _),) = ended
+    assert (settlement.verb, stored, again.headers["retries"]) == ("ack", [], 1)
+    consumer.close()
 
 
 def test_a_call_that_nobody_sealed_sets_off_nothing_when_it_is_refused(app: Celery) -> None:

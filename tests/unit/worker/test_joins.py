@@ -23,7 +23,7 @@ class Bench:
     def __init__(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.done: list[str] = []
-        self.failing = self.unroutable = ""
+        self.failing = self.unroutable = self.poison = ""
         self.app = app
         self.plugin: Any = app.backend.plugin
         self.joiner = Joiner(app, Clock(monotonic=lambda: self.now, uniform=lambda low, high: high))
@@ -36,6 +36,8 @@ class Bench:
         def failing(*args: Any) -> Any:
             if self.failing == name:
                 raise BackendLost("away")
+            if self.poison in [one.group for one in args[0]]:
+                raise KeyError("of the plugin's own")
             return step(*args)
 
         return failing
@@ -53,14 +55,14 @@ class Bench:
             self.now += 2 * SWEEP_S
             self.joiner.perform(self, lambda publish: None)  # type: ignore[arg-type]
 
-    def end_part(self) -> None:
+    def end_part(self, group: str = "g", tag: str = "tag") -> None:
         """The only part of a chord ends; it has no result, and a callback."""
         body = write_body(self.app, self.app.signature("body"))
-        self.plugin.open_chords([Chord("g", 1, body, 100.0)])
+        self.plugin.open_chords([Chord(group, 1, body, 1e6)])
         data = self.app.backend.serializer.dumps([1, "part", "SUCCESS", 1])
         callback = Payload(b"", "", "", {"id": "callback", "task": "callback"}, {}, Route("q"))
-        work = ChordWork([], [ChordPart("g", "part", 0, data, body)])
-        self.joiner.add(Settlement("tag"), (), [callback], work, False)
+        work = ChordWork([], [ChordPart(group, "part", 0, data, body)])
+        self.joiner.add(Settlement(tag), (), [callback], work, False)
 
 
 @pytest.fixture
@@ -105,3 +107,49 @@ def test_a_body_that_has_nowhere_to_go_has_failed_and_its_chord_is_over(bench: B
     error = bench.app.AsyncResult(derived_uuid("g body")).result
     assert isinstance(error, ChordError)
     assert "body could not be sent: nowhere" in str(error)
+
+
+def test_a_part_that_the_store_s_plugin_stumbles_over_holds_up_no_other_and_is_set_aside(bench: Bench) -> None:
+    """It costs neither the link nor the worker, whose other messages would all come again."""
+    bench.poison = "bad"
+    bench.end_part("bad", "bad")
+    bench.end_part("good", "good")
+    bench.turn(5)
+    assert [word for word in bench.done if word != "publish callback"] == ["publish body", "ack good"]
+    for n in range(20):
+        bench.end_part(f"g{n}", f"g{n}")
+        bench.turn(2)
+    assert "dead bad" in bench.done
+    assert all(f"ack g{n}" in bench.done for n in range(20))
+    assert bench.joiner.left() == 0
+    assert bench.done.count("publish callback") == 22, "each once"
+
+
+def test_parts_wait_for_a_store_s_plugin_that_stumbles_over_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    join, broken = bench.plugin.join, True
+
+    def stumble(parts: Sequence[ChordPart]) -> Any:
+        if broken:
+            raise ZeroDivisionError("of the plugin's own")
+        return join(parts)
+
+    monkeypatch.setattr(bench.plugin, "join", stumble)
+    for n in range(3):
+        bench.end_part(f"g{n}", f"g{n}")
+    bench.turn(20)
+    assert bench.joiner.left() == 3
+    broken = False
+    bench.turn(3)
+    assert sorted(word for word in bench.done if word.startswith("ack")) == ["ack g0", "ack g1", "ack g2"]
+
+
+def test_a_chord_whose_end_the_store_s_plugin_cannot_note_holds_up_no_other(bench: Bench) -> None:
+    bench.end_part("bad", "bad")
+    bench.end_part("good", "good")
+    bench.failing = "close_chords"
+    bench.turn()
+    assert len(bench.joiner._unclosed) == 2
+    bench.failing, bench.poison = "", "bad"
+    bench.turn(2)
+    assert bench.joiner._unclosed == []
+    assert bench.plugin.join([ChordPart("good", "part", 0, b"")]) == [], "it is closed"

@@ -14,6 +14,7 @@ from celeriac.resultstore import Stores
 from celeriac.spec import Payload, Route, Settlement, StoredResult
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, eventually
+from celeriac.worker import link as link_module
 from celeriac.worker.clock import Clock
 from celeriac.worker.flights import Flight
 from celeriac.worker.link import Link, Renewer
@@ -211,3 +212,16 @@ def test_B10_who_asks_for_the_leases_while_another_does_knows_what_that_one_has_
     goes_on.set()
     second.join(10)
     assert found == [["tag"]]
+
+
+def test_of_endless_queues_that_follow_ups_name_only_some_are_remembered(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "REMEMBERED", 3)
+    transport = app.make_transport()
+    link = Link(transport, app.router, None, owner="me", queues=app.router.select(["celery"]), poller=Bench())
+    link.open(1)
+    link._declare_targets([make_payload(f"q{n}", route=Route(f"q{n}", queue=f"q{n}")) for n in range(10)])
+    assert len(link._declared) <= 3
+    assert transport.depth("q0") == 0, "it is there"
+    link.close(0.1)

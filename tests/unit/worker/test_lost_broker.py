@@ -8,19 +8,24 @@ import logging
 import threading
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from typing import Any
 
 import pytest
 
-from celeriac import Celery
-from celeriac.exceptions import ImproperlyConfigured, TransportLost
-from celeriac.spec import JobReport, QueueSpec, Settlement, StoredResult
+from celeriac import Celery, states
+from celeriac.canvas.launch import write_body
+from celeriac.exceptions import BackendLost, ImproperlyConfigured, PublishRejected, TransportLost
+from celeriac.execution.followup import after_no_sending
+from celeriac.spec import Chord, ChordPart, ChordWork, JobReport, QueueSpec, Settlement, StoredResult
+from celeriac.spec.data import PUBLISH_TRY_HEADER
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import Bench, eventually
 from celeriac.worker import consumer
 from celeriac.worker.clock import Clock
 from celeriac.worker.endings import Endings
 from celeriac.worker.flights import Flight, Flights
+from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
 from celeriac.worker.patience import ENDLESS, Patience, patience_of
 from celeriac.worker.plans import TaskPlan
@@ -190,8 +195,10 @@ class Lost:
             owner="me",
             queues=app.router.select(["celery"]),
             poller=Bench(),
+            joiner=Joiner(app),
             patience=patience,
             give_up=self.give_up,
+            unsent=partial(after_no_sending, app),
             clock=Clock(monotonic=lambda: self.now, uniform=lambda low, high: high),
         )
         self.link.open(1)
@@ -244,6 +251,79 @@ def test_what_was_acknowledged_before_it_ran_has_its_result_though_the_broker_ne
     lost.link.settle_flight(lost.flight, None, [state])
     lost.link.close(0.1)
     assert app.AsyncResult("its-id").get(timeout=5) == 7
+
+
+def test_the_part_of_a_chord_that_was_acknowledged_before_it_ran_comes_though_the_broker_never_came_back(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Lost(app, Patience(after_loss=False), monkeypatch)
+    plugin: Any = app.backend.plugin
+    body = write_body(app, app.signature("body"))
+    plugin.open_chords([Chord("g", 2, body, 100.0)])
+    lost.link.lose(TransportLost("gone"))
+    mine, other = (ChordPart("g", name, n, name.encode(), body) for n, name in enumerate(("mine", "other")))
+    lost.link.settle_flight(lost.flight, None, (), (), ChordWork([], [mine]))
+    lost.link.close(0.1)
+    (claim,) = plugin.join([other])
+    assert [data for _, data in claim.parts] == [b"mine", b"other"]
+
+
+def test_what_follows_from_it_and_could_not_be_sent_has_failed_unless_it_may_be_out(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = Lost(app, Patience(after_loss=False), monkeypatch)
+    lost.link.lose(TransportLost("gone"))
+    errback = {**app.signature("hear"), "options": {"task_id": "errback"}}
+    never = app.make_payload("kit.task", (), {}, "never", {"link_error": errback})
+    perhaps = app.make_payload("kit.task", (), {}, "perhaps", {"headers": {PUBLISH_TRY_HEADER: 2}})
+    lost.link.settle_flight(lost.flight, None, (), [never, perhaps])
+    lost.link.close(0.1)
+    with pytest.raises(PublishRejected, match="the broker was away when its worker ended"):
+        app.AsyncResult("never").get(timeout=5)
+    assert app.AsyncResult("errback").state == states.FAILURE
+    assert app.AsyncResult("perhaps").state == states.PENDING
+    assert "3 messages that follow from finished tasks were not sent: kit.task[never], kit.task[per" in caplog.text
+
+
+def test_what_follows_from_it_is_sent_though_its_result_cannot_be_stored_before_the_end(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = Lost(app, ENDLESS, monkeypatch)
+
+    def store(batch: Any) -> None:
+        raise BackendLost("it is away")
+
+    monkeypatch.setattr(app.backend.plugin, "store", store)
+    state = app.backend.make("its-id", "SUCCESS", 7, None, None)
+    lost.link.settle_flight(lost.flight, None, [state], [app.make_payload("kit.task", (), {}, "next", {})])
+    lost.link.close(0.0)
+    assert app.transport.depth("celery") == 2
+    assert "The results of 1 finished tasks are lost: it is away" in caplog.text
+
+
+def test_B25_a_plugin_s_own_fault_while_the_broker_is_away_is_tried_over_and_ends_nobody(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = Lost(app, ENDLESS, monkeypatch)
+    calls: list[float] = []
+
+    def stumble(*args: Any, **kwargs: Any) -> Any:
+        calls.append(lost.now)
+        raise ZeroDivisionError("nobody foresaw it")
+
+    def stumble_closing() -> None:
+        raise ZeroDivisionError("nor that")
+
+    monkeypatch.setattr(lost.link._transport, "consumer", stumble)
+    monkeypatch.setattr(lost.link.consumer, "close", stumble_closing)
+    lost.link.lose(TransportLost("gone"))
+    lost.wait(20)
+    assert 5 <= len(calls) <= 15, "with pauses"
+    assert "The link cannot be made anew: nobody foresaw it. Next try in" in caplog.text
+    monkeypatch.undo()
+    lost.wait(3)
+    assert lost.link.consumer is not None
+    lost.link.close(0.1)
 
 
 def test_queues_that_are_refused_when_the_broker_is_back_are_tried_for_again_and_end_nobody(

@@ -10,7 +10,7 @@ import pytest
 from celeriac.exceptions import BackendLost, PublishRejected, TransportLost
 from celeriac.spec.data import PUBLISH_TRY_HEADER, Payload, Route, Settlement, StoredResult
 from celeriac.worker.clock import Clock
-from celeriac.worker.settle import Settler
+from celeriac.worker.settle import Settler, Unsent
 from celeriac.worker.spool import MAX_TRIES, Ending, Spool
 
 
@@ -241,3 +241,39 @@ def test_a_delivery_is_set_aside_if_what_follows_from_it_has_nowhere_to_go_and_o
     assert sorted(word for word in done if word.startswith("store")) == ["store a", "store b", "store c", "store own"]
     assert done.index("publish after-b") < done.index("ack b")
     assert bench.settler.owned() == []
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_the_failure_of_what_has_nowhere_to_go_is_stored_and_so_is_that_of_its_errback(joint: bool) -> None:
+    bench = Bench(joint=joint)
+    bench.ledger.unroutable = {"after-a", "after-own", "errback-of-after-a"}
+
+    def fail(settlement: Settlement | None, unsent: Sequence[Unsent]) -> None:
+        for payload, _ in unsent:
+            name = payload.headers["id"]
+            errback = Payload(b"", "", "", {"id": f"errback-of-{name}"}, {}, Route("q"))
+            publish = [] if name.startswith("errback") else [errback]
+            bench.settler.add(settlement, [StoredResult(name, "FAILURE", b"")], publish, settlement is None)
+
+    bench.settler._fail = fail
+    bench.end("a", follows=True)
+    bench.end("own", follows=True, owned=True)
+    bench.settler.perform()
+    done = bench.ledger.done
+    failed = ["after-a", "errback-of-after-a", "after-own"]
+    assert sorted(done) == sorted(
+        [*(f"store {name}" for name in ("a", "own", *failed)), "publish errback-of-after-own", "dead a"]
+    )
+    assert joint or done.index("store errback-of-after-a") < done.index("dead a")
+    assert not bench.settler.has_news
+
+
+def test_of_several_calls_that_follow_only_those_fail_that_have_nowhere_to_go() -> None:
+    bench = Bench()
+    bench.ledger.unroutable = {"1"}
+    failed: list[str] = []
+    bench.settler._fail = lambda settlement, unsent: failed.extend(payload.headers["id"] for payload, _ in unsent)
+    publish = [Payload(b"", "", "", {"id": str(n)}, {}, Route("q")) for n in range(3)]
+    bench.settler.add(Settlement("a"), (), publish)
+    bench.settler.perform()
+    assert (bench.ledger.done, failed) == (["publish 0", "publish 2"], ["1"])

@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 
-from celeriac import Celery, signals, states
-from celeriac.exceptions import PluginBroken, WorkerShutdown, WorkerTerminate
+from celeriac import Celery, chord, signals, states
+from celeriac.exceptions import (
+    ChordError,
+    PluginBroken,
+    PublishRejected,
+    TransportUnreachable,
+    WorkerShutdown,
+    WorkerTerminate,
+)
 from celeriac.spec import JobReport
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import eventually
 from celeriac.worker import consumer
+from celeriac.worker import worker as worker_module
 from celeriac.worker.worker import Worker
 
 
@@ -147,6 +155,36 @@ def threads_of_workers() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith(("celeriac-slot", "celeriac-re"))}
 
 
+def test_a_worker_that_is_stopped_while_it_waits_for_its_broker_ends_at_once(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, heard = threading.Event(), threading.Event()
+    app.conf.update(broker_connection_retry=True, broker_connection_retry_on_startup=True)
+
+    def ping(timeout_s: float) -> str:
+        asked.set()
+        raise TransportUnreachable("nobody is there")
+
+    def hear(**_: Any) -> None:
+        heard.set()
+
+    transport = app.make_transport()
+    monkeypatch.setattr(type(transport), "ping", lambda self, timeout_s: ping(timeout_s))
+    monkeypatch.setattr(worker_module, "START_PAUSE_S", 1e6)
+    signals.worker_shutdown.connect(hear)
+    codes: list[int] = []
+    worker = Worker(app, pool="threads")
+    thread = threading.Thread(target=lambda: codes.append(worker.run()), daemon=True)
+    try:
+        thread.start()
+        assert asked.wait(10)
+        worker.stop()
+        thread.join(10)
+    finally:
+        signals.worker_shutdown.disconnect(hear)
+    assert (codes, heard.is_set()) == ([0], True)
+
+
 def explode(*_: Any, **__: Any) -> Any:
     raise ZeroDivisionError("nobody foresaw it")
 
@@ -232,6 +270,32 @@ def test_what_follows_and_has_nowhere_to_go_costs_its_own_delivery_and_nobody_el
     assert run.end() == 0
 
 
+@pytest.mark.parametrize("acks_late", [True, False])
+def test_who_waits_for_what_has_nowhere_to_go_is_told(app: Celery, acks_late: bool) -> None:
+    """The step that cannot be sent, those after it, its errback, and the chord around them."""
+    heard: list[Any] = []
+    app.task(name="first", acks_late=acks_late)(lambda: 1)
+    app.task(name="hear")(heard.append)
+    app.task(name="body")(lambda values: values)
+    run = Run(app)
+
+    def steps() -> Any:
+        away = app.signature("away", exchange="nowhere", exchange_type="direct", routing_key="x")
+        return app.signature("first") | away.on_error(app.signature("hear")) | app.signature("after")
+
+    after = steps().apply_async()
+    with pytest.raises(PublishRejected, match="nowhere"):
+        after.get(timeout=10)
+    away = after.parent
+    assert (away.state, away.parent.state) == (states.FAILURE, states.SUCCESS)
+    assert eventually(lambda: heard, within_s=10) == [away.id]
+    with pytest.raises(ChordError, match="nowhere"):
+        chord([app.signature("first"), steps()], app.signature("body")).apply_async().get(timeout=10)
+    assert run.worker.link.epoch == 1, "the link is the first one still"
+    run.worker.stop()
+    assert run.end() == 0
+
+
 def test_of_endless_names_of_unknown_tasks_only_some_are_kept(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer, "UNKNOWN_TOLD", 3)
     run = Run(app)
@@ -250,5 +314,34 @@ def test_a_command_for_a_time_limit_that_is_no_number_changes_nothing(app: Celer
     assert "two numbers of seconds" in str(reply)
     assert app.tasks["kit.task"].time_limit is None
     assert app.send_task("kit.task").get(timeout=10) == "done"
+    run.worker.stop()
+    assert run.end() == 0
+
+
+class Panic(BaseException):
+    """What some extension modules raise: no `Exception`."""
+
+
+@pytest.mark.parametrize("trouble", [KeyError, Panic])
+def test_a_store_s_plugin_that_can_write_no_failure_costs_the_message_that_failed_and_nobody_else_s(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, trouble: type[BaseException]
+) -> None:
+    kind: Any = type(app.backend.plugin)
+    encode = kind.encode
+
+    def odd(self: Any, document: Any, serializer: Any) -> bytes:
+        if document["status"] == states.FAILURE:
+            raise trouble("of the plugin's own")
+        return encode(self, document, serializer)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(kind, "encode", odd)
+    app.task(name="fail")(lambda: 1 / 0)
+    run = Run(app)
+    app.send_task("fail")
+    transport: Any = app.make_transport()
+    (letter,) = eventually(lambda: transport.browse_dead("celery"), within_s=10)
+    assert trouble is Panic or "ZeroDivisionError" in letter.reason, letter.reason
+    assert app.send_task("kit.task").get(timeout=10) == "done"
+    assert run.worker.link.epoch == 1, "the link is the first one still"
     run.worker.stop()
     assert run.end() == 0

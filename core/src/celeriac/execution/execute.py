@@ -446,7 +446,9 @@ class TaskProgram:
             return JobReport(job.token, "rejected", detail=detail, dead=f"malformed: it cannot be read: {detail}")
         try:
             return self._said_as_failure(job, begun, exc, detail, traceback)
-        except Exception as trouble:
+        except EndedByPool:
+            raise  # by the pool, which answers for the job
+        except BaseException as trouble:  # a plugin's panic, too, costs this message only
             _log.exception("the failure of %s[%s] cannot be said", begun[1].task, begun[1].id)
             dead = f"it failed ({detail}), and that cannot be stored: {bounded_repr(trouble)}"
             return JobReport(job.token, "rejected", detail=detail, dead=dead)
@@ -484,7 +486,12 @@ class TaskProgram:
         except Exception as problem:  # an exception that the serializer cannot take: its text always works
             trouble = str(problem)
         plain = Exception(f"{type(exc).__qualname__}: {bounded_repr(exc)} (not storable: {trouble:.1000})")
-        return store.make(request.id, state, store.failure(plain), traceback, request)
+        try:
+            return store.make(request.id, state, store.failure(plain), traceback, request)
+        except Exception as problem:  # the store writes no failure at all
+            if isinstance(exc, EncodeError):
+                raise
+            raise EncodeError(f"{bounded_repr(exc)} ({state}) cannot be stored: {bounded_repr(problem)}") from exc
 
     @staticmethod
     def _finish(ready: ReadyTask, request: Context, state: str, value: Any, info: ExceptionInfo | None) -> None:

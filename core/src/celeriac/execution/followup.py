@@ -7,9 +7,10 @@ second run publishes the same ids. They are marked then: the first run may have 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import states
@@ -18,9 +19,10 @@ from celeriac.canvas.chord import chord
 from celeriac.canvas.group import group
 from celeriac.canvas.launch import Launch, claim_of, payloads_of, write_body
 from celeriac.canvas.signature import Signature, as_list, maybe_signature
-from celeriac.exceptions import BackendLost, BackendUnreachable, ChordError
+from celeriac.exceptions import BackendLost, BackendUnreachable, ChordError, EndedByPool
 from celeriac.execution.request import Context
 from celeriac.messaging.failures import rebuild
+from celeriac.messaging.protocol import read_call
 from celeriac.result import AsyncResult, GroupResult, result_from_tuple
 from celeriac.spec.data import (
     PUBLISH_TRY_HEADER,
@@ -62,6 +64,13 @@ class Following:
     def chords(self) -> ChordWork | None:
         """What of it concerns chords."""
         return ChordWork(self.opened, self.parts) if self.opened or self.parts else None
+
+    def take(self, other: Following) -> None:
+        """All that is in another."""
+        self.stored += other.stored
+        self.opened += other.opened
+        self.publish += other.publish
+        self.parts += other.parts
 
     def add(self, launch: Launch, attempt: int = 1) -> None:
         """Chords and calls of a launch, from this attempt at what they follow."""
@@ -116,14 +125,75 @@ def after_failure(
         for leaf in calls_of(step):
             keeper = app.store_of(leaf.task)
             if keeper.plugin is not None and leaf.id:
-                failed = keeper.make(str(leaf.id), states.FAILURE, stored, traceback)
-                failed.reply_to = str(leaf.options.get("reply_to") or request.reply_to or "") or None
-                following.stored.append(failed)
+                for failed in written(keeper, str(leaf.id), states.FAILURE, stored, traceback):
+                    failed.reply_to = str(leaf.options.get("reply_to") or request.reply_to or "") or None
+                    following.stored.append(failed)
         for end in ends_of(step):
             following.parts += _part_of_call(app, store, end, stored)
     if request.chord:
         following.parts += part_of(app, store, request, state, stored)
     return following
+
+
+def after_no_run(
+    app: Any,
+    request: Context,
+    read_embed: Callable[[], Mapping[str, Any]],
+    exc: BaseException,
+    state: str = states.FAILURE,
+) -> Following:
+    """What follows when a call has ended without a slot's word: its state, and all that a failure sets off, as far as
+    its message can be read.
+
+    Args:
+        request: What its headers say.
+        read_embed: Reads what its body says besides arguments; may raise.
+    """
+    following = Following()
+    if not request.id:
+        return following
+    with contextlib.suppress(Exception):  # a body that cannot be read has nothing that could follow
+        vars(request).update(read_embed())
+        following = after_failure(app, app.backend, request, exc, "", state=state, in_slot=False)
+    store = app.store_of(request.task)
+    if store.plugin is not None and _keeps_errors(app, request):
+        following.stored[:0] = written(store, request.id, state, exc, None, request)
+    return following
+
+
+def written(
+    store: ResultStore, task_id: str, state: str, result: Any, traceback: str | None = None, request: Any = None
+) -> list[StoredResult]:
+    """A state ready to be stored; [] if it cannot be written, which is said: all else is to be done all the same.
+
+    Args:
+        result: In its stored form, or an exception.
+    """
+    try:
+        stored = store.failure(result) if isinstance(result, BaseException) else result
+        return [store.make(task_id, state, stored, traceback, request)]
+    except (EndedByPool, SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException:  # the store's fault, which may be a panic, or the message's
+        _log.exception("That %s is in state %s cannot be stored", task_id, state)
+        return []
+
+
+def after_no_sending(app: Any, payload: Payload, exc: BaseException) -> Following:
+    """What follows when a call cannot be sent that was to follow from another: it has failed, and whoever waits for it
+    or for what comes after it hears of that."""
+    request = Context()
+    request.tell(payload)
+    return after_no_run(app, request, lambda: read_call(payload, app.codec)[2], exc)
+
+
+def _keeps_errors(app: Any, request: Context) -> bool:
+    """Whether it is stored how this call has failed."""
+    task = app.tasks.get(request.task)
+    if task is None:
+        return not request.ignore_result
+    ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
+    return not ignored or bool(task.store_errors_even_if_ignored)
 
 
 def part_of(app: Any, store: ResultStore, request: Context, state: str, result: Any) -> list[ChordPart]:
@@ -366,7 +436,7 @@ def body_failed(app: Any, store: ResultStore, body: Signature, error: ChordError
         first = call if first is None else first
         keeper = app.store_of(call.task)
         if call.id and keeper.plugin is not None:
-            following.stored.append(keeper.make(call.id, states.FAILURE, failure))
+            following.stored += written(keeper, call.id, states.FAILURE, failure)
         errbacks += [errback for errback in as_list(call["options"].get("link_error")) if errback not in errbacks]
     for end in ends_of(body):
         following.parts += _part_of_call(app, store, end, failure)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celeriac.spec.data import RETURNS_HEADER, UNKNOWN_SINCE_HEADER
+from celeriac.spec.data import RETURNS_HEADER, UNKNOWN_SINCE_HEADER, Payload
 
 #: Headers of protocol 2; all others in a message are the user's own.
 KNOWN_HEADERS = frozenset(
@@ -83,6 +83,12 @@ class Context:
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Set fields, from mappings and keywords."""
         self.__dict__.update(*args, **kwargs)
+
+    def tell(self, payload: Payload) -> None:
+        """Set what the headers of its message say."""
+        fields = vars(self)  # headers are the sender's, who may call one as a method of ours
+        fields.update((name, value) for name, value in payload.headers.items() if name[:1] != "_")
+        fields["properties"], fields["reply_to"] = payload.properties, payload.properties.get("reply_to")
 
     def clear(self) -> None:
         """Forget all fields."""

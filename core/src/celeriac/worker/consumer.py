@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import signals
 from celeriac.bootsteps import Step
-from celeriac.exceptions import BackendError, NotRegistered, TransportLost
+from celeriac.exceptions import NotRegistered, TransportLost
 from celeriac.execution.followup import Following
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
@@ -481,7 +481,7 @@ class Loop:
         heads: list[Any] = [delivery.head for delivery in deliveries]
         try:
             admitted = self._publications.admitted(heads)
-        except BackendError as exc:
+        except Exception as exc:  # also a fault of the store's plugin
             _log.warning("Whether the bodies of %d chords run already is not known yet: %s", len(heads), exc)
             self._ask_again(deliveries)
             return
@@ -512,7 +512,7 @@ class Loop:
             return deliveries
         try:
             ended: dict[Any, Following | None] = {**duplicates.look(again)}
-        except BackendError as exc:
+        except Exception as exc:  # also a fault of the store's plugin
             _log.warning("Whether %d messages that came again have succeeded is not known yet: %s", len(again), exc)
             self._ask_again(again)
             ended = {delivery.tag: None for delivery in again}

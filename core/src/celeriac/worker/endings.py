@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from celeriac import signals, states
 from celeriac.exceptions import Reject, SecurityError, TaskRevokedError, TimeLimitExceeded, WorkerLostError, mask_url
 from celeriac.execution.execute import ExceptionInfo
-from celeriac.execution.followup import Following, after_failure
+from celeriac.execution.followup import Following, after_no_run, written
 from celeriac.execution.request import Context
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import FINAL_OUTCOMES, Delivery, Head, JobReport, Payload, Settlement
@@ -29,7 +29,6 @@ from celeriac.worker.window import Window
 
 if TYPE_CHECKING:
     from celeriac.log import TaskLog
-    from celeriac.resultstore import ResultStore
     from celeriac.spec.transport import Transport
     from celeriac.worker.feed import Feed
 
@@ -68,7 +67,6 @@ class Endings:
         self._flights = flights
         self._window = window
         self._log = log
-        self._store: ResultStore = app.backend
         self._transport = transport
         self._node = node
         # Deaths of slots by task id: what counts for brokers that do not count attempts.
@@ -309,7 +307,7 @@ class Endings:
         following = Following([again])
         ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
         if store.plugin is not None and not ignored:
-            following.stored.append(store.make(head.id, states.RETRY, store.failure(error), "", request))
+            following.stored += written(store, head.id, states.RETRY, error, "", request)
         self._finish(flight, "ack", following)
         if signals.task_retry.receivers:
             signals.task_retry.send(sender=task, request=request, reason=error, einfo=ExceptionInfo(error, ""))
@@ -428,11 +426,8 @@ class Endings:
         """The request of a message that no slot has run; what cannot be read stays unsaid. Never raises."""
         head = delivery.head
         request = Context(id=getattr(head, "id", None) or uuid(), task=getattr(head, "task", ""), hostname=self._node)
-        fields = vars(request)  # headers are the sender's, who may call one as a method of ours
-        with contextlib.suppress(ValueError):  # the head was readable, the rest need not be
-            payload = self._transport.unpack(delivery.raw)
-            fields.update((name, value) for name, value in payload.headers.items() if name[:1] != "_")
-            fields["properties"], fields["reply_to"] = payload.properties, payload.properties.get("reply_to")
+        with contextlib.suppress(Exception):  # the head was readable, the rest need not be
+            request.tell(self._transport.unpack(delivery.raw))
         return request
 
     def unpack(self, delivery: Delivery) -> Payload:
@@ -446,32 +441,10 @@ class Endings:
     def failure(self, delivery: Delivery, exc: BaseException, state: str = states.FAILURE) -> Following:
         """What follows when a message's task has ended without a slot's word: its state, and all that a failure sets
         off, as far as the message can be read."""
-        request = self.request(delivery)
-        store = self._store
-        following = Following()
-        if not request.id:
-            return following
-        # A body that cannot be read has nothing that could follow; nor one that nobody sealed, for what follows is.
-        with contextlib.suppress(Exception):
-            vars(request).update(read_call(self.sealed(delivery), self._app.codec)[2])
-            following = after_failure(self._app, store, request, exc, "", state=state, in_slot=False)
-        own = self._app.store_of(request.task)
-        if own.plugin is not None and self._keeps_errors(request):
-            try:
-                made = own.make(request.id, state, own.failure(exc), None, request)
-            except Exception:  # the store's fault, or the message's: its delivery is to be ended all the same
-                _log.exception("How %s[%s] has ended cannot be stored", request.task, request.id)
-            else:
-                following.stored.insert(0, made)
-        return following
-
-    def _keeps_errors(self, request: Context) -> bool:
-        """Whether it is stored how this call has failed."""
-        task = self._app.tasks.get(request.task)
-        if task is None:
-            return not request.ignore_result
-        ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
-        return not ignored or bool(task.store_errors_even_if_ignored)
+        # A message that nobody sealed has nothing that could follow.
+        return after_no_run(
+            self._app, self.request(delivery), lambda: read_call(self.sealed(delivery), self._app.codec)[2], exc, state
+        )
 
     def sealed(self, delivery: Delivery) -> Payload:
         """Its payload, from which calls may be made.

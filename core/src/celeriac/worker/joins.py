@@ -15,11 +15,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
-from celeriac import states
 from celeriac.canvas.launch import read_body
 from celeriac.canvas.signature import Signature
-from celeriac.exceptions import BackendError, ChordError, PublishRejected
-from celeriac.execution.followup import Following, after_join
+from celeriac.exceptions import BackendError, ChordError, OperationalError, PublishRejected
+from celeriac.execution.followup import Following, after_join, after_no_sending
 from celeriac.resultstore import Stores
 from celeriac.spec.backend import CLAIM_S
 from celeriac.spec.data import (
@@ -34,6 +33,7 @@ from celeriac.spec.data import (
 )
 from celeriac.spec.transport import Consumer
 from celeriac.worker.clock import SYSTEM, Clock
+from celeriac.worker.spool import LARGEST, SMALLEST, Refusals
 
 _log = logging.getLogger("celeriac.worker")
 
@@ -45,12 +45,14 @@ LONGEST_PAUSE_S: Final = 4.0
 HELD_PAUSE_S: Final = 1.0
 MAX_WAITING: Final = 1000
 FLUSH_S: Final = 10.0
+#: How long a chord stays with one that can end none.
+ABANDONED_CLAIM_S: Final = 1.0
 
 
 class Join:
     """An ending that concerns chords."""
 
-    __slots__ = ("chords", "owned", "publish", "settlement", "stored")
+    __slots__ = ("chords", "owned", "publish", "refusals", "settlement", "stored")
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Join:
         self.publish = publish
         self.chords = chords
         self.owned = owned
+        self.refusals: Refusals | None = None  # of the store, when this was tried alone
 
 
 class Joiner:
@@ -82,10 +85,14 @@ class Joiner:
         self.counts = self._backend is not None and "count" in self._backend.abilities
         self._clock = clock
         self._waiting: list[Join] = []
+        self._unsent: list[Join] = []  # what follows from messages that could not be sent
         self._unclosed: list[ChordClaim] = []
         self._retry_at = 0.0
         self._pause_s = 0.0
         self._sweep_at = clock.monotonic() + clock.uniform(0.0, SWEEP_S)
+        self._tried: list[Join] = []  # what the store is asked to take now
+        self._batch = LARGEST
+        self._successes = 0
 
     # -- what waits -----------------------------------------------------------------------------------------
 
@@ -102,6 +109,7 @@ class Joiner:
 
     def forget(self, tags: set[Any] | None = None) -> None:
         """The leases of these deliveries are lost, or all are: nothing that waits here for them is done."""
+        self._tried = []
         for join in self._waiting if tags is None else ():
             for payload in join.publish if join.owned else ():  # it may be out
                 payload.headers[PUBLISH_TRY_HEADER] = 2
@@ -111,6 +119,24 @@ class Joiner:
             if join.owned or (tags is not None and (join.settlement is None or join.settlement.tag not in tags))
         ]
 
+    def abandon(self) -> list[Join]:
+        """What waits here of runs whose messages were acknowledged before; it waits no more."""
+        joins = [join for join in (*self._waiting, *self._unsent) if join.owned]
+        self._waiting, self._unsent = [], []
+        return joins
+
+    def keep(self, opened: Sequence[Chord], parts: Sequence[ChordPart]) -> None:
+        """Open these chords and set these parts, though there is no broker to which a body could be sent: whoever
+        looks for overdue chords will end those that are complete.
+
+        Raises:
+            BackendLost: The store is away.
+        """
+        if opened:
+            self._backend.open_chords(opened)
+        if parts and self.counts:
+            self._backend.join(parts, ABANDONED_CLAIM_S)
+
     @property
     def blocked(self) -> bool:
         """So much waits that no more work should be taken."""
@@ -118,7 +144,7 @@ class Joiner:
 
     def left(self) -> int:
         """How many endings wait."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._unsent)
 
     def unsettled(self) -> list[Settlement]:
         """The settlements among them."""
@@ -147,6 +173,8 @@ class Joiner:
         elif self.counts and now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S * self._clock.uniform(0.8, 1.2)
             self._guarded(self._sweep, consumer, declare)
+        self._waiting += self._unsent
+        self._unsent = []
 
     def _guarded(self, step: Any, consumer: Consumer, declare: Any) -> None:
         try:
@@ -154,14 +182,45 @@ class Joiner:
         except BackendError as exc:
             if not self._pause_s:
                 _log.warning("The result store is away: %s. Parts of chords are held here.", exc)
-            self._pause_s = min(max(FIRST_PAUSE_S, self._pause_s * 2), LONGEST_PAUSE_S)
-            self._retry_at = self._clock.monotonic() + self._pause_s * self._clock.uniform(0.5, 1.0)
+            self._put_off(exc, consumer)
+        except OperationalError:
+            raise  # the broker's, whose link is made anew
+        except Exception as exc:  # a fault of the plugin's own, perhaps with one chord of many
+            _log.exception("The result store cannot do what a chord needs. Its parts are held here, and tried again.")
+            self._put_off(exc, consumer)
         else:
             self._pause_s = 0.0
 
+    def _put_off(self, exc: Exception, consumer: Consumer) -> None:
+        """Try again later: one by one, so that what cannot be done with one chord holds up no other."""
+        self._pause_s = min(max(FIRST_PAUSE_S, self._pause_s * 2), LONGEST_PAUSE_S)
+        now = self._clock.monotonic()
+        self._retry_at = now + self._pause_s * self._clock.uniform(0.5, 1.0)
+        tried, self._tried = self._tried, []
+        if not tried:
+            return
+        self._batch = SMALLEST
+        if len(tried) > 1:  # which of them it was is not known
+            return
+        join = self._waiting.pop(0)
+        refusals = join.refusals = join.refusals or Refusals(self._successes, now)
+        if refusals.once_more(self._successes, now):
+            self._set_aside(join, exc, consumer)
+        else:
+            self._waiting.append(join)
+
+    def _set_aside(self, join: Join, exc: Exception, consumer: Consumer) -> None:
+        """The store will never take this, and takes others."""
+        what = ", ".join(f"{part.task_id} of chord {part.group}" for part in join.chords.parts) or "a chord's begin"
+        error = f"{type(exc).__name__}: {exc}"
+        _log.error("The store of chords refuses %s, and takes others: %s. Its message is set aside.", what, error)
+        if join.settlement is not None:
+            reason = "its part of a chord cannot be kept"
+            consumer.settle([Settlement(join.settlement.tag, "dead", None, reason, error, started=True)])
+
     def _bring_home(self, consumer: Consumer, declare: Any) -> None:
-        joins = self._waiting
         self._close()
+        joins = self._tried = self._waiting[: self._batch]
         held = self._join(
             consumer,
             declare,
@@ -172,8 +231,12 @@ class Joiner:
             [join.settlement for join in joins if join.settlement is not None],
             joins,
         )
-        self._waiting = [join for join in joins if any(part.group in held for part in join.chords.parts)]
-        if held:
+        self._tried = []
+        self._successes += 1
+        self._batch = min(self._batch * 4, LARGEST)
+        rest = self._waiting[len(joins) :]
+        self._waiting = rest + [join for join in joins if any(part.group in held for part in join.chords.parts)]
+        if held and not rest:
             self._retry_at = self._clock.monotonic() + min(HELD_PAUSE_S, *held.values())
         self._close()
 
@@ -257,19 +320,19 @@ class Joiner:
             return
         except PublishRejected:
             pass  # nothing was done, and it says not for which of them
-        failed: list[StoredResult] = []
+        failed = Following()
         for payload in publish:
             try:
                 consumer.settle((), publish=[payload])
             except PublishRejected as exc:
-                name, task_id = payload.headers.get("task"), str(payload.headers.get("id"))
+                name, task_id = payload.headers.get("task"), payload.headers.get("id")
                 _log.error("%s[%s] follows from a chord and was not sent: %s", name, task_id, exc)
-                store = self._app.store_of(name)
-                if store.plugin is not None:
-                    error = store.failure(ChordError(f"{name} could not be sent: {exc}"))
-                    failed.append(store.make(task_id, states.FAILURE, error))
-        if failed:
-            self._results.store(failed)
+                error = ChordError(f"{name} could not be sent: {exc}")
+                failed.take(after_no_sending(self._app, payload, error))
+        if failed.stored:
+            self._results.store(failed.stored)
+        if failed.publish or failed.chords is not None:
+            self._unsent.append(Join(None, (), failed.publish, failed.chords or ChordWork(), True))
         if settlements:
             consumer.settle(settlements)
 
@@ -293,9 +356,26 @@ class Joiner:
 
     def _close(self) -> None:
         """Close the chords that have ended; by itself, so that a store which is away then has nobody end them again."""
-        if self._unclosed:
+        if not self._unclosed:
+            return
+        try:
             self._backend.close_chords(self._unclosed)
             self._unclosed = []
+        except BackendError:
+            raise
+        except Exception:  # a fault of the plugin's own, perhaps with one of them
+            self._close_singly()
+
+    def _close_singly(self) -> None:
+        while self._unclosed:
+            claim = self._unclosed[0]
+            try:
+                self._backend.close_chords([claim])
+            except BackendError:
+                raise
+            except Exception:  # somebody ends it again when it is overdue; its body is the same call then
+                _log.exception("Chord %s has ended, and the store cannot note that.", claim.group)
+            del self._unclosed[0]
 
     def _sweep(self, consumer: Consumer, declare: Any) -> None:
         """End what is overdue."""

@@ -11,30 +11,50 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from celeriac.exceptions import BackendError, ImproperlyConfigured, OperationalError, QueueNotFound
+from celeriac.exceptions import (
+    ImproperlyConfigured,
+    OperationalError,
+    PublishRejected,
+    QueueNotFound,
+)
+from celeriac.execution.followup import Following
 from celeriac.messaging.notices import NOTICE
 from celeriac.messaging.producer import broadcast
-from celeriac.messaging.routes import Router
+from celeriac.messaging.routes import REMEMBERED, Router
 from celeriac.resultstore import Stores
 from celeriac.spec.backend import ResultBackend
-from celeriac.spec.data import ChordWork, Delivery, Payload, QueueSpec, Settlement, StoredResult, reply_queue_spec
+from celeriac.spec.data import (
+    PUBLISH_TRY_HEADER,
+    ChordWork,
+    Delivery,
+    Payload,
+    QueueSpec,
+    Settlement,
+    StoredResult,
+    reply_queue_spec,
+)
+from celeriac.utils.bounded import Bounded
 from celeriac.worker.clock import SYSTEM, Clock
+from celeriac.worker.joins import Join, Joiner
 from celeriac.worker.patience import ENDLESS, Patience
-from celeriac.worker.settle import Settler
+from celeriac.worker.settle import Settler, Unsent
 from celeriac.worker.spool import Ending, Spool
 
 if TYPE_CHECKING:
-    from celeriac.execution.followup import Following
     from celeriac.spec.transport import Consumer, Poller, Transport
     from celeriac.worker.flights import Flight
-    from celeriac.worker.joins import Joiner
     from celeriac.worker.standin import StandIn
 
 RENEW_S: Final = 5.0
 #: Between two tries to open: with the try itself, less than the five seconds after which we must be back (B27).
 LONGEST_PAUSE_S: Final = 2.0
+#: How long the broker may take, at the end, for what would be lost otherwise.
+LAST_FLUSH_S: Final = 1.0
+#: So many of the messages that could not be sent before the end are named.
+NAMED_UNSENT: Final = 20
 
 _log = logging.getLogger("celeriac.worker")
 
@@ -113,6 +133,7 @@ class Link:
         patience: How long a lost broker is waited for.
         give_up: Called when that is over; nothing is opened again.
         check: Given each new consumer; raises if it cannot be worked with.
+        unsent: What follows when a call that follows from a run has nowhere to go.
 
     Attributes:
         consumer: None while the broker is away.
@@ -139,6 +160,7 @@ class Link:
         patience: Patience = ENDLESS,
         give_up: Callable[[], None] = lambda: None,
         check: Callable[[Consumer], None] = lambda consumer: None,
+        unsent: Callable[[Payload, PublishRejected], Following] | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         self._transport = transport
@@ -154,6 +176,7 @@ class Link:
         self._patience = patience
         self._give_up = give_up
         self._check = check
+        self._unsent = unsent
         self._clock = clock
         self._homeless: list[Ending] = []  # of messages acknowledged before they ran: nobody else will end them
         self._settler: Settler | None = None
@@ -164,7 +187,7 @@ class Link:
         self._failures = 0
         self._reopen_at = 0.0
         self._lost_at = 0.0
-        self._declared: set[str] = set()
+        self._declared: dict[str, bool] = Bounded(REMEMBERED)
         self.consumer: Consumer | None = None
         self.epoch = self._openings = 0
         self.received = 0
@@ -189,10 +212,12 @@ class Link:
         joint = self._backend is not None and self._backend.joint is not None
         joint = joint and self._backend.joint == self._transport.joint  # type: ignore[union-attr]
         self._fences = self._backend is not None and not joint and "fence" in self._backend.abilities
-        self._settler = Settler(self.consumer, self._backend, joint=joint, spool=self._make_spool(), clock=self._clock)
+        make_settler = partial(
+            Settler, self.consumer, fail=None if self._unsent is None else self._fail, clock=self._clock
+        )
+        self._settler = make_settler(backend=self._backend, joint=joint, spool=self._make_spool())
         if self._stores is not None:
-            spool = self._make_spool()
-            self._aside = Settler(self.consumer, self._stores, joint=False, spool=spool, clock=self._clock)
+            self._aside = make_settler(backend=self._stores, joint=False, spool=self._make_spool())
         # A renewal of the last opening that is still on its way must not say that ours are lost: tags may be the same.
         self.lost_tags = deque()
         self._renewer = self._make_renewer(self.consumer, self.lost_tags.extend, self._clock)
@@ -225,8 +250,7 @@ class Link:
             self._joiner.forget()
         self._declared.clear()
         self._stop_renewing()
-        with contextlib.suppress(OperationalError):  # it is gone already
-            consumer.close()
+        _close(consumer)
         self._lost_at = self._clock.monotonic()
         self._reopen_at = self._lost_at + self._clock.uniform(0, 0.2)
         if ends:
@@ -239,7 +263,8 @@ class Link:
             return
         try:
             self.open(window)
-        except (OperationalError, ImproperlyConfigured) as exc:
+        except Exception as exc:  # what the plugin has not foreseen, too, may be over at the next try (B25)
+            self._discard()
             self._failures += 1
             longest_s = self._patience.longest_s
             if longest_s is not None and now - self._lost_at >= longest_s:
@@ -257,11 +282,21 @@ class Link:
             level, what = logging.WARNING, "Broker still away"
             if isinstance(exc, ImproperlyConfigured):  # somebody has made a queue anew on other terms, or taken a right
                 level, what = logging.ERROR, "The broker is there, but refuses what this worker consumes"
+            unforeseen = not isinstance(exc, (OperationalError, ImproperlyConfigured))
+            if unforeseen:
+                level, what = logging.ERROR, "The link cannot be made anew"
             if self._failures not in (1, 10, 100, 1000):
                 level = logging.DEBUG
-            _log.log(level, "%s: %s. Next try in %.1f s.", what, _sentence(exc), pause_s)
+            _log.log(level, "%s: %s. Next try in %.1f s.", what, _sentence(exc), pause_s, exc_info=unforeseen)
             return
         _log.info("The broker is back; consuming again.")
+
+    def _discard(self) -> None:
+        """Let go of what an opening has made that came to nothing."""
+        consumer, self.consumer = self.consumer, None
+        self._settler = self._aside = None
+        if consumer is not None:
+            _close(consumer)
 
     def prove(self) -> None:
         """Make sure of the leases before anything is done under them, if the last renewal is long ago.
@@ -302,9 +337,11 @@ class Link:
                     self._clock.sleep(max(0.005, self._retry_in() or 0.0))
                     self._perform(consumer)
                 consumer.flush(max(0.1, deadline - self._clock.monotonic()))
-            except OperationalError:  # then the broker gives everything to others by itself, but what is ours alone
-                for one in self._settlers():
-                    self._homeless += one.owned()
+            except OperationalError as exc:
+                # The broker gives everything to others by itself, but what is ours alone.
+                _log.debug("the last endings did not reach the broker: %s", exc)
+            except Exception:  # a fault of a plugin's own: the rest is to end in good order
+                _log.exception("The last endings did not reach the broker.")
             waiting: list[Settler | Joiner] = [*self._settlers(), *([] if self._joiner is None else [self._joiner])]
             left = sum(one.left() for one in waiting)
             unsettled = [settlement for one in waiting for settlement in one.unsettled()]
@@ -312,24 +349,64 @@ class Link:
                 if unsettled:  # they run again, and that is no crash of theirs
                     again = [Settlement(one.tag, "requeue", started=True, spared=True) for one in unsettled]
                     consumer.settle(again)
-                consumer.close()
-        if self._homeless and (self._stores or self._backend) is not None:
-            self._store_homeless(self._stores or self._backend)  # type: ignore[arg-type] # it stores, which is all
+        for settler in self._settlers():
+            self._homeless += settler.owned()
+        joins = [Join(None, stored, publish, ChordWork(), True) for _, stored, publish, _ in self._homeless]
+        joins += [] if self._joiner is None else self._joiner.abandon()
+        self._homeless = []
+        if consumer is not None:
+            if joins:
+                self._send_at_last(consumer, joins)
+            _close(consumer)
+        if joins:
+            trouble = next((one.trouble for one in self._settlers() if one.trouble is not None), None)
+            self._settle_homeless(joins, trouble)
         self.consumer = None
         return left
 
-    def _store_homeless(self, backend: ResultBackend) -> None:
-        """Store how tasks ended whose messages were acknowledged before they ran, though the broker is away: nobody
-        will run them again. What should follow from them cannot be sent."""
-        stored = [state for ending in self._homeless for state in ending[1]]
-        unsent = sum(len(ending[2]) for ending in self._homeless)
+    def _send_at_last(self, consumer: Consumer, joins: Sequence[Join]) -> None:
+        """If it is the store that is away, and not the broker: what follows from them need not be lost."""
+        with contextlib.suppress(OperationalError):
+            for join in joins:
+                if join.publish:
+                    consumer.settle((), publish=join.publish)
+            consumer.flush(LAST_FLUSH_S)
+            for join in joins:
+                join.publish = ()
+
+    def _settle_homeless(self, joins: Sequence[Join], trouble: Exception | None) -> None:
+        """Store how tasks ended whose messages were acknowledged before they ran, though broker or store were away:
+        nobody will run them again. What should follow from them and was not sent has failed."""
+        stored = [state for join in joins for state in join.stored]
+        unsent = [payload for join in joins for payload in join.publish]
+        opened = [chord for join in joins for chord in join.chords.opened]
+        parts = [part for join in joins for part in join.chords.parts]
+        for payload in unsent:  # and their errbacks, which are put behind them
+            if self._unsent is None or PUBLISH_TRY_HEADER in payload.headers:
+                continue  # it may be out
+            following = self._unsent(payload, PublishRejected("the broker was away when its worker ended"))
+            stored += following.stored
+            unsent += following.publish
+            opened += following.opened
+            parts += following.parts
         if unsent:
-            _log.error("The broker is away: %d messages that follow from finished tasks were not sent.", unsent)
+            named = ", ".join(f"{one.headers.get('task')}[{one.headers.get('id')}]" for one in unsent[:NAMED_UNSENT])
+            _log.error(
+                "The broker is away: %d messages that follow from finished tasks were not sent: %s%s",
+                len(unsent), named, ", ..." if len(unsent) > NAMED_UNSENT else "",
+            )  # fmt: skip
+        backend = self._stores or self._backend
+        if backend is None:
+            return
         try:
+            if trouble is not None:  # it was tried until now
+                raise trouble
             if stored:
                 backend.store(stored)
-        except BackendError as exc:
-            _log.error("The results of %d finished tasks are lost: %s.", len(self._homeless), _sentence(exc))
+            if self._joiner is not None:
+                self._joiner.keep(opened, parts)
+        except Exception as exc:  # whatever it is, this was the last try
+            _log.error("The results of %d finished tasks are lost: %s.", len(joins), _sentence(exc))
 
     def _stop_renewing(self) -> None:
         if self._renewer is not None:
@@ -465,8 +542,24 @@ class Link:
         if self._joiner is not None:
             self._joiner.perform(consumer, self._declare_targets)
 
+    def _fail(self, settlement: Settlement | None, unsent: Sequence[Unsent]) -> None:
+        """These calls have failed, and their delivery is set aside."""
+        assert self._unsent is not None
+        following = Following()
+        for payload, exc in unsent:
+            following.take(self._unsent(payload, exc))
+        stored, publish, chords = following.stored, following.publish, following.chords
+        owned = settlement is None  # nobody else will do it
+        self._declare_targets(publish)
+        if chords is not None and self._joiner is not None and (owned or self._is_up()):
+            self._joiner.add(settlement, stored, publish, chords, owned)
+        elif self._is_up():
+            self._settler_of(stored).add(settlement, stored, publish, owned)
+        elif owned:
+            self._homeless.append((None, stored, publish, True))
+
     def _has_more(self) -> bool:
-        troubled = any(settler.trouble is not None for settler in self._settlers())
+        troubled = any(settler.trouble is not None or settler.has_news for settler in self._settlers())
         return troubled or (self._joiner is not None and self._joiner.left() > 0)
 
     def _retry_in(self) -> float | None:
@@ -530,7 +623,7 @@ class Link:
             queue = payload.route.queue
             if queue and queue not in self._declared:
                 notice = payload.headers.get("task") == NOTICE
-                self._declared.add(queue)
+                self._declared[queue] = True
                 try:
                     spec = reply_queue_spec(queue) if notice else self._router.spec(queue)
                     self._try(self._transport.declare, [spec])
@@ -543,6 +636,16 @@ class Link:
             verb(*args)
         except OperationalError as exc:
             self.lose(exc)
+
+
+def _close(consumer: Consumer) -> None:
+    """Let go of a consumer that is of no use any more."""
+    try:
+        consumer.close()
+    except OperationalError as exc:
+        _log.debug("a consumer was not closed in good order: %s", exc)  # it is gone already
+    except Exception:  # a fault of the plugin's own
+        _log.exception("A consumer was not closed in good order.")
 
 
 def _fence(flight: Flight, settlement: Settlement | None, stored: Sequence[StoredResult]) -> None:

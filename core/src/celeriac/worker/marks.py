@@ -38,7 +38,7 @@ class Story:
         try:
             self._payload = transport.unpack(delivery.raw)
             headers = self._payload.headers
-        except ValueError:
+        except Exception:
             pass  # its head could be read, which is all that is certain; it is judged by what the broker says
         returns, retries, since = (headers.get(name) for name in (RETURNS_HEADER, "retries", UNKNOWN_SINCE_HEADER))
         self.returns = returns if type(returns) is int and returns > 0 else 0
@@ -87,7 +87,7 @@ def is_same_call(transport: Transport, one: Delivery, other: Delivery) -> bool:
     sent twice. What brokers and workers have counted about it does not matter."""
     try:
         first, second = transport.unpack(one.raw), transport.unpack(other.raw)
-    except ValueError:
+    except Exception:  # one cannot be read
         return False
     names = ("id", "task", "retries")
     return first.body == second.body and all(first.headers.get(name) == second.headers.get(name) for name in names)

@@ -33,6 +33,8 @@ FLUSH_S: Final = 10.0
 
 #: What is to be sent, with the settlement of the delivery that it follows from, if there is one.
 Follower = tuple[Settlement | None, Sequence[Payload]]
+#: A message that has nowhere to go, and why.
+Unsent = tuple[Payload, PublishRejected]
 
 
 class Settler:
@@ -42,6 +44,8 @@ class Settler:
         backend: Where states go; None drops them.
         joint: The backend's commands ride in the consumer's own exchange.
         spool: Holds what waits for a backend that is not joint.
+        fail: Given what has nowhere to go, and the settlement by which its delivery is to be set aside (None: there is
+            none, or it is set aside already): adds these calls' failures, here or at another settler.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Settler:
         *,
         joint: bool,
         spool: Spool | None = None,
+        fail: Callable[[Settlement | None, Sequence[Unsent]], None] | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         self._consumer = consumer
@@ -64,6 +69,7 @@ class Settler:
         self._endings: list[Ending] = []
         self._owned: list[Ending] = []  # those of `owned` whose effects the broker may not have
         self._spool = Spool() if spool is None else spool  # an empty one is falsy
+        self._fail = self._only_set_aside if fail is None else fail
         self._pause_s = 0.0
         self._retry_at = 0.0
         self._tried: list[Ending] = []  # what the try that is on its way would store
@@ -114,19 +120,23 @@ class Settler:
         if self._apart:
             if self.trouble is not None:
                 self._try_again()
-            if self._endings:
+            while self._endings:  # of what cannot be sent the failure comes now
                 endings, self._endings = self._endings, []
                 self._perform_apart(endings)
             return
-        if self._stored or self._followers or self._batch:
-            stored, self._stored = self._stored, []
-            batch, self._batch = self._batch, []
-            followers, self._followers = self._followers, []
-            self._hand_over(batch, followers, self._commands(stored))
-        if self._owned:
-            stored = [state for ending in self._owned for state in ending[1]]
-            self._hand_over((), [(None, ending[2]) for ending in self._owned if ending[2]], self._commands(stored))
-            self._make_sure()
+        while self.has_news:
+            if self._stored or self._followers or self._batch:
+                stored, self._stored = self._stored, []
+                batch, self._batch = self._batch, []
+                followers, self._followers = self._followers, []
+                self._hand_over(batch, followers, self._commands(stored))
+            if self._owned:
+                self._hand_over_owned()
+
+    @property
+    def has_news(self) -> bool:
+        """Something was added, and nothing of it was done yet."""
+        return bool(self._endings or self._stored or self._followers or self._batch or self._owned)
 
     def _commands(self, stored: Sequence[StoredResult]) -> Any:
         """What stores these in the consumer's own exchange; None if there is nothing to store so."""
@@ -142,22 +152,43 @@ class Settler:
             self._hand_over_singly(batch, followers, joined)
 
     def _hand_over_singly(self, batch: Sequence[Settlement], followers: Sequence[Follower], joined: Any) -> None:
-        """One of the messages has nowhere to go, so nothing was done. They go one by one, and only a delivery from
-        which such a one follows is set aside: who gives it back when there is a queue has both done again."""
+        """One of the messages has nowhere to go, so nothing was done. They go one by one. Such a one has failed, for
+        others may wait for it, and a delivery from which it follows is set aside: who gives that back when there is a
+        queue has both done again."""
         aside: dict[int, Settlement] = {}
+        failed: list[tuple[Settlement | None, list[Unsent]]] = []
         for settlement, payloads in followers:
+            unsent = self._send_singly(payloads)
+            if not unsent:
+                continue
+            if settlement is not None:
+                reason, error = "what follows from it has nowhere to go", str(unsent[0][1])
+                dead = aside[id(settlement)] = Settlement(settlement.tag, "dead", None, reason, error, started=True)
+            failed.append((dead if settlement is not None and self._apart else None, unsent))
+        if self._apart:  # set aside when the failures are stored
+            batch = [one for one in batch if id(one) not in aside]
+        if batch or joined is not None:
+            self._consumer.settle([aside.get(id(one), one) for one in batch], joined=joined)
+        for ending in failed:
+            self._fail(*ending)
+
+    def _send_singly(self, payloads: Sequence[Payload]) -> list[Unsent]:
+        """Send each that can be sent; those that cannot."""
+        unsent = []
+        for payload in payloads:
             try:
-                self._consumer.settle((), publish=payloads)
+                self._consumer.settle((), publish=[payload])
             except PublishRejected as exc:
-                headers = payloads[0].headers
+                headers = payload.headers
                 _log.error(
                     "%s[%s] follows from a task and was not sent: %s", headers.get("task"), headers.get("id"), exc
                 )
-                if settlement is not None:
-                    reason = "what follows from it has nowhere to go"
-                    aside[id(settlement)] = Settlement(settlement.tag, "dead", None, reason, str(exc), started=True)
-        if batch or joined is not None:
-            self._consumer.settle([aside.get(id(one), one) for one in batch], joined=joined)
+                unsent.append((payload, exc))
+        return unsent
+
+    def _only_set_aside(self, settlement: Settlement | None, unsent: Sequence[Unsent]) -> None:
+        if settlement is not None:
+            self.add(settlement)
 
     def forget(self, tags: set[Any]) -> None:
         """The leases of these deliveries are lost: nothing that waits here for them is stored, sent or settled."""
@@ -208,13 +239,15 @@ class Settler:
         if batch or followers:
             self._hand_over(batch, followers)
         if self._owned:
-            self._hand_over((), [(None, ending[2]) for ending in self._owned])
-            self._make_sure()
+            self._hand_over_owned()
 
-    def _make_sure(self) -> None:
+    def _hand_over_owned(self) -> None:
         """What was acknowledged before it ran comes no more, so nothing of it is forgotten before the broker has it."""
+        owned = list(self._owned)  # more may come: the failures of what cannot be sent
+        stored = [state for ending in owned for state in ending[1]] if self._joint else ()
+        self._hand_over((), [(None, ending[2]) for ending in owned if ending[2]], self._commands(stored))
         self._consumer.flush(FLUSH_S)
-        self._owned = []
+        del self._owned[: len(owned)]
 
     def _begin_trouble(self, exc: BackendError) -> None:
         _log.warning(

@@ -20,6 +20,24 @@ MAX_TRIES: Final = 5
 MAX_REFUSED_S: Final = 60.0
 
 
+class Refusals:
+    """How often a store has refused one thing, and since when.
+
+    Args:
+        successes: How many tries, with whatever else, have succeeded so far.
+    """
+
+    def __init__(self, successes: int, now: float) -> None:
+        self._tries = 0
+        self._before = successes
+        self._since = now
+
+    def once_more(self, successes: int, now: float) -> bool:
+        """It was refused again; whether that is for good."""
+        self._tries += 1
+        return self._tries >= MAX_TRIES and successes > self._before and now - self._since > MAX_REFUSED_S
+
+
 class Spool:
     """Holds endings; what was refused goes to the end, so that one bad result does not hold up the others.
 
@@ -32,7 +50,7 @@ class Spool:
         self._max_results = max_results
         self._max_bytes = max_bytes
         self._endings: deque[Ending] = deque()
-        self._refused: dict[int, tuple[int, int, float]] = {}  # by id(): tries; successes and time at the first
+        self._refused: dict[int, Refusals] = {}  # by id()
         self._results = 0
         self._bytes = 0
         self._batch = SMALLEST
@@ -79,11 +97,9 @@ class Spool:
             self._endings.extendleft(reversed(tried))
             return []
         for ending in tried:
-            tries, before, since = self._refused.get(id(ending), (0, successes, now))
-            if tries + 1 >= MAX_TRIES and successes > before and now - since > MAX_REFUSED_S:
+            if self._refused.setdefault(id(ending), Refusals(successes, now)).once_more(successes, now):
                 self.drop(tried)
                 return list(tried)
-            self._refused[id(ending)] = (tries + 1, before, since)
             self._endings.append(ending)
         return []
 

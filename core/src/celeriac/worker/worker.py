@@ -36,6 +36,7 @@ from celeriac.exceptions import (
     WorkerTerminate,
 )
 from celeriac.execution.execute import TaskProgram
+from celeriac.execution.followup import after_no_sending
 from celeriac.kernel.discovery import PluginInfo
 from celeriac.log import Formats, TaskLog, open_stream
 from celeriac.messaging.broadcasts import require_fanout
@@ -211,6 +212,7 @@ class Worker:
         self._manager = ServiceManager() if ends_process else ServiceManager({})
         self._pulse: Pulse | None = None
         self._signal_name = ""
+        self._handlers: dict[int, Any] = {}  # what signals had before ours, by number
         self.restarts = False
         self._asked = 0  # how often it was asked to stop; only ever grows (D1)
         self._sleeper = Sleeper()
@@ -245,12 +247,13 @@ class Worker:
             ImproperlyConfigured, OperationalError: It could not start; nothing was consumed.
         """
         self._manager.live()  # after a restart by HUP the process is the same, and its time runs on
-        handlers: dict[int, Any] = {}
         try:
-            self._prepare()
-            handlers = self._handle_signals()
-            self._start()
-            code = self._work()
+            if self._prepare():
+                self._handle_signals()  # once more: receivers may have had handlers of their own meanwhile
+                self._start()
+                code = self._work()
+            else:
+                code = self._end_unbegun()
         except BaseException:
             self._abort()
             raise
@@ -262,10 +265,7 @@ class Worker:
                 self._door.close()
             if self._stand_in is not None:
                 self._stand_in.stop()
-            if self._ends_process:
-                _ignore(handlers)
-            else:
-                _restore(handlers)
+            (_ignore if self._ends_process else _restore)(self._handlers)
             self._sleeper.close()
         if self._crash is not None:
             raise self._crash
@@ -276,7 +276,11 @@ class Worker:
         self._asked += 1
         self._sleeper.wake()
 
-    def _prepare(self) -> None:
+    def _is_told_to_end(self) -> bool:
+        return self._asked > 0
+
+    def _prepare(self) -> bool:
+        """Make sure that it can begin; False if it was told to end before it could."""
         app = self.app
         app.set_current()
         app.finalize()
@@ -294,13 +298,16 @@ class Worker:
         self._tell_extensions("celeriac_worker_starting")
         # First what may be wrong, then what costs: plugins, broker, results, and only then processes.
         self.transport = app.make_transport(app.conf["broker_read_url"])
-        self.broker_info = self._reach_broker()
+        self._handle_signals()
+        if not self._reach_broker():
+            return False
         if app.backend.plugin is not None:
             app.backend.plugin.ping(float(app.conf["broker_connection_timeout"] or 4))
         signals.worker_init.send(sender=self)
         app.loader.on_worker_init()
         self._settle_queues()
         self._steps = Blueprint(app.steps["worker"], self, self.options)
+        return True
 
     def _settle_queues(self) -> None:
         """What is consumed: as chosen by the options, then as receivers of `celeryd_after_setup` add and drop."""
@@ -311,17 +318,21 @@ class Worker:
             signals.celeryd_after_setup.send(sender=self.hostname, instance=self, conf=app.conf)
             self._queue_names = app.router.consumed()
 
-    def _reach_broker(self) -> str:
-        """Its name and version. One that cannot be reached is waited for, if the app has patience at the start."""
+    def _reach_broker(self) -> bool:
+        """Learn its name and version. One that cannot be reached is waited for, if the app has patience at the start;
+        False if the worker was told to end meanwhile."""
         patience, timeout_s = patience_of(self.app.conf), float(self.app.conf["broker_connection_timeout"] or 4)
         began = time.monotonic()
         for attempt in itertools.count(1):
             try:
-                return self.transport.ping(timeout_s)
+                self.broker_info = self.transport.ping(timeout_s)
+                return True
             except TransportUnreachable as exc:
+                if self._is_told_to_end():
+                    return False
                 waited_s = time.monotonic() - began
                 over = patience.longest_s is not None and waited_s >= patience.longest_s
-                if not patience.at_start or over or self._asked:
+                if not patience.at_start or over:
                     raise
                 level = logging.WARNING if attempt <= TOLD_TRIES or attempt % TOLD_TRIES == 0 else logging.DEBUG
                 _log.log(
@@ -329,8 +340,24 @@ class Worker:
                 )
                 self._manager.starting(f"Waiting for the broker (try {attempt}).", 2 * timeout_s + 10)
                 self._manager.live()
-                time.sleep(START_PAUSE_S)
+                self._sleeper.sleep(START_PAUSE_S)
+                if self._is_told_to_end():
+                    return False
         raise AssertionError("unreachable")
+
+    def _end_unbegun(self) -> int:
+        """It was told to end while it waited for its broker: say so to all who would hear of its end."""
+        signals.worker_shutting_down.send(
+            sender=self.hostname, sig=self._signal_name, how="cold" if self._asked > 1 else "warm", exitcode=EXIT_OK
+        )
+        (self._manager.reloading if self.restarts else self._manager.stopping)("Stopping.")
+        self.transport.close()
+        self.timer.stop()
+        self.app.loader.shutdown_worker()
+        signals.worker_shutdown.send(sender=self)
+        self._tell_extensions("celeriac_worker_stopped")
+        _log.info("Stopped before the broker could be reached.")
+        return EXIT_OK
 
     def _start(self) -> None:
         app = self.app
@@ -376,6 +403,7 @@ class Worker:
             patience=patience_of(app.conf),
             give_up=partial(self._give_up, EXIT_LOST),
             check=partial(app.kernel.check_consumer, self.transport),
+            unsent=partial(after_no_sending, app),
         )
         state_db = self._state_db or app.conf["worker_state_db"]
         self.loop = Loop(
@@ -709,9 +737,9 @@ class Worker:
 
     # -- signals --------------------------------------------------------------------------------------------
 
-    def _handle_signals(self) -> dict[int, Any]:
+    def _handle_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return {}
+            return
 
         def warm(signum: int, frame: Any) -> None:
             self.restarts = False
@@ -734,12 +762,13 @@ class Worker:
         wanted[signal.SIGHUP] = warm if self._ends_process and _is_terminal() else anew
         if not self._ends_process:
             del wanted[signal.SIGHUP]  # whoever embeds a worker restarts it himself
-        before: dict[int, Any] = {signum: signal.signal(signum, handler) for signum, handler in wanted.items()}
+        for signum, handler in wanted.items():
+            before = signal.signal(signum, handler)
+            self._handlers.setdefault(signum, before)
         if self._ends_process:
             with contextlib.suppress(OSError, ValueError):  # standard error is closed or no file
                 faulthandler.register(signal.SIGUSR1, all_threads=True)
         signal.set_wakeup_fd(self._sleeper.wakeup_fd, warn_on_full_buffer=False)
-        return before
 
     def _say(self, signum: int) -> None:
         self._signal_name = self._signal_name or signal.Signals(signum).name
