@@ -6,13 +6,16 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from celeriac.exceptions import ImproperlyConfigured, TransportLost
-from celeriac.spec import Delivery, Head, Malformed, Payload, QueueSpec, Route, Settlement
+from celeriac.exceptions import ImproperlyConfigured, PublishRejected, TransportLost
+from celeriac.spec import DeadLetter, Delivery, Head, Malformed, Payload, QueueSpec, Route, Settlement
 from celeriac.testing.services import RabbitMQService
+from celeriac_broker_amqp import deadletters
 from celeriac_broker_amqp.consumer import AmqpConsumer, Settled
 from celeriac_broker_amqp.transport import AmqpTransport
 
@@ -407,3 +410,90 @@ def test_a_link_that_is_lost_while_a_consumer_opens_says_so(
     monkeypatch.setattr(AmqpConsumer, "_call", lose)
     with pytest.raises(TransportLost, match="gone"):
         listen(transport, tools.spec("q"))
+
+
+def test_a_stream_is_refused_for_it_would_lose_calls(transport: AmqpTransport, listen: Any, tools: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="'log' is declared as a stream"):
+        listen(transport, tools.spec("log", x_queue_type="stream"))
+
+
+def test_a_user_who_may_not_declare_queues_uses_those_that_are_there(
+    rabbitmq_service: RabbitMQService,
+    amqp_url: str,
+    transport: AmqpTransport,
+    open_transport: Any,
+    listen: Any,
+    tools: Any,
+) -> None:
+    address = urlsplit(amqp_url)
+    vhost, backend = address.path[1:], "rabbit_auth_backend_internal"
+    user = f"guarded-{vhost}"
+    tools.evaluate(rabbitmq_service, f'{backend}:add_user(<<"{user}">>, <<"pw">>, <<"me">>)')
+    allowed = '<<"^$">>, <<".*">>, <<".*">>'
+    tools.evaluate(rabbitmq_service, f'{backend}:set_permissions(<<"{user}">>, <<"{vhost}">>, {allowed}, <<"me">>)')
+    guarded = open_transport(f"amqp://{user}:pw@{address.hostname}:{address.port}{address.path}")
+    with pytest.raises(ImproperlyConfigured, match="may not declare queue 'q'"):
+        guarded.declare([tools.spec("q")])
+    transport.declare([tools.spec("q")])
+    guarded.declare([tools.spec("q")])
+    guarded.send([tools.payload("q")])
+    listener = listen(guarded, tools.spec("q"))
+    listener.consumer.settle(acks(listener.take(1)))
+
+
+def test_dead_letters_are_given_back_although_the_idle_connection_had_died(
+    transport: AmqpTransport, listen: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport.send([tools.payload("q") for _ in range(2)])
+    listener = listen(transport, tools.spec("q"))
+    listener.consumer.settle([Settlement(one.tag, "dead", reason="crash") for one in listener.take(2)])
+    listener.consumer.flush(5.0)
+    ids = [letter.id for letter in transport.browse_dead("q")]
+    (publisher,) = transport._idle
+    read_letter = deadletters.read_letter
+
+    def lose_it(queue: str, record: bytes) -> DeadLetter:
+        with suppress(OSError):  # it is closed the second time
+            publisher.link._sock.shutdown(2)
+        return read_letter(queue, record)
+
+    monkeypatch.setattr(deadletters, "read_letter", lose_it)
+    assert transport.requeue_dead("q", ids) == 2
+    assert len(listener.take(2)) == 2
+
+
+def test_of_dead_letters_that_find_their_queue_full_those_that_did_not_are_dead_no_more(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    small = tools.spec("q", x_max_length=2, x_overflow="reject-publish")
+    transport.declare([small])
+    listener = listen(transport, small, window=6)
+    for _ in range(3):
+        transport.send([tools.payload("q") for _ in range(2)])
+        listener.consumer.settle([Settlement(one.tag, "dead", reason="crash") for one in listener.take(2)])
+        listener.consumer.flush(5.0)
+    listener.consumer.close()
+    ids = [letter.id for letter in transport.browse_dead("q")]
+    with pytest.raises(PublishRejected, match="full") as caught:
+        transport.requeue_dead("q", ids)
+    ready = transport.depth("q")
+    assert ready == 6 - len(caught.value.task_ids) > 0
+    assert len(transport.browse_dead("q")) == 6 - ready
+
+
+def test_dead_letters_whose_queue_is_removed_while_somebody_looks_are_gone_without_an_error(
+    transport: AmqpTransport, listen: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport.send([tools.payload("q") for _ in range(2)])
+    listener = listen(transport, tools.spec("q"))
+    listener.consumer.settle([Settlement(one.tag, "dead", reason="crash") for one in listener.take(2)])
+    listener.consumer.flush(5.0)
+    read_letter = deadletters.read_letter
+
+    def remove_it(queue: str, record: bytes) -> DeadLetter:
+        transport.delete("celeriac.dead.q")
+        return read_letter(queue, record)
+
+    monkeypatch.setattr(deadletters, "read_letter", remove_it)
+    assert len(transport.browse_dead("q")) in (1, 2)
+    assert transport.browse_dead("q") == []

@@ -215,3 +215,21 @@ def test_what_cannot_be_set_aside_for_want_of_a_queue_is_held_until_there_is_one
         assert followers._publisher.link.bytes_sent - sent < 2_000, "a try at a time"
     listener.consumer.flush(10.0)
     assert [letter.reason for letter in transport.browse_dead("q")] == ["crash"]
+
+
+def test_an_idle_connection_that_somebody_closes_costs_nothing(
+    wires: list[Wire], followers: Followers, tools: Any
+) -> None:
+    old, new = wires
+    followers.hold([1], items(tools, 1))
+    old.take(1)
+    assert followers.release() == [1]
+    old.theirs.close()  # as a load balancer does
+    assert followers.release() == []
+    followers.hold([2], items(tools, 1))
+    new.take(1)
+    assert followers.release() == [2]
+    followers.hold([3], items(tools, 1))
+    new.theirs.close()
+    with pytest.raises(TransportLost):
+        followers.release()

@@ -65,6 +65,18 @@ def test_a_task_longer_than_the_consumer_timeout_runs_once(
     wait_until_gone(impatient, transport)
 
 
+def test_what_waits_in_a_worker_is_held_by_a_copy_in_time_too(open_transport: Any, listen: Any, tools: Any) -> None:
+    name = "q" * 250  # which leaves no room for the wait, so it is spent here
+    transport: AmqpTransport = open_transport(broker_transport_options={"consumer_timeout": 1})
+    holder = listen(transport, tools.spec(name))
+    transport.send([tools.payload(name)])
+    (delivery,) = holder.take(1)
+    holder.consumer.settle([Settlement(delivery.tag, "requeue", due=time.time() + 600)])
+    tools.wait_until(lambda: turn(holder) or holder.consumer._holding.place, "it is held by a copy")
+    holder.consumer.close()
+    assert transport.depth(name) == 1
+
+
 def wait_until_gone(service: RabbitMQService, transport: AmqpTransport) -> None:
     """No queue of a consumer's own is left by those that were closed in good order."""
     vhost = transport._connector.url.rpartition("/")[2]

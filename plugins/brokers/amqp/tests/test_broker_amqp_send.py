@@ -278,3 +278,9 @@ def test_alternates_are_tried_in_turn(open_transport: Callable[..., AmqpTranspor
     transport = open_transport(f"amqp://guest:guest@127.0.0.1:1//;{amqp_url}")
     transport.send([tools.payload("q")])
     assert transport.depth("q") == 1
+
+
+def test_times_in_a_url_do_no_harm(amqp_url: str, open_transport: Callable[..., AmqpTransport], tools: Any) -> None:
+    transport = open_transport(f"{amqp_url}?connect_timeout=3&heartbeat=30")
+    transport.send([tools.payload("q")])
+    assert transport._idle[0].link.heartbeat_s == 0, "nobody would send them"

@@ -69,7 +69,7 @@ class Connector:
 
     def _read(self, url: str, heartbeat_s: float, timeout_s: float) -> Connection:
         try:
-            return Connection(  # type: ignore[no-untyped-call]
+            connection: Any = Connection(  # type: ignore[no-untyped-call]
                 url,
                 transport="amqps" if url.startswith("amqps://") else "pyamqp",
                 ssl=self._tls,
@@ -79,6 +79,10 @@ class Connector:
             )
         except (ValueError, TypeError) as exc:
             raise ImproperlyConfigured(f"broker URL {mask_url(url)} makes no sense: {exc}") from exc
+        connection.connect_timeout = timeout_s  # one in the URL is text, which no socket takes
+        if not heartbeat_s:
+            connection.heartbeat = 0  # whatever the URL says: nobody would send them
+        return connection  # type: ignore[no-any-return]
 
     def _shake_hands(self, url: str, purpose: str, heartbeat_s: float, timeout_s: float) -> Link:
         parameters = self._read(url, heartbeat_s, timeout_s)

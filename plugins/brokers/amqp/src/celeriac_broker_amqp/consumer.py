@@ -301,7 +301,7 @@ class AmqpConsumer:
     def _hold_on(self, last: int) -> None:
         """The broker will not let us hold what came up to this tag for much longer."""
         place = self._holding.place
-        for delivery in list(self._owned.values()):
+        for delivery in [*self._owned.values(), *(delivery for _, _, delivery in self._waiting)]:
             if place.get(delivery.tag, delivery.tag) <= last:
                 self._holding.hold(delivery, _lost(delivery) + 1, started=True)
         out = []

@@ -21,7 +21,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from celeriac.exceptions import PublishRejected, TransportLost
@@ -141,12 +141,21 @@ def take(link: Link, publisher: Publisher | None, queue: str, ids: Sequence[str]
     items: list[Item] = []
 
     def finish() -> None:
-        if publisher is not None and items:
-            publisher.send(items, time.monotonic() + timeout_s)
-        if tags:
-            link.send(b"".join([methods.ack(CHANNEL, tag, False) for tag in tags]))
+        try:
+            if publisher is not None and items:
+                publisher.send(items, time.monotonic() + timeout_s)
+        except PublishRejected as exc:
+            refused = set(exc.task_ids)  # the others are stored; none if all were refused
+            taken = [tag for tag, item in zip(tags, items, strict=True) if refused and _task_id(item) not in refused]
+            remove(taken)
+            raise
+        remove(tags)
         tags.clear()
         items.clear()
+
+    def remove(tags: Sequence[int]) -> None:
+        if tags:
+            link.send(b"".join([methods.ack(CHANNEL, tag, False) for tag in tags]))
 
     with _reading(link, topology.dead_queue(queue)) as found:
         for tag, record in found:
@@ -164,6 +173,11 @@ def take(link: Link, publisher: Publisher | None, queue: str, ids: Sequence[str]
                 break
         finish()
     return count
+
+
+def _task_id(item: Item) -> str:
+    """As `PublishRejected.task_ids` has it."""
+    return getattr(message.scan(record_of(item))[0], "id", "")
 
 
 def read_letter(queue: str, record: bytes) -> DeadLetter:
@@ -233,8 +247,9 @@ def _reading(link: Link, queue: str) -> Iterator[Iterable[tuple[int, bytes]]]:
     yield _arriving(link, channel, left)
     link.call(channel, methods.cancel(consumer_tag), methods.BASIC_CANCEL_OK)
     link.send(methods.give_back_all(CHANNEL))
-    # Answered by the queue, behind what we gave back to it.
-    link.call(channel, methods.declare_queue(queue, passive=True), methods.QUEUE_DECLARE_OK)
+    # Answered by the queue, behind what we gave back to it, unless somebody has removed it.
+    with suppress(ChannelClosed):
+        link.call(channel, methods.declare_queue(queue, passive=True), methods.QUEUE_DECLARE_OK)
 
 
 def _arriving(link: Link, channel: Channel, left: int) -> Iterator[tuple[int, bytes]]:
@@ -251,6 +266,8 @@ def _arriving(link: Link, channel: Channel, left: int) -> Iterator[tuple[int, by
             return
         if left > 0:
             link.pump(0.1)
+        if channel.cancelled and not link.deliveries:
+            return  # the queue is gone
         if channel.closed is not None:
             raise TransportLost(f"dead letters at {link.where}: {channel.closed}")
 

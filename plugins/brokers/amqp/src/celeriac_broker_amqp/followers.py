@@ -95,7 +95,7 @@ class Followers:
         Raises:
             TransportLost: The broker cannot be reached, or the connection dropped.
         """
-        publisher = self._publisher or self._open()
+        publisher = (self._publisher if self._held else self._absorb()) or self._open()
         held = _Held(tags)
         self._held.append(held)
         self._publish(publisher, held, items)
@@ -240,10 +240,14 @@ class Followers:
         that were out: they go once more, one at a time, and that one is set aside.
 
         Raises:
-            TransportLost: It ended for another reason, or a message is larger than what is known to be taken.
+            TransportLost: It ended for another reason while something was out, or a message is larger than what is
+                known to be taken.
         """
         if publisher.refusal is None:
-            raise exc
+            if self._held:
+                raise exc
+            self.close()  # whoever closed an idle connection, it costs nothing
+            return
         where = publisher.link.where
         _log.warning(
             "RabbitMQ at %s refuses a message that follows from a task: %s. What was on its way with it is sent once "
@@ -267,6 +271,9 @@ class Followers:
         """Send an item, or set it aside if the broker will not have it."""
         problem = self._send_alone(held, item)
         if not problem:
+            return
+        if not item.mandatory:  # it may be lost: a copy that holds a message, an answer to a client
+            _log.warning("A message that nobody need get was refused and dropped: %s", problem)
             return
         if self._terms.learn_size(problem):  # from now on it is told before anything is done
             raise TransportLost(problem)

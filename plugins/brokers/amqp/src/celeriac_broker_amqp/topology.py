@@ -72,7 +72,8 @@ def dead_queue(queue: str) -> str:
 
 
 def declare(link: Link, spec: QueueSpec) -> None:
-    """Make a queue, its exchange and its binding exist.
+    """Make a queue, its exchange and its binding exist. A queue that we may not declare, but that is there, is used as
+    it is: somebody else sees to the topology.
 
     Raises:
         ImproperlyConfigured: It exists and is not the same, or we may not declare it.
@@ -101,6 +102,9 @@ def declare(link: Link, spec: QueueSpec) -> None:
                 bind = methods.bind_queue(spec.name, spec.exchange, spec.routing_key)
                 link.call(channel, bind, methods.QUEUE_BIND_OK)
     except ChannelClosed as exc:
+        if exc.code == methods.ACCESS_REFUSED and depth(link, spec.name) is not None:
+            _log.info("Queue %s at %s is used as it is, for we may not declare it: %s", spec.name, link.where, exc.text)
+            return
         raise _refused(link, spec, exc) from exc
 
 
@@ -115,7 +119,7 @@ def _refused(link: Link, spec: QueueSpec, exc: ChannelClosed) -> Exception:
     if exc.code == methods.ACCESS_REFUSED:
         return ImproperlyConfigured(
             f"the broker user may not declare queue {spec.name!r} at {link.where}: {exc.text}. "
-            "Give it the permission (rabbitmqctl set_permissions)."
+            "Make the queue, or give it the permission (rabbitmqctl set_permissions)."
         )
     return TransportLost(f"queue {spec.name!r} cannot be declared at {link.where} now: {exc}")
 

@@ -223,6 +223,12 @@ class AmqpTransport:
     def _declare_consumed(self, link: Link, spec: QueueSpec) -> None:
         """Declare a queue for a consumer. One that was ours before is consumed as it is: a queue that somebody
         made anew, and differently, must not end a running worker."""
+        if spec.arguments.get("x-queue-type") == "stream":
+            raise ImproperlyConfigured(
+                f"queue {spec.name!r} is declared as a stream. Of a stream RabbitMQ gives a worker only what comes "
+                "while it is connected, and takes nothing back, so calls would be lost. Make it a quorum queue: "
+                "x-queue-type in the queue_arguments of task_queues."
+            )
         try:
             topology.declare(link, spec)
         except ImproperlyConfigured:
@@ -308,11 +314,11 @@ class AmqpTransport:
             return deadletters.browse(link, queue, after, limit)
 
     def requeue_dead(self, queue: str, ids: Sequence[str]) -> int:
-        with self._looking() as link:
-            deadline = time.monotonic() + self._timeout_s
-            return self._use_publisher(
-                lambda publisher: deadletters.take(link, publisher, queue, ids, SEND_TIMEOUT_S), deadline
-            )
+        def take(publisher: Publisher) -> int:
+            with self._looking() as link:  # one for each publisher, for what the other had read is back only then
+                return deadletters.take(link, publisher, queue, ids, SEND_TIMEOUT_S)
+
+        return self._use_publisher(take, time.monotonic() + self._timeout_s)
 
     def drop_dead(self, queue: str, ids: Sequence[str]) -> int:
         with self._looking() as link:
