@@ -497,3 +497,14 @@ def test_dead_letters_whose_queue_is_removed_while_somebody_looks_are_gone_witho
     monkeypatch.setattr(deadletters, "read_letter", remove_it)
     assert len(transport.browse_dead("q")) in (1, 2)
     assert transport.browse_dead("q") == []
+
+
+def test_B30_a_queue_that_is_gone_when_its_worker_comes_back_is_told_of(
+    transport: AmqpTransport, listen: Any, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    listen(transport, tools.spec("q")).consumer.close()
+    listen(transport, tools.spec("q")).consumer.close()
+    assert "lost" not in caplog.text
+    transport.delete("q")  # as a server does that comes back without its data
+    listen(transport, tools.spec("q"))
+    assert "Queue q, which was consumed here before, was not there any more" in caplog.text

@@ -6,6 +6,7 @@ one up to `broker_pool_limit`. Without a limit none is kept.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -45,6 +46,8 @@ SEND_TIMEOUT_S: Final = 10.0
 ALARM_S: Final = 2.0
 
 Result = TypeVar("Result")
+
+_log = logging.getLogger("celeriac.broker.amqp")
 
 
 class AmqpTransport:
@@ -229,11 +232,20 @@ class AmqpTransport:
                 "while it is connected, and takes nothing back, so calls would be lost. Make it a quorum queue: "
                 "x-queue-type in the queue_arguments of task_queues."
             )
+        was_ours = spec.name in self._consumed and not (spec.auto_delete or spec.exclusive)
+        is_gone = was_ours and topology.depth(link, spec.name) is None
         try:
             topology.declare(link, spec)
         except ImproperlyConfigured:
             if spec.name not in self._consumed:
                 raise
+        if is_gone:  # B30
+            _log.error(
+                "Queue %s, which was consumed here before, was not there any more at %s: whatever waited in it is "
+                "lost. It was removed, or the server has lost its data or is another one. It was made anew.",
+                spec.name,
+                link.where,
+            )
         topology.bind_for_celery(link, spec, self._delay_queue_type, time.monotonic() + DELAYS_TIMEOUT_S)
         if spec.exchange or not spec.auto_delete:  # else it is for replies, which nobody delays
             self._bind_again(link, spec.name)
