@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import BackendError, CeleriacWarning, ImproperlyConfigured, SettingError
+from celeriac.spec.data import Chord, ChordPart
 from celeriac.testing.kit import KitHost
 from celeriac.testing.services import RedisService, ask
 from celeriac_backend_redis.backend import IDLE_WIRES, RedisBackend
@@ -145,6 +146,8 @@ def test_a_retry_policy_that_makes_no_sense_is_refused(policy: Any) -> None:
 def test_an_option_that_is_not_known_is_said_aloud_and_redis_pys_are_not() -> None:
     with pytest.warns(CeleriacWarning, match="does not know global_keyprefx, health_check_interval "):
         make("redis://h?health_check_interval=5", result_backend_transport_options={"global_keyprefx": "app:"})
+    with pytest.warns(CeleriacWarning, match="does not know ssl_min_version "):
+        make("rediss://h?ssl_min_version=3&ssl_cert_reqs=none")
     make("redis://h?retry_on_timeout=true&result_chord_ordered=yes")
 
 
@@ -154,5 +157,13 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(word: str) -> None:
         make(f"redis://h?{word}")
 
 
-def test_parts_of_a_chord_may_stand_as_they_come_by_a_word_in_the_url() -> None:
-    assert make("redis://h?result_chord_ordered=false")._chords._ordered == 0
+def test_parts_of_a_chord_may_stand_as_they_come_by_a_word_in_the_url(redis_url: str) -> None:
+    ordered, unordered = make(redis_url), make(f"{redis_url}?result_chord_ordered=false")
+    for first, second, flat in ((ordered, unordered, False), (unordered, ordered, True)):
+        group = f"flat-{flat}"
+        first.open_chords([Chord(group, 2, b"body", 60.0)])
+        assert first.join([ChordPart(group, "t1", 1, b"[1]")]) == []
+        (claim,) = second.join([ChordPart(group, "t0", 0, b"[0]")])  # one of both kinds stays as it began
+        assert [data for _, data in claim.parts] == ([b"[1]", b"[0]"] if flat else [b"[0]", b"[1]"])
+    for backend in (ordered, unordered):
+        backend.close()

@@ -18,7 +18,9 @@ from celeriac.exceptions import (
 )
 from celeriac.spec import Malformed, QueueSpec, Route, Settlement
 from celeriac_broker_redis.attempts import attempt_of, mark_lost, mark_new
-from celeriac_broker_redis.options import configure
+from celeriac_broker_redis.keys import Keys
+from celeriac_broker_redis.options import Options, configure
+from celeriac_broker_redis.sources import MOST_MADE, Turns
 from celeriac_broker_redis.transport import RedisTransport
 
 # -- sending ------------------------------------------------------------------------------------------------
@@ -283,6 +285,15 @@ def test_more_queues_than_one_may_wait_on_are_all_served(desks: Any, redis_url: 
     assert sorted(desk.take(consumer, 6)) == queues
 
 
+def test_a_thousand_queues_have_equal_turns_of_which_few_are_kept() -> None:
+    queues = [f"q{n}" for n in range(1000)]
+    turns = Turns(Keys(), Options(), queues)
+    assert [turns[at].sources[0].queue for at in range(len(turns))] == queues
+    assert turns[999].keys[:2] == ["q999", "q0"]
+    assert turns[999].delayed_words[:4] == ["q999", "\x06\x16", "q0", "\x06\x16"]
+    assert len(turns._made) <= MOST_MADE
+
+
 def test_an_idle_consumer_has_no_more_connections_than_lists_that_it_may_wait_on(desks: Any, redis_url: str) -> None:
     consumer = desks(redis_url, max_waits=2).consumer(*(f"q{n}" for n in range(6)))
     for order in consumer._turns:
@@ -528,6 +539,8 @@ def test_what_is_no_queue_is_not_purged(desk: Any, server: Any) -> None:
 def test_an_unknown_option_is_said_aloud_and_kombus_are_not(redis_url: str) -> None:
     with pytest.warns(CeleriacWarning, match="visibilty_timeout"):
         configure(redis_url, {"broker_transport_options": {"visibilty_timeout": 5, "max_connections": 10}})
+    with pytest.warns(CeleriacWarning, match="know ssl_min_version "):
+        configure(f"rediss{redis_url[5:]}", {"broker_use_ssl": {"min_version": "TLSv1.3", "ca_certs": "ca.pem"}})
 
 
 @pytest.mark.parametrize(

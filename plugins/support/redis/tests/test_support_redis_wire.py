@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from celeriac.exceptions import ImproperlyConfigured
 from celeriac.testing.services import RedisService
-from celeriac_support_redis.wire import ReplyError, Wire, WireLost, WireUnreachable, connect, parse_url
+from celeriac_support_redis.standin import address_words
+from celeriac_support_redis.wire import Address, ReplyError, Wire, WireLost, WireUnreachable, connect, parse_url
 
 
 @pytest.fixture
@@ -95,6 +100,35 @@ def test_a_server_that_speaks_something_else_is_no_redis() -> None:
         connect(parse_url(f"redis://127.0.0.1:{listener.getsockname()[1]}")[0])
     assert "Is it a Redis server" in caught.value.hint
     listener.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("DENIED Redis is running in protected mode because …", "requirepass"),
+        ("ERR max number of clients reached", "maxclients"),
+    ],
+)
+def test_what_a_server_says_before_it_hangs_up_is_told(word: str, hint: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            client, _ = listener.accept()
+            client.sendall(f"-{word}\r\n".encode())
+            client.recv(1000)  # or what it has said would be lost with what it has not read
+            client.close()
+
+        refusing = threading.Thread(target=refuse, daemon=True)
+        refusing.start()
+        with pytest.raises(WireUnreachable, match=word) as caught:
+            connect(parse_url(f"redis://127.0.0.1:{listener.getsockname()[1]}")[0])
+        refusing.join()
+    assert hint in caught.value.hint
+
+
+def test_an_address_with_paths_can_be_told_to_another_process() -> None:
+    address = replace(Address(), tls={"ssl_ca_certs": Path("/etc/ca.pem"), "ssl_cert_reqs": ssl.CERT_REQUIRED})
+    assert json.loads(json.dumps(address_words(address)))["tls"] == {"ssl_ca_certs": "/etc/ca.pem", "ssl_cert_reqs": 2}
 
 
 def test_who_accepts_and_says_nothing_is_given_up_in_time() -> None:

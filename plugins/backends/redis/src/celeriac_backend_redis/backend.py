@@ -39,6 +39,7 @@ from celeriac_support_redis.wire import (
     read_flag,
     read_keepalive,
     through_sentinels,
+    unknown_tls,
 )
 
 OPTIONS: Final = "result_backend_transport_options"
@@ -105,12 +106,12 @@ class RedisBackend:
         url = url if "://" in url else f"{url.rstrip(':')}://"
         address, query = parse_url(url)
         options = {**query, **(settings.get(OPTIONS) or {})}
-        _warn_of(set(options) - KNOWN - IGNORED)
         self.abilities = ABILITIES
         self._url = url
         self._host = host
         self._key_prefix = _key_prefix(options.get("global_keyprefix") or (CLUSTER_PREFIX if address.nodes else ""))
         self._address = in_one_slot(_address(address, url, settings, options), self._key_prefix, OPTIONS)
+        _warn_of(set(options) - KNOWN - IGNORED | unknown_tls(self._address))
         #: So that a node of a cluster that does not have the slot says so before a script begins.
         self._slot_keys = (self._address.slot_key,) if self._address.slot_key else ()
         self._prefix = (self._key_prefix + TASK_KEY).encode()
@@ -455,7 +456,8 @@ def _pauses(policy: Any) -> tuple[float | None, ...]:
 def _warn_of(unknown: Collection[str]) -> None:
     if unknown:
         warnings.warn(
-            f"the redis result backend does not know {', '.join(sorted(unknown))} (in {OPTIONS} or the URL); ignored. "
+            f"the redis result backend does not know {', '.join(sorted(unknown))} (in {OPTIONS}, "
+            f"redis_backend_use_ssl or the URL); ignored. "
             f"It knows {', '.join(sorted(KNOWN))}.",
             CeleriacWarning,
             3,

@@ -74,7 +74,8 @@ for i = 3, #ARGV, 4 do
 end
 """
 )
-#: ARGV: 3 milliseconds of a claim, 4 a token, 5 whether parts are kept in order; then for each part its group key,
+#: ARGV: 3 milliseconds of a claim, 4 a token, 5 as what parts are kept, `zset` (in order) or `list`, unless there
+#: are some that somebody with another `result_chord_ordered` keeps otherwise; then for each part its group key,
 #: `task_id:index`, score, data. Returns claims.
 JOIN: Final = Script(
     COMMON
@@ -84,11 +85,15 @@ local seen, keys = {}, {}
 for i = 6, #ARGV, 4 do
   local key = ARGV[i]
   if seen[key] == nil then
-    seen[key] = call('GET', key .. '.c') ~= 'done'
-    if seen[key] then keys[#keys + 1] = key end
+    seen[key] = false
+    if call('GET', key .. '.c') ~= 'done' then
+      local kind = call('TYPE', key .. '.j').ok
+      seen[key] = kind == 'none' and ARGV[5] or kind
+      keys[#keys + 1] = key
+    end
   end
   if seen[key] and call('SISMEMBER', key .. '.d', ARGV[i + 1]) == 0 then
-    if ARGV[5] == '1' then call('ZADD', key .. '.j', ARGV[i + 2], ARGV[i + 3])
+    if seen[key] == 'zset' then call('ZADD', key .. '.j', ARGV[i + 2], ARGV[i + 3])
     else call('RPUSH', key .. '.j', ARGV[i + 3]) end
     call('SADD', key .. '.d', ARGV[i + 1])
   end
@@ -99,7 +104,7 @@ for _, key in ipairs(keys) do
   local patience = call('HGET', key .. '.b', 'patience')
   if patience then call('ZADD', open, 'XX', 'GT', string.format('%.3f', now + patience), key) end
   local size, extra = call('GET', key .. '.s'), call('GET', key .. '.t') or 0
-  local count = call(ARGV[5] == '1' and 'ZCARD' or 'LLEN', key .. '.j')
+  local count = call(seen[key] == 'zset' and 'ZCARD' or 'LLEN', key .. '.j')
   if size and count >= size + extra then claims[#claims + 1] = claim(key, ARGV[4], ARGV[3]) end
 end
 return claims
@@ -174,7 +179,7 @@ class RedisChords:
         self._prefix = (prefix + GROUP_KEY).encode()
         self._common: tuple[Any, ...] = ((prefix + OVERDUE_KEY).encode(), lifetime_s)
         self._group_lifetime_s = group_lifetime_s
-        self._ordered = int(ordered)
+        self._kind = "zset" if ordered else "list"
 
     def open(self, chords: Sequence[Chord]) -> None:
         words: list[Any] = []
@@ -189,7 +194,7 @@ class RedisChords:
             for part in parts[at : at + PARTS_AT_ONCE]:
                 tag = f"{part.task_id}:{'' if part.index is None else part.index}"
                 words += (self._key(part.group), tag, "+inf" if part.index is None else part.index, part.data)
-            head = (*self._common, int(claim_s * 1000), uuid.uuid4().hex, self._ordered)
+            head = (*self._common, int(claim_s * 1000), uuid.uuid4().hex, self._kind)
             for claim in self._claims(self._run(JOIN, [*head, *words])):
                 if claim.token or claim.group not in claims:  # a later chunk finds the claim of an earlier one held
                     claims[claim.group] = claim

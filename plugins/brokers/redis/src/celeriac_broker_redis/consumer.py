@@ -30,7 +30,7 @@ from celeriac_broker_redis.leases import UNKNOWN_RUN, Leases, origin
 from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Producer, target
 from celeriac_broker_redis.scripts import CLAIM, RETURN, Script, settle_script
-from celeriac_broker_redis.sources import Order, Source, turns
+from celeriac_broker_redis.sources import Order, Source, Turns
 from celeriac_broker_redis.waits import REFUSALS, Line, News, Waits
 from celeriac_support_redis.standin import address_words
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, connect, pack
@@ -123,7 +123,7 @@ class RedisConsumer:
         self._owner = owner
         self._poller = poller
         self._queues = list(dict.fromkeys(queue.name for queue in queues))
-        self._turns = turns(conf.keys, conf.options, self._queues)
+        self._turns = Turns(conf.keys, conf.options, self._queues)
         self._turn = 0
         self.token = secrets.token_hex(6)
         self._tag = (self.token + ":%d").encode()
@@ -210,7 +210,7 @@ class RedisConsumer:
             self._attempt(lambda: self._end_waits([line for line in self._waits.lines if line.source.queue == queue]))
 
     def _reorder(self) -> None:
-        self._turns = turns(self._keys, self._conf.options, self._queues)
+        self._turns = Turns(self._keys, self._conf.options, self._queues)
         self._turn = 0
         self._dry = False
 

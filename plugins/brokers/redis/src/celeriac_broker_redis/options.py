@@ -20,6 +20,7 @@ from celeriac_support_redis.wire import (
     read_flag,
     read_keepalive,
     through_sentinels,
+    unknown_tls,
 )
 
 #: Understood by kombu, without a meaning here: what they tune does not exist or cannot be switched off.
@@ -147,10 +148,10 @@ def configure(url: str, settings: Mapping[str, Any]) -> Configuration:
         fanout_prefix=fanout if isinstance(fanout, str) else "/{db}." if fanout else "",
         max_waits=take("max_waits", int, 8),
     )
-    unknown = sorted(set(words) - take.taken - IGNORED)
+    unknown = sorted((set(words) - take.taken - IGNORED).union(*map(unknown_tls, addresses)))
     if unknown:
         warnings.warn(
-            f"broker_transport_options: the redis broker does not know {', '.join(unknown)}; ignored",
+            f"the redis broker does not know {', '.join(unknown)} (in {SETTING}, broker_use_ssl or the URL); ignored",
             CeleriacWarning,
             2,
         )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Final
 
 from msgspec import Struct
 
 from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.options import Options
+
+#: Orders that are kept.
+MOST_MADE: Final = 32
 
 
 class Source:
@@ -38,21 +42,40 @@ class Order(Struct, frozen=True):
     delayed_words: list[str]
 
 
-def turns(keys: Keys, options: Options, queues: Sequence[str]) -> list[Order]:
-    """The orders that a consumer goes through, one a claim. In each: all queues' first step, all their second …"""
-    names = sorted(queues) if options.order == "sorted" else list(queues)
-    count = len(names) if options.order == "round_robin" else 1
-    sources = {(name, step): Source(keys, name, step) for name in names for step in keys.steps}
-    return [_order(keys, sources, names[at:] + names[:at]) for at in range(max(1, count))]
+class Turns:
+    """The orders that a consumer goes through, one a claim. In each: all queues' first step, all their second …
 
+    Each is made when its turn comes, for of a thousand queues all orders together are hundreds of megabytes.
+    """
 
-def _order(keys: Keys, sources: dict[tuple[str, int], Source], names: list[str]) -> Order:
-    ordered = [sources[name, step] for step in keys.steps for name in names]
-    return Order(
-        ordered,
-        len(names),
-        [source.key for source in ordered],
-        [source.tail for source in ordered],
-        [keys.delayed(name) for name in names],
-        [word for name in names for word in (keys.list_key(name), keys.sep)],
-    )
+    def __init__(self, keys: Keys, options: Options, queues: Sequence[str]) -> None:
+        names = sorted(queues) if options.order == "sorted" else list(queues)
+        self._count = max(1, len(names) if options.order == "round_robin" else 1)
+        self._steps = [[Source(keys, name, step) for name in names] for step in keys.steps]
+        self._delayed = [(keys.delayed(name), keys.list_key(name), keys.sep) for name in names]
+        self._made: dict[int, Order] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: int) -> Order:
+        order = self._made.get(at)
+        if order is None:
+            if len(self._made) >= MOST_MADE:
+                self._made.clear()
+            order = self._made[at] = self._make(at)
+        return order
+
+    def _make(self, at: int) -> Order:
+        if at >= self._count:
+            raise IndexError(at)
+        sources = [source for row in self._steps for source in row[at:] + row[:at]]
+        delayed = self._delayed[at:] + self._delayed[:at]
+        return Order(
+            sources,
+            len(delayed),
+            [source.key for source in sources],
+            [source.tail for source in sources],
+            [key for key, _, _ in delayed],
+            [word for _, *words in delayed for word in words],
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import PurePath
 from typing import Any
 
 from celeriac_support_redis.wire import Address, Wire, connect
@@ -21,7 +22,10 @@ def address_words(address: Address) -> dict[str, Any]:
     if provider is not None:
         name, password = ("", *provider.get_credentials())[-2:]
         address = replace(address, credential_provider=None, username=name, password=password)
-    return {**asdict(address), "keepalive": list(address.keepalive.items())}
+    words = asdict(address)
+    for options in (words["tls"] or {}, words["sentinel_options"]):
+        options.update({name: str(value) for name, value in options.items() if isinstance(value, PurePath)})
+    return {**words, "keepalive": list(address.keepalive.items())}
 
 
 class StandIn:

@@ -221,6 +221,11 @@ def through_sentinels(address: Address, options: Mapping[str, Any], setting: str
     return replace(address, master_name=name, sentinel_options=login)
 
 
+def unknown_tls(address: Address) -> set[str]:
+    """Options of TLS that have no effect, and should be said: somebody may take himself for safe."""
+    return set(address.tls or ()) - {*_TLS_SHOWN, "ssl_check_hostname", "ssl_password"}
+
+
 def read_flag(value: Any) -> bool:
     """An option that is on or off; in a URL it is a word.
 
@@ -664,8 +669,17 @@ def _log_in(wire: Wire, protocol: int, timeout_s: float, name: str) -> None:
     if name:
         commands.append(("CLIENT", "SETNAME", name))
     commands.append(("CLIENT", "ID"))
-    wire.write(b"".join(map(pack, commands)), timeout_s)
-    replies = wire.read(len(commands), timeout_s)
+    replies: list[Any] = []
+    try:
+        wire.write(b"".join(map(pack, commands)), timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while len(replies) < len(commands):
+            replies += wire.read(1, deadline - time.monotonic())
+    except WireLost:
+        error = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
+        if error is None:
+            raise
+        raise error from None  # one that is full, or in protected mode, says so unasked, and hangs up
     for position, reply in enumerate(replies):
         # Protocol 2 needs no HELLO: whoever does not know it, or forbids it, only leaves open what it is.
         if isinstance(reply, ReplyError) and not (position == hello and protocol == 2):
@@ -723,6 +737,10 @@ def _refusal_hint(address: Address, exc: ReplyError) -> str:
         return "Choose a lower database number, or raise `databases` in the server's configuration."
     if exc.code == "ERR" and "cluster mode" in str(exc):
         return "A Redis Cluster has database 0 only."
+    if exc.code == "DENIED":
+        return "Give it a password (requirepass) and write it into the URL, or bind it to a network that is trusted."
+    if "max number of clients" in str(exc):
+        return "Raise maxclients there, or lower broker_pool_limit and the number of workers."
     if exc.code == "LOADING":
         return "It is reading its data from disk; wait until it has."
     return "Is the server's version 6.2 or newer?"
