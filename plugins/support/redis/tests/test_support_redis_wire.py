@@ -126,6 +126,26 @@ def test_what_a_server_says_before_it_hangs_up_is_told(word: str, hint: str) -> 
     assert hint in caught.value.hint
 
 
+def test_of_several_nodes_one_that_does_not_answer_costs_the_first_connection_only(redis_service: RedisService) -> None:
+    met: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    met.append(dead.accept()[0])
+                except OSError:
+                    return
+                met[-1].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        nodes = (("127.0.0.1", dead.getsockname()[1]), ("127.0.0.1", redis_service.port))
+        for _ in range(3):
+            connect(Address(nodes=nodes, slot_key="{x}")).close()
+        assert len(met) == 1
+        dead.shutdown(socket.SHUT_RDWR)
+
+
 def test_an_address_with_paths_can_be_told_to_another_process() -> None:
     address = replace(Address(), tls={"ssl_ca_certs": Path("/etc/ca.pem"), "ssl_cert_reqs": ssl.CERT_REQUIRED})
     assert json.loads(json.dumps(address_words(address)))["tls"] == {"ssl_ca_certs": "/etc/ca.pem", "ssl_cert_reqs": 2}

@@ -42,7 +42,8 @@ class StandIn:
         self, address: Mapping[str, Any], token: str, owners: str, index: str, lease_s: float, look_s: float
     ) -> None:
         words = {**address, "keepalive": dict(address["keepalive"])}
-        words["sentinels"] = tuple((host, port) for host, port in words["sentinels"])
+        for hosts in ("sentinels", "nodes"):
+            words[hosts] = tuple((host, port) for host, port in words[hosts])
         self._address = Address(**words)
         self._token = token
         self._owners = owners

@@ -50,6 +50,10 @@ _FLAGS: Final = {"true": True, "false": False, "yes": True, "no": False, "1": Tr
 _TLS_SHOWN: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_ciphers")
 _MORE: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
+Hosts = tuple[tuple[str, int], ...]
+#: Sentinels, or nodes → which of them led to the master last.
+_answered: dict[Hosts, tuple[str, int]] = {}
+
 #: Packs one command, a tuple of words, into the bytes that a server reads.
 pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 #: What a connection of protocol 3 says unasked, news of a subscription: a list.
@@ -116,10 +120,10 @@ class Address:
     connect_timeout_s: float = 4.0
     timeout_s: float = 10.0
     keepalive: Mapping[int, int] = field(default_factory=dict)
-    sentinels: tuple[tuple[str, int], ...] = ()
+    sentinels: Hosts = ()
     master_name: str = ""
     sentinel_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    nodes: tuple[tuple[str, int], ...] = ()
+    nodes: Hosts = ()
     slot_key: str = ""
 
     @property
@@ -519,7 +523,7 @@ def _connect(address: Address, protocol: int, timeout_s: float, name: str) -> Wi
 def _connect_to_master(address: Address, protocol: int, timeout_s: float, name: str) -> Wire:
     """Ask the Sentinels in their order. One may be out of date, so the server itself must say that it is the master."""
     heard: list[str] = []
-    for host, port in address.sentinels:
+    for host, port in _in_order(address.sentinels):
         try:
             asked = _connect(_sentinel(address, host, port), 2, timeout_s, name)
             try:
@@ -533,6 +537,7 @@ def _connect_to_master(address: Address, protocol: int, timeout_s: float, name: 
             wire = _connect(there, protocol, timeout_s, name)
             role = role_of(wire, timeout_s)
             if role == "master":
+                _answered[address.sentinels] = (host, port)
                 return wire
             wire.close()
             heard.append(f"{there.host}:{there.port} is a {role} now")
@@ -542,6 +547,13 @@ def _connect_to_master(address: Address, protocol: int, timeout_s: float, name: 
         f"cannot connect to {address}: {'; '.join(heard)}.",
         "Do the Sentinels run, is master_name right, and is a failover under way?",
     )
+
+
+def _in_order(hosts: Hosts) -> list[tuple[str, int]]:
+    """The one that led to the master last, then the others: a host that is off costs a whole timeout, which each
+    connection of a consumer would spend anew."""
+    first = _answered.get(hosts)
+    return list(hosts) if first is None else [first, *(host for host in hosts if host != first)]
 
 
 def role_of(wire: Wire, timeout_s: float) -> str:
@@ -577,13 +589,14 @@ def _sentinel(address: Address, host: str, port: int) -> Address:
 def _connect_to_slot(address: Address, protocol: int, timeout_s: float, name: str) -> Wire:
     """Ask the nodes in their order for a key of ours: one that does not have its slot says who does."""
     heard: list[str] = []
-    for host, port in address.nodes:
+    for host, port in _in_order(address.nodes):
         there = replace(address, nodes=(), host=host, port=port)
         try:
             for _ in range(MOST_MOVES):
                 wire = _connect(there, protocol, timeout_s, name)
                 try:
                     wire.call("EXISTS", address.slot_key, timeout_s=timeout_s)
+                    _answered[address.nodes] = (host, port)
                     return wire
                 except ReplyError as exc:
                     wire.close()
