@@ -51,6 +51,12 @@ def test_it_runs_a_broker_s_suite_on_the_url_that_it_was_given(tmp_path: Path) -
     assert "B18     kept" in done.stdout
 
 
+def test_a_backend_that_compresses_as_its_page_says_breaks_nothing(tmp_path: Path) -> None:
+    done = run("--backend", f"sqlite:///{tmp_path}/kit.db", "--", "-k", "compressed and gzip")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "R1      kept" in done.stdout
+
+
 @pytest.mark.parametrize("spread", [(), ("-n", "2")], ids=["in one process", "spread over two"])
 def test_a_plugin_s_own_test_run_ends_with_the_table(tmp_path: Path, spread: tuple[str, ...]) -> None:
     (tmp_path / "test_mine.py").write_text(

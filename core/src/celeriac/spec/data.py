@@ -341,7 +341,7 @@ class JobReport(Struct, array_like=True):
         dead: Why the message must be set aside rather than acknowledged; empty if it need not be.
         requeue: A rejected message goes back to its queue.
         timed_out: The run failed by its soft time limit.
-        pid: The process that ran it.
+        pid: The process that ran it. The pool sets it in what `SlotProgram.run` returns.
         chords: What it means for chords; None, as a rule.
     """
 

@@ -121,6 +121,7 @@ def _suite_of_store(kind: str, url: str) -> type:
     class TestStore(suite):  # type: ignore[misc]
         plugin = module
         abilities = made.abilities
+        keeps_place = False  # it is left to the store, and nobody has said
 
         @pytest.fixture
         def url(self) -> str:

@@ -151,7 +151,9 @@ def _fork(seconds: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the copy does not have
         pid = os.fork()
-    if pid:
+    if not pid:
+        signal.alarm(60)  # of a pool that lets it come back it would otherwise outlive the tests
+    else:
         time.sleep(seconds)
         os.waitpid(pid, 0)
 

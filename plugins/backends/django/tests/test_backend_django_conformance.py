@@ -41,6 +41,7 @@ def use_migrated(use_database: Callable[[str], None], place: str) -> None:
 class TestOnSqlite(BackendConformance):
     plugin = "celeriac_backend_django"
     abilities = DjangoDatabaseBackend.abilities
+    compresses = False
 
     @pytest.fixture
     def url(self, sqlite_place: str, use_database: Callable[[str], None]) -> str:
@@ -51,6 +52,7 @@ class TestOnSqlite(BackendConformance):
 class TestOnPostgres(BackendConformance):
     plugin = "celeriac_backend_django"
     abilities = DjangoDatabaseBackend.abilities
+    compresses = False
 
     @pytest.fixture
     def url(self, postgres_place: str, use_database: Callable[[str], None]) -> str:
@@ -61,6 +63,7 @@ class TestOnPostgres(BackendConformance):
 class TestInTheCache(BackendConformance):
     plugin = "celeriac_backend_django"
     abilities = DjangoCacheBackend({}, KitHost()).abilities
+    compresses = False
 
     @pytest.fixture
     def url(self) -> str:
@@ -70,6 +73,7 @@ class TestInTheCache(BackendConformance):
 class TestInMemcached(BackendConformance):
     plugin = "celeriac_backend_django"
     abilities = DjangoCacheBackend({}, KitHost()).abilities | {"shared"}
+    compresses = False
     settings = MappingProxyType({**BackendConformance.settings, "cache_backend": "memcached"})
 
     @pytest.fixture

@@ -13,6 +13,7 @@ from celeriac_broker_memory.transport import MemoryTransport
 class TestMemoryBroker(BrokerConformance):
     plugin = "celeriac_broker_memory"
     abilities = MemoryTransport.abilities
+    urgent_first = (9, 0)
 
     @pytest.fixture
     def url(self) -> str:

@@ -331,6 +331,7 @@ def _run(transport_class: type[MemoryTransport], clause: str) -> None:
 
     class Suite(BrokerConformance):
         abilities = MemoryTransport.abilities
+        urgent_first = (9, 0)
 
     url, bench = f"memory://{uuid.uuid4().hex}", Bench()
     opened: list[Any] = []

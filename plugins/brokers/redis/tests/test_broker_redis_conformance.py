@@ -18,6 +18,7 @@ class TestRedisBroker(BrokerConformance):
     abilities = ABILITIES | {"delay"}
     settings = {"broker_transport_options": {"lease": 1.5}}  # noqa: RUF012 - a fixed mapping
     urgent_first = (0, 9)
+    recovery_s = 5.0
 
     @pytest.fixture
     def queue(self, transport: Transport) -> Iterator[str]:

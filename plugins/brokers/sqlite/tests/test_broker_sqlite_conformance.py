@@ -13,6 +13,7 @@ from celeriac_broker_sqlite.transport import SqliteTransport
 class TestSqliteBroker(BrokerConformance):
     plugin = "celeriac_broker_sqlite"
     abilities = SqliteTransport.abilities
+    urgent_first = (9, 0)
     recovery_s = 1.5
 
     @pytest.fixture
