@@ -387,6 +387,12 @@ def test_a_chord_is_as_patient_as_its_parts_are_late(app: Celery, add: Any, monk
     slow = chain(part.clone().set(time_limit=100), part.clone().set(countdown=50, time_limit=10))
     assert patience_s(part, slow) == 160
     assert patience_s(part, chord([slow, part], slow)) == 320
+    app.task(name="again", autoretry_for=(OSError,), max_retries=2, default_retry_delay=7200, time_limit=60)(print)
+    assert patience_s(part, app.signature("again")) == 60 + 2 * 7260
+    app.task(name="ever", autoretry_for=(OSError,), max_retries=None)(print)
+    assert patience_s(part, app.signature("ever")) == 0
+    app.task(name="back", autoretry_for=(OSError,), retry_kwargs={"max_retries": 5}, retry_backoff=True)(print)
+    assert patience_s(part, app.signature("back")) == 5 * 600
     app.conf.task_time_limit = 30
     assert patience_s(part, slow | group(part, part)) == 190
 

@@ -472,7 +472,12 @@ RESULT: Final[tuple[Row, ...]] = (
     ),
     ("result_expires", "seconds?", 86400.0, "How long results are kept. 0 or None: for ever."),
     ("result_failure_expires", "seconds", None, "The same for failures. None: as the above."),
-    ("result_chord_expires", "seconds", None, "The same for what chords need to know. None: as `result_expires`."),
+    (
+        "result_chord_expires",
+        "seconds",
+        None,
+        "The same for chords, which are kept at least while parts may come. None: as `result_expires`.",
+    ),
     ("result_extended", "bool", False, "Keep the task's name, arguments, worker, retries and queue with the result."),
     ("result_serializer", "text", "json", "Serializer of results."),
     (
@@ -509,7 +514,7 @@ RESULT: Final[tuple[Row, ...]] = (
         "seconds",
         None,
         "A chord of which no part has come for so long has failed. None: the longest that a part may take by its "
-        "delays and time limits, and an hour.",
+        "delays, time limits and autoretries, and an hour.",
     ),
     ("result_chord_join_timeout", "seconds", 3.0, "How long to wait for the parts of a chord that is complete."),
     ("override_backends", "dict", {}, "Result backend classes, or their paths, by scheme, ahead of the plugins."),

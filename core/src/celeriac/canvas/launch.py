@@ -181,7 +181,7 @@ def send(app: Any, start: Callable[[Launch], Any], *, add_to_parent: bool = True
 
 
 def patience_of(app: Any, members: Iterable[Any], options: Mapping[str, Any]) -> float:
-    """How long a chord of these parts may be without news.
+    """How long a chord of these parts may be without news, as far as delays, time limits and tasks say.
 
     Args:
         options: What the call gives to all parts.
@@ -202,10 +202,21 @@ def patience_of(app: Any, members: Iterable[Any], options: Mapping[str, Any]) ->
             header_s = max(map(longest_s, signature.tasks), default=0.0)
             return delay_s + header_s + (0.0 if body is None else longest_s(body))
         task = tasks.get(signature["task"])
-        return delay_s + as_seconds(own.get("time_limit") or (task is not None and task.time_limit) or default)
+        limit_s = as_seconds(own.get("time_limit") or (task is not None and task.time_limit) or default)
+        return delay_s + limit_s + _retries_s(task, limit_s)
 
     longest = max(map(longest_s, members), default=0.0)
     return longest + as_seconds(options.get("time_limit") or 0) + _delay_s(options) + PATIENCE_S
+
+
+def _retries_s(task: Any, limit_s: float) -> float:
+    """How long the tries after the first may take, as far as the task says so: by itself it retries on some errors."""
+    if task is None or not task.autoretry_for:
+        return 0.0
+    words = task.retry_kwargs
+    count = words.get("max_retries", task.max_retries) or 0  # without end: there is no telling
+    pause = task.retry_backoff_max if task.retry_backoff else words.get("countdown", task.default_retry_delay)
+    return float(count) * (limit_s + as_seconds(pause))
 
 
 def _delay_s(options: Mapping[str, Any]) -> float:

@@ -3,6 +3,7 @@
 from celeriac.spec.backend import (
     CLAIM_S,
     DONE_S,
+    OVERDUE_S,
     ChordBackend,
     Document,
     GroupBackend,
@@ -61,6 +62,7 @@ __all__ = [
     "COUNT_HEADERS",
     "DONE_S",
     "FINAL_OUTCOMES",
+    "OVERDUE_S",
     "UNKNOWN_COST_S",
     "AcceptedResults",
     "Change",

@@ -36,6 +36,8 @@ Document = dict[str, Any]
 CLAIM_S: Final = 60.0
 #: So long at least the end of a chord is remembered: Celery's figure.
 DONE_S: Final = 300.0
+#: So long at least a chord is kept beyond its patience, for a worker to find that it is overdue.
+OVERDUE_S: Final = 3600.0
 
 
 class Host(Protocol):
@@ -156,7 +158,8 @@ class ChordBackend(Protocol):
 
     def open_chords(self, chords: Sequence[Chord]) -> None:
         """Begin these, before a message of their parts is sent. Opening one again (a step of a chain ran twice)
-        neither loses parts that have come nor undoes its end.
+        neither loses parts that have come nor undoes its end. However soon results expire, a chord is kept for its
+        patience and `OVERDUE_S`, from its opening and from each part (R7).
 
         Raises:
             BackendLost: As `store`.

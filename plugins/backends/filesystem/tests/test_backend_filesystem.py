@@ -124,7 +124,7 @@ def test_a_chord_that_has_ended_is_forgotten_even_if_results_are_kept_for_ever(
 
 def test_R7_chords_without_news_are_removed_with_the_rest(tmp_path: Path) -> None:
     backend, others = make(tmp_path, result_chord_expires=0.01), make(tmp_path, result_expires=3600)
-    backend.open_chords([Chord("g", 2, b"body", 60.0)])
+    backend.join([ChordPart("g", "a", 0, b"a")])  # of one that is never opened
     others.open_chords([Chord("h", 2, b"body", 60.0)])
     deadline = time.monotonic() + 30
     while not (removed := others.cleanup()):

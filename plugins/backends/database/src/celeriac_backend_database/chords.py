@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
+from celeriac.spec import DONE_S, OVERDUE_S, Chord, ChordClaim, ChordPart
 from celeriac_backend_database.tables import (
     Blob,
     Id,
@@ -60,14 +60,21 @@ OPEN: Final = (
         body=sa.bindparam("new_body"),
         patience=sa.bindparam("new_patience"),
         overdue=sa.bindparam("new_overdue"),
+        expires=sa.bindparam("new_expires"),
     )
 )
+_UNTIL: Final[sa.BindParameter[float | None]] = sa.bindparam("until", type_=sa.Double())
+_KEPT: Final[sa.BindParameter[float]] = sa.bindparam("kept", type_=sa.Double())
 #: A part shows that its chord is alive.
 TOUCH: Final = (
     sa.update(CHORD)
     .where(CHORD.c.chord_key == _KEY)
     .values(
-        expires=sa.case((CHORD.c.done == 0, sa.bindparam("until", type_=sa.Double())), else_=CHORD.c.expires),
+        expires=sa.case(
+            (CHORD.c.done != 0, CHORD.c.expires),
+            (CHORD.c.patience + _KEPT > _UNTIL, CHORD.c.patience + _KEPT),  # nothing is greater than NULL, for ever
+            else_=_UNTIL,
+        ),
         overdue=sa.case(
             (CHORD.c.claimed > sa.bindparam("now", type_=sa.Double()), CHORD.c.overdue),
             else_=sa.bindparam("now", type_=sa.Double()) + CHORD.c.patience,
@@ -98,16 +105,16 @@ class Chords:
         self._ensure(conn, {key: chord.group for key, chord in by_key.items()}, now)
         for key in sorted(by_key):
             chord = by_key[key]
-            values = {"new_size": chord.size, "new_body": chord.body, "new_patience": chord.patience_s}
-            conn.execute(OPEN, {"key": key, **values, "new_overdue": now + chord.patience_s})
+            values: dict[str, Any] = {"new_size": chord.size, "new_body": chord.body, "new_patience": chord.patience_s}
+            values.update(new_overdue=now + chord.patience_s, new_expires=self._end(now, chord.patience_s + OVERDUE_S))
+            conn.execute(OPEN, {"key": key, **values})
 
     def join(self, conn: sa.Connection, parts: Sequence[ChordPart], claim_s: float) -> list[ChordClaim]:
         now = unix_now(conn)
         groups = {self._key_of(part.group): part.group for part in parts}
         self._ensure(conn, groups, now)
-        until = None if self._lifetime_s is None else now + self._lifetime_s
         for key in sorted(groups):
-            conn.execute(TOUCH, {"key": key, "now": now, "until": until})
+            conn.execute(TOUCH, {"key": key, "now": now, "until": self._end(now), "kept": now + OVERDUE_S})
         query = sa.select(CHORD.c.chord_key, CHORD.c.size).where(
             CHORD.c.chord_key.in_(sorted(groups)), CHORD.c.done == 0
         )
@@ -169,7 +176,7 @@ class Chords:
 
     def _ensure(self, conn: sa.Connection, groups: Mapping[str, str], now: float) -> None:
         """Rows for these, so that there is something to lock."""
-        until = None if self._lifetime_s is None else now + self._lifetime_s
+        until = self._end(now)
         rows: list[dict[str, Any]] = [
             {
                 "chord_key": key,
@@ -192,6 +199,9 @@ class Chords:
                         conn.execute(sa.insert(CHORD), row)
                 except sa.exc.IntegrityError:
                     continue  # another was quicker
+
+    def _end(self, now: float, least_s: float = 0.0) -> float | None:
+        return None if self._lifetime_s is None else now + max(self._lifetime_s, least_s)
 
     def _expire(self, conn: sa.Connection, now: float) -> None:
         query = sa.select(CHORD.c.chord_key).where(CHORD.c.expires <= now).order_by(CHORD.c.chord_key)

@@ -17,7 +17,7 @@ from django.db import connections, router, transaction
 from django.db.models import Case, Count, F, FloatField, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest
 
-from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
+from celeriac.spec import DONE_S, OVERDUE_S, Chord, ChordClaim, ChordPart
 from celeriac_backend_django.common import fitting_id, in_statements
 
 #: The place of parts that were added later: after all others.
@@ -52,7 +52,11 @@ class Chords:
             for key in sorted(by_key):
                 chord = by_key[key]
                 self._heads(chord_key=key, size=None, done=False).update(
-                    size=chord.size, body=chord.body, patience=chord.patience_s, overdue=now + chord.patience_s
+                    size=chord.size,
+                    body=chord.body,
+                    patience=chord.patience_s,
+                    overdue=now + chord.patience_s,
+                    expires=self._end(now, chord.patience_s + OVERDUE_S),
                 )
             self._expire(now)
 
@@ -106,7 +110,11 @@ class Chords:
         """A part shows that its chord is alive."""
         sum_s = Value(now) + F("patience")
         overdue = Case(When(claimed__gt=now, then=F("overdue")), default=sum_s, output_field=FloatField())
-        self._heads(chord_key=key, done=False).update(expires=self._end(now), overdue=overdue)
+        heads, until = self._heads(chord_key=key, done=False), self._end(now)
+        heads.update(expires=until, overdue=overdue)
+        if until is not None:  # at least for as long as parts may come
+            needed = Value(now + OVERDUE_S) + F("patience")
+            heads.filter(patience__gt=until - now - OVERDUE_S).update(expires=needed)
 
     def _adopt(self, bodies: Mapping[str, bytes], now: float) -> dict[str, int]:
         """Sizes of those among these chords that django-celery-results has begun."""
@@ -114,7 +122,11 @@ class Chords:
         sizes = {key: len(json.loads(members)) for key, members in rows}
         for key, size in sizes.items():
             self._heads(chord_key=key).update(
-                size=size, body=bodies[key], patience=ADOPTED_PATIENCE_S, overdue=now + ADOPTED_PATIENCE_S
+                size=size,
+                body=bodies[key],
+                patience=ADOPTED_PATIENCE_S,
+                overdue=now + ADOPTED_PATIENCE_S,
+                expires=self._end(now, ADOPTED_PATIENCE_S + OVERDUE_S),
             )
         return sizes
 
@@ -158,8 +170,8 @@ class Chords:
             self._parts(chord_key__in=keys).delete()
             self._heads(chord_key__in=keys).delete()
 
-    def _end(self, now: float) -> float | None:
-        return None if self._lifetime_s is None else now + self._lifetime_s
+    def _end(self, now: float, least_s: float = 0.0) -> float | None:
+        return None if self._lifetime_s is None else now + max(self._lifetime_s, least_s)
 
     def _now(self) -> float:
         return unix_now(self._alias)

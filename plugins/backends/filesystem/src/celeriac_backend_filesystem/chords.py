@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
+from celeriac.spec import DONE_S, OVERDUE_S, Chord, ChordClaim, ChordPart
 
 STATE: Final = ".state"
 BODY: Final = ".body"
@@ -90,6 +90,7 @@ class Chords:
                     continue
                 self._write(path.with_name(path.name + BODY), chord.body)
                 state.size, state.patience_s, state.overdue = chord.size, chord.patience_s, now + chord.patience_s
+                state.expires = self._end(now, state)
                 self._save(path, state)
 
     def join(self, parts: Sequence[ChordPart], claim_s: float, now: float) -> list[ChordClaim]:
@@ -158,7 +159,7 @@ class Chords:
                 return None
             state.log_bytes = self._append(path, state.log_bytes, parts)
             state.come += len(parts)
-            state.expires = self._end(now)
+            state.expires = self._end(now, state)
             if state.size is not None:
                 state.overdue = max(state.overdue, now + state.patience_s)
             if state.size is not None and state.come >= state.size:
@@ -230,8 +231,12 @@ class Chords:
         for ending in endings:
             path.with_name(path.name + ending).unlink(missing_ok=True)
 
-    def _end(self, now: float) -> float:
-        return now + self._lifetime_s if self._lifetime_s else NEVER
+    def _end(self, now: float, state: State | None = None) -> float:
+        """Until when it is kept: at least for as long as parts may come."""
+        if not self._lifetime_s:
+            return NEVER
+        needed_s = 0.0 if state is None or state.size is None else state.patience_s + OVERDUE_S
+        return now + max(self._lifetime_s, needed_s)
 
 
 def _to_be_seen(folder: Path, now: float) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from msgspec import Struct
 from pymemcache.exceptions import MemcacheServerError
 
 from celeriac.exceptions import BackendLost, BackendStoreError
-from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
+from celeriac.spec import DONE_S, OVERDUE_S, Chord, ChordClaim, ChordPart
 from celeriac_backend_memcached.servers import Cache
 
 PREFIX: Final = "celeriac-chord-"
@@ -46,6 +46,11 @@ class Head(Struct):
     token: str = ""
     claimed: float = 0.0
     done: bool = False
+
+
+def _needed_s(head: Head) -> float:
+    """For so long parts of it may come."""
+    return 0.0 if head.size is None or head.done else head.patience_s + OVERDUE_S
 
 
 _pack: Final = msgspec.msgpack.Encoder().encode
@@ -110,11 +115,12 @@ class Chords:
         keys = {group: self._keys(group) for group in by_group}
         heads = self._heads(keys)
         by_group = {group: own for group, own in by_group.items() if group not in heads or not heads[group].done}
-        self._keep([(keys[group], part) for group, own in by_group.items() for part in own])
+        expire = self._kept(max(map(_needed_s, heads.values()), default=0.0))
+        self._keep([(keys[group], part) for group, own in by_group.items() for part in own], expire)
         claims = []
         for group, own in by_group.items():
             known = heads.get(group)
-            claim = self._arrived(keys[group], group, own, None if known is None else known.size, claim_s)
+            claim = self._arrived(keys[group], group, own, None if known is None else known.size, claim_s, expire)
             if claim is not None:
                 claims.append(claim)
         return claims
@@ -175,16 +181,20 @@ class Chords:
             return Head(chord.group, chord.size, chord.patience_s, due)
 
         try:
-            self._cache.set(keys.body, chord.body, self._expire(0.0))
+            self._cache.set(keys.body, chord.body, self._kept(chord.patience_s + OVERDUE_S))
         except MemcacheServerError as exc:  # parts bring it too; without it nobody can say that the chord is overdue
             if not is_too_large(exc):
                 raise
         self._append(keys.index, _line(keys.fitting, due), 0)
         self._change(keys, opened)
 
-    def _keep(self, parts: Sequence[tuple[Keys, ChordPart]]) -> None:
+    def _kept(self, needed_s: float) -> int:
+        """Until when, if it is needed for so long."""
+        until = self._expire(0.0)
+        return until and self._expire(needed_s)  # 0: for ever
+
+    def _keep(self, parts: Sequence[tuple[Keys, ChordPart]], expire: int) -> None:
         """The values of parts, and when the last one came."""
-        expire = self._expire(0.0)
         values = {keys.part(_name(part)): _pack((part.index, part.data)) for keys, part in parts}
         news = {keys.news: str(self._cache.now(keys.head)).encode() for keys, _ in parts}
         try:
@@ -204,10 +214,9 @@ class Chords:
             self._cache.set(key, _pack((part.index, self._failed(part, exc))), expire)
 
     def _arrived(
-        self, keys: Keys, group: str, parts: Sequence[ChordPart], size: int | None, claim_s: float
+        self, keys: Keys, group: str, parts: Sequence[ChordPart], size: int | None, claim_s: float, expire: int
     ) -> ChordClaim | None:
         """Parts whose values are kept have come."""
-        expire = self._expire(0.0)
         names = [_name(part) for part in parts]
         self._append(keys.lists[names[0][0] % LISTS], b"".join(names), expire)
         come = self._count(keys, len(names), expire)
@@ -277,7 +286,7 @@ class Chords:
             head = change(None if data is None else _read_head(data))
             if head is None:
                 return None
-            expire = self._expire(DONE_S if head.done else 0.0)
+            expire = self._expire(DONE_S) if head.done else self._kept(_needed_s(head))
             if data is None:
                 if self._cache.add(keys.head, _pack(head), expire):
                     return head

@@ -22,6 +22,7 @@ from celeriac.exceptions import BackendUnreachable, SettingError, Unsupported
 from celeriac.spec import (
     CLAIM_S,
     DONE_S,
+    OVERDUE_S,
     Chord,
     ChordClaim,
     ChordPart,
@@ -58,6 +59,10 @@ class _Join(Struct):
     claimed_until: float = 0.0
     done: bool = False
 
+    def keep(self, now: float, lifetime_s: float) -> None:
+        """From now on for so long, and for as long as parts may come."""
+        self.expires = now + (lifetime_s if self.size is None else max(lifetime_s, self.patience_s + OVERDUE_S))
+
     def claim(self, group: str, now: float, claim_s: float) -> ChordClaim:
         if self.claimed_until > now:
             return ChordClaim(group, "", self.claimed_until - now)
@@ -86,6 +91,7 @@ class Chords:
                     continue
                 join.size, join.body, join.patience_s = chord.size, chord.body, chord.patience_s
                 join.overdue_at = now + chord.patience_s
+                join.keep(now, lifetime_s)
 
     def join(self, parts: Iterable[ChordPart], lifetime_s: float, claim_s: float) -> list[ChordClaim]:
         with self._lock:
@@ -152,7 +158,7 @@ class Chords:
         if join is None or join.expires <= now:
             join = self._joins[group] = _Join(now + lifetime_s)
         elif not join.done:
-            join.expires = now + lifetime_s
+            join.keep(now, lifetime_s)
         return join
 
 

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
+from celeriac.spec import DONE_S, OVERDUE_S, Chord, ChordClaim, ChordPart
 from celeriac_backend_redis.scripts import Script
 
 GROUP_KEY: Final = "celery-taskset-meta-"
@@ -36,9 +36,12 @@ local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local function keep(key)
   if lifetime == '0' then return end
-  for _, suffix in ipairs({'.j', '.t', '.s', '.d', '.b', ''}) do call('EXPIRE', key .. suffix, lifetime) end
+  local needed = call('HGET', key .. '.b', 'patience')  -- for so long parts may come
+  local kept = math.max(tonumber(lifetime), needed and math.ceil(needed + OVERDUE_S) or 0)
+  kept = string.format('%d', kept)
+  for _, suffix in ipairs({'.j', '.t', '.s', '.d', '.b', ''}) do call('EXPIRE', key .. suffix, kept) end
 end
-"""
+""".replace("OVERDUE_S", f"{OVERDUE_S:.0f}")
 #: How a claim is given: `{group key, token, size, body, parts}`, or `{group key, '', milliseconds}` to the others.
 #: Asked again with the same token (the first answer was lost on its way), it is given again.
 CLAIM: Final = """

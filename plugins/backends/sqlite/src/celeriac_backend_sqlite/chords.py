@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from celeriac.spec import DONE_S, Chord, ChordClaim, ChordPart
+from celeriac.spec import DONE_S, OVERDUE_S, Chord, ChordClaim, ChordPart
 from celeriac_support_sqlite.file import Database, Location
 
 VERSION: Final = 1
@@ -34,11 +34,14 @@ EXPIRED_AT_ONCE: Final = 100
 OPEN: Final = """INSERT INTO celeriac_chords (group_id, size, body, patience, overdue, expires)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
     ON CONFLICT (group_id) DO UPDATE
-    SET size = excluded.size, body = excluded.body, patience = excluded.patience, overdue = excluded.overdue
+    SET size = excluded.size, body = excluded.body, patience = excluded.patience, overdue = excluded.overdue,
+        expires = excluded.expires
     WHERE size IS NULL AND NOT done"""
 #: A part shows that its chord is alive.
 TOUCH: Final = """INSERT INTO celeriac_chords (group_id, expires) VALUES (?1, ?2) ON CONFLICT (group_id) DO UPDATE
-    SET expires = excluded.expires, overdue = max(overdue, ?3 + patience) WHERE NOT done"""
+    SET expires = max(excluded.expires, ifnull(?3 + patience + ?4, excluded.expires)),
+        overdue = max(overdue, ?3 + patience)
+    WHERE NOT done"""
 SET_PART: Final = """INSERT INTO celeriac_chord_parts (group_id, task_id, place, data)
     SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM celeriac_chords WHERE group_id = ?1 AND done)
     ON CONFLICT DO UPDATE SET data = excluded.data"""
@@ -67,7 +70,14 @@ class SqliteChords:
     def open(self, chords: Sequence[Chord]) -> None:
         now = time.time()
         rows = [
-            (chord.group, chord.size, chord.body, chord.patience_s, now + chord.patience_s, self._end(now))
+            (
+                chord.group,
+                chord.size,
+                chord.body,
+                chord.patience_s,
+                now + chord.patience_s,
+                self._end(now, chord.patience_s + OVERDUE_S),
+            )
             for chord in chords
         ]
         with self._database.transaction() as conn:
@@ -79,7 +89,7 @@ class SqliteChords:
         groups = dict.fromkeys(part.group for part in parts)
         rows = [(p.group, p.task_id, LAST if p.index is None else p.index, p.data) for p in parts]
         with self._database.transaction() as conn:
-            conn.executemany(TOUCH, [(group, self._end(now), now) for group in groups])
+            conn.executemany(TOUCH, [(group, self._end(now), now, OVERDUE_S) for group in groups])
             conn.executemany(SET_PART, rows)
             complete = [group for group in groups if conn.execute(IS_COMPLETE, (group,)).fetchone()]
             return [self._claim(conn, group, now, claim_s) for group in complete]
@@ -140,8 +150,8 @@ class SqliteChords:
         parts = [(None if place == LAST else place, data) for place, data in conn.execute(query, (group,))]
         return ChordClaim(group, token, 0.0, size or 0, parts, body)
 
-    def _end(self, now: float) -> float | None:
-        return None if self._lifetime_s is None else now + self._lifetime_s
+    def _end(self, now: float, least_s: float = 0.0) -> float | None:
+        return None if self._lifetime_s is None else now + max(self._lifetime_s, least_s)
 
     @staticmethod
     def _expire(conn: sqlite3.Connection, now: float) -> None:
