@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 
 from celeriac.contrib import rdb
+from celeriac.testing.services import free_ports
 
 
 class Debugged:
     """A function that stops in a debugger, in a thread, and a client of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         monkeypatch.setenv("CELERY_RDB_PORT", str(self.port))
         self.answer: Any = None
         self.waits = threading.Event()

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import glob
 import http.client
 import itertools
 import json
 import os
 import pwd
+import random
 import secrets
 import shutil
 import signal
@@ -54,6 +56,7 @@ __all__ = [
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.05
 START_TRIES = 3  # between choosing a free port and binding it, somebody else may take it
+FEWEST_PORTS = 2000  # to choose from: among fewer, two who choose at a time meet too often
 LOG_TAIL_CHARS = 2000
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # left out of an ordinary user's PATH
 
@@ -162,7 +165,7 @@ class Service:
                 return
             except ServiceFailed as exc:
                 self.close()
-                if not tries_left or "in use" not in exc.log.lower():
+                if not tries_left or not any(words in exc.log.lower() for words in ("in use", "eaddrinuse")):
                     raise
             except BaseException:
                 self.close()
@@ -750,12 +753,33 @@ class RabbitMQService(Service):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now, each different."""
+    """Ports of 127.0.0.1 that nobody listens on now, each different.
+
+    They are not among those that the system gives to clients, and to servers that take any: else somebody could be
+    given one before it is bound, or while its server is restarted.
+    """
+    ports, dice = _ports_to_choose_from(), random.SystemRandom()  # for `random` may have the same seed in all processes
+    found: dict[int, socket.socket] = {}
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
+        while len(found) < count:
+            one = held.enter_context(socket.socket())
+            try:
+                one.bind((HOST, dice.choice(ports)))
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            found[one.getsockname()[1]] = one
+        return list(found)
+
+
+def _ports_to_choose_from() -> Sequence[int]:
+    try:
+        first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
+    except OSError:
+        return [0]  # any
+    ports = max(range(20_000, first), range(last + 1, 65_536), key=len)
+    return ports if len(ports) >= FEWEST_PORTS else [0]
 
 
 def ask(port: int, question: bytes, *, enough: int = 1) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import select
-import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from celeriac.spec import Delivery, Payload, QueueSpec, Route, Settlement
+from celeriac.testing.services import free_ports
 from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.transport import RedisTransport, make_transport
 from celeriac_support_redis.wire import Wire, connect, parse_url
@@ -133,7 +133,5 @@ def server(redis_url: str) -> Iterator[Wire]:
 @pytest.fixture
 def unused_port() -> int:
     """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
