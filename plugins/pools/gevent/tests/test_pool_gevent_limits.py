@@ -91,7 +91,8 @@ class Slow(ScriptedProgram):
 
 
 def test_a_process_that_does_not_come_up_is_replaced(tmp_path: Path) -> None:
-    with _Suite().started(Slow(tmp_path / "notes"), start_timeout_s=1.0) as driver:
+    with _Suite().started(Slow(tmp_path / "notes")) as driver:
+        driver.pool._options = structs.replace(driver.pool._options, start_timeout_s=4.0)  # from now on
         killed, after = job("kill 9"), job("pass")
         driver.submit(killed)
         assert driver.final(killed).outcome == "lost"

@@ -204,14 +204,14 @@ def test_children_of_a_parent_that_has_grown_are_not_over_their_limit_at_birth()
 def test_a_child_that_leaves_is_replaced_before_it_has_ended(tmp_path: Path) -> None:
     class Slow(ScriptedProgram):
         def end(self) -> None:
-            time.sleep(5.0)
+            time.sleep(60)
 
     with started(Slow(), slots=1, max_tasks_per_child=1) as driver:
         began = time.monotonic()
         jobs = [job("pass") for _ in range(3)]
         driver.submit(*jobs)
         assert driver.outcomes(jobs) == ["succeeded"] * 3
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < 1.5 * pool_module.LEAVE_S  # one after the other: twice that
 
 
 def test_a_child_that_does_not_end_when_it_leaves_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,16 +242,15 @@ def test_children_that_die_in_a_row_for_no_known_reason_are_replaced_with_a_paus
         one = job("pass")
         driver.submit(one)
         assert driver.final(one).outcome == "succeeded"
-        assert 0.4 < time.monotonic() - paused < 5.0
+        assert time.monotonic() - paused > 0.4
 
 
-def test_jobs_that_kill_their_slots_are_no_reason_for_a_pause() -> None:
+def test_jobs_that_kill_their_slots_are_no_reason_for_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(birth, "PAUSE_S", (60.0, 60.0))  # nobody here waits so long
     with started(slots=1) as driver:
         jobs = [job("kill 9") for _ in range(8)]
-        began = time.monotonic()
         driver.submit(*jobs)
         assert driver.outcomes(jobs) == ["lost"] * 8
-        assert time.monotonic() - began < 5.0
 
 
 def test_a_child_that_does_not_get_ready_in_time_breaks_the_start() -> None:
@@ -262,7 +261,7 @@ def test_a_child_that_does_not_get_ready_in_time_breaks_the_start() -> None:
     began = time.monotonic()
     with pytest.raises(PoolBroken, match=r"not ready within 0\.3 s"), started(Endless(), start_timeout_s=0.3):
         pass
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 20.0
 
 
 def test_a_child_that_dies_at_its_start_breaks_the_start() -> None:

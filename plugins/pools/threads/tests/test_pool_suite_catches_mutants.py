@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from celeriac.spec import Job, JobReport, Pool, PoolOptions, SlotProgram
-from celeriac.testing.pool_suite import PoolConformance
+from celeriac.testing.pool_suite import PATIENCE_S, PoolConformance
 from celeriac_pool_threads.pool import ThreadsPool
 from celeriac_support_pools.outbox import take_all
 
@@ -158,17 +158,17 @@ MUTANTS: list[tuple[type[ThreadsPool], str]] = [
 @pytest.mark.parametrize(("mutant", "clause"), MUTANTS, ids=lambda value: getattr(value, "__name__", value))
 def test_the_suite_finds_a_pool_that_breaks_a_clause(mutant: type[ThreadsPool], clause: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
-        _run(mutant, clause, tmp_path)
+        _run(mutant, clause, tmp_path, 3.0)
 
 
 @pytest.mark.parametrize("clause", sorted({clause for _, clause in MUTANTS}))
 def test_the_same_tests_pass_with_a_pool_that_keeps_them(clause: str, tmp_path: Path) -> None:
-    _run(ThreadsPool, clause, tmp_path)
+    _run(ThreadsPool, clause, tmp_path, PATIENCE_S)
 
 
-def _run(pool_class: type[ThreadsPool], clause: str, tmp_path: Path) -> None:
+def _run(pool_class: type[ThreadsPool], clause: str, tmp_path: Path, within_s: float) -> None:
     class Suite(PoolConformance):
-        patience_s = 3.0
+        patience_s = within_s
 
         def make_pool(self, program: SlotProgram, options: PoolOptions) -> Pool:
             return pool_class(program, options)
