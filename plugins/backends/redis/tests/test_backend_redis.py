@@ -106,7 +106,7 @@ def test_a_key_prefix_is_joined_as_celery_does(make: Make, server: Any, prefix: 
     backend = make(result_backend_transport_options={"global_keyprefix": prefix})
     backend.store([stored(backend, "x")])
     assert server.call("KEYS", "*") == [key]
-    assert backend.watch(["x"]).wait(5)[0][0] == "x"
+    assert backend.watch(["x"]).wait(20)[0][0] == "x"
 
 
 @pytest.mark.parametrize("name", ["gzip", "bzip2", "lzma", "application/x-gzip"])
@@ -226,7 +226,7 @@ def test_a_watching_connection_is_used_again_and_brings_no_old_news(backend: Red
     watch = backend.watch(["new"])
     assert watch._wire is wire
     backend.store([stored(backend, "old2"), stored(backend, "new")])
-    assert [task_id for task_id, _ in watch.wait(5)] == ["new"]
+    assert [task_id for task_id, _ in watch.wait(20)] == ["new"]
     watch.close()
 
 
@@ -237,12 +237,12 @@ def test_what_a_watch_leaves_subscribed_the_next_one_on_its_connection_ends(back
     for name in ("a", "b"):
         backend.store([stored(backend, name)])
         watch = backend.watch([name])
-        assert watch.wait(5.0)
+        assert watch.wait(20)
         watch.close()
     assert heard_by("a", "b") == [0, 1]
     many = [f"many-{number}" for number in range(100)]
     watch = backend.watch(["b", *many])
-    assert watch.wait(5.0)
+    assert watch.wait(20)
     watch.close()
     assert backend.fetch(["b"])
     assert heard_by("b", *many[:3]) == [0, 0, 0, 0]
@@ -253,11 +253,11 @@ def test_a_watch_whose_connection_is_cut_goes_on(backend: RedisBackend, server: 
     assert watch.wait(0.05) == []
     server.call("CLIENT", "KILL", "TYPE", "pubsub")
     backend.store([stored(backend, "x")])
-    assert [task_id for task_id, _ in watch.wait(5)] == ["x"]
+    assert [task_id for task_id, _ in watch.wait(20)] == ["x"]
     threading.Timer(0.1, backend.store, [[stored(backend, "y")]]).start()
     found: dict[str, bytes] = {}
     while "y" not in found:
-        news = watch.wait(5)
+        news = watch.wait(20)
         assert news
         found.update(news)
     watch.close()
@@ -284,10 +284,10 @@ def test_what_is_discarded_is_not_heard_of(backend: RedisBackend) -> None:
     watch = backend.watch(["x", "y"])
     watch.discard(["x"])
     backend.store([stored(backend, "x"), stored(backend, "y")])
-    assert [task_id for task_id, _ in watch.wait(5)] == ["y"]
+    assert [task_id for task_id, _ in watch.wait(20)] == ["y"]
     watch.discard(["y"])
     watch.add(["x"])
-    assert [task_id for task_id, _ in watch.wait(5)] == ["x"]
+    assert [task_id for task_id, _ in watch.wait(20)] == ["x"]
     watch.close()
     watch.close()
 
@@ -318,7 +318,7 @@ def test_a_restart_is_survived_and_an_outage_is_said(private_service: Any, make:
     watch.close()
     redis.restart()
     backend.store([stored(backend, "y")])
-    assert backend.watch(["y"]).wait(5)
+    assert backend.watch(["y"]).wait(20)
     redis.kill()
     with pytest.raises((BackendLost, BackendUnreachable)):
         backend.store([stored(backend, "z")])
@@ -335,7 +335,7 @@ def test_a_silent_server_is_given_up_in_time(private_service: Any, make: Make) -
         begun = time.monotonic()
         with pytest.raises(BackendError):
             backend.fetch(["x"])
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 15
     finally:
         redis.thaw()
 

@@ -210,7 +210,7 @@ def test_a_wait_survives_a_lost_wake_up(path: Path, backend: SqliteBackend) -> N
         (path, "INSERT INTO celeriac_results (task_id, state, ready, data) VALUES ('t', 'SUCCESS', 1, x'01')"),
     )
     timer.start()
-    assert watch.wait(3.0) == [("t", b"\x01")]
+    assert watch.wait(20.0) == [("t", b"\x01")]
     timer.join()
     watch.close()
 

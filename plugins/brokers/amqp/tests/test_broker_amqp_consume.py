@@ -134,7 +134,12 @@ def test_several_queues_get_equal_turns(transport: AmqpTransport, listen: Any, t
     names = ["a", "b", "c"]
     transport.send([tools.payload(name) for name in names for _ in range(30)])
     listener = listen(transport, *map(tools.spec, names), window=30)
-    time.sleep(0.3)
+
+    def has_some_of_each() -> bool:
+        listener.consumer.receive(0)
+        return all(len(one.ready) >= 10 for one in listener.consumer._subscriptions.values())
+
+    tools.wait_until(has_some_of_each, "messages of each queue")
     got = listener.take(30)
     counts = {name: sum(delivery.queue == name for delivery in got) for name in names}
     assert min(counts.values()) >= 5

@@ -226,16 +226,20 @@ def test_queues_are_served_in_the_configured_order(desks: Any, redis_url: str, o
 def test_an_idle_consumer_hears_at_once_of_every_list(desks: Any, redis_url: str) -> None:
     desk = desks(redis_url, max_waits=1)
     consumer = desk.consumer("celery", "other")
-    waits = []
-    for more in ({"priority": 9}, {"queue": "other"}, {"priority": 3, "queue": "other"}, {"due": 0.2}, {"priority": 9}):
-        desk.idle(consumer)
-        time.sleep(0.7)  # by now it asks by turns only every second
-        begun = time.time()
-        due = begun + more.pop("due", 0)  # type: ignore[operator]
-        desk.send("x", due=due, **more)
-        desk.take(consumer, 1)
-        waits.append(time.time() - due)
-    assert sorted(waits)[-2] < 0.2, waits  # one of five may have met a busy machine
+    rounds = []
+    for _ in range(4):  # a busy machine may be late, but hardly each time
+        waits = []
+        for more in ({"priority": 9}, {"queue": "other"}, {"priority": 3, "queue": "other"}, {"wait": 0.2}):
+            desk.idle(consumer)
+            time.sleep(0.7)  # by now it asks by turns only every second
+            due = time.time() + more.pop("wait", 0)  # type: ignore[operator]
+            desk.send("x", due=due, **more)
+            desk.take(consumer, 1)
+            waits.append(time.time() - due)
+        rounds.append(waits)
+        if max(waits) < 0.2:
+            return
+    pytest.fail(f"it asked by turns: {rounds}")
 
 
 def test_where_the_server_gives_no_notice_every_list_is_asked_by_turns(private_service: Any, desks: Any) -> None:
@@ -249,7 +253,7 @@ def test_where_the_server_gives_no_notice_every_list_is_asked_by_turns(private_s
     for priority in (9, 6):
         desk.idle(consumer)
         desk.send("x", priority=priority)
-        assert len(desk.receive(consumer, 1, within_s=2.5)) == 1
+        assert len(desk.receive(consumer, 1)) == 1
 
 
 def test_a_user_who_may_ask_for_nothing_dangerous_is_served_all_the_same(
@@ -317,8 +321,7 @@ def test_a_smaller_window_gives_back_what_was_asked_for_in_advance(desk: Any) ->
     desk.send("a", "b", "c")
     consumer = desk.consumer()
     assert consumer.receive(3) == []  # the claim is on its way
-    time.sleep(0.2)
-    (kept,) = consumer.receive(1)
+    (kept,) = desk.until(lambda: consumer.receive(1))
     consumer.flush(5)
     assert desk.transport.depth("celery") == 2
     desk.settle(consumer, [kept])

