@@ -17,7 +17,7 @@ from celeriac import Celery
 
 APPS = Path(__file__).parent / "apps"
 CELERIAC = str(Path(sys.executable).parent / "celeriac")
-START_S = 30.0
+START_S = 60.0
 
 BROKERS = [
     pytest.param("sqlite"),
@@ -26,7 +26,7 @@ BROKERS = [
 ]
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 15.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
     """The first true answer of `condition`; fails when there is none in time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -74,7 +74,7 @@ class WorkerProcess:
     def send(self, signum: int) -> None:
         self.process.send_signal(signum)
 
-    def stop(self, signum: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+    def stop(self, signum: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
         """Send a signal and wait; the exit code."""
         if self.process.poll() is None:
             self.send(signum)
@@ -129,6 +129,11 @@ class House:
         """What tasks noted."""
         path = self.place / "ran"
         return path.read_text().splitlines() if path.exists() else []
+
+    def release(self, *names: str) -> None:
+        """Let tasks that wait for it go on."""
+        for name in names:
+            (self.place / f"release-{name}").touch()
 
     def close(self) -> None:
         for worker in self.workers:

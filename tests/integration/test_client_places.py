@@ -36,7 +36,7 @@ def test_many_threads_of_one_client_call_at_once(house: House) -> None:
 def test_a_forked_child_calls_for_itself_and_the_parent_goes_on(house: House) -> None:
     """As a web server does that imports the app, calls once, and then forks."""
     house.worker()
-    assert house.send("add", 1, 1).get(timeout=10) == 2
+    assert house.send("add", 1, 1).get(timeout=30) == 2
     children = []
     for n in range(3):
         pid = os.fork()
@@ -45,13 +45,13 @@ def test_a_forked_child_calls_for_itself_and_the_parent_goes_on(house: House) ->
             try:
                 code = (
                     0
-                    if [house.send("add", n, k).get(timeout=20) for k in range(10)] == [n + k for k in range(10)]
+                    if [house.send("add", n, k).get(timeout=30) for k in range(10)] == [n + k for k in range(10)]
                     else 2
                 )
             finally:
                 os._exit(code)
         children.append(pid)
-    assert [house.send("add", 5, k).get(timeout=20) for k in range(10)] == [5 + k for k in range(10)]
+    assert [house.send("add", 5, k).get(timeout=30) for k in range(10)] == [5 + k for k in range(10)]
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
 
 
@@ -64,7 +64,7 @@ def python(house: House, *words: str, input: str | None = None) -> subprocess.Co
 SCRIPT = """
 from suite_app import add, app
 result = add.delay(4, 4)
-print(result.get(timeout=10), result.ready(), result.state)
+print(result.get(timeout=30), result.ready(), result.state)
 """
 
 
@@ -80,7 +80,7 @@ def test_a_script_prints_its_answer_and_nothing_else(house: House) -> None:
 
 def test_a_repl_shows_results_as_people_expect(sqlite_house: House) -> None:
     sqlite_house.worker()
-    lines = "from suite_app import add\nr = add.delay(2, 2)\nr.get(timeout=10)\nr\nadd\nr.ready()\n"
+    lines = "from suite_app import add\nr = add.delay(2, 2)\nr.get(timeout=30)\nr\nadd\nr.ready()\n"
     done = python(sqlite_house, "-i", "-q", input=lines)
     shown = done.stdout.splitlines()
     assert shown[0] == "4"
@@ -94,14 +94,14 @@ def test_a_pickled_result_is_still_one(sqlite_house: House) -> None:
     result = sqlite_house.send("add", 1, 2)
     again = pickle.loads(pickle.dumps(result))
     assert again == result
-    assert again.get(timeout=10) == 3
+    assert again.get(timeout=30) == 3
 
 
 def test_an_app_without_results_says_so_at_once(sqlite_house: House) -> None:
     sqlite_house.app.conf.result_backend = None
     sqlite_house.app.close()
     result = sqlite_house.send("add", 1, 1)
-    for ask in (lambda: result.get(timeout=5), lambda: result.state, result.ready, result.forget):
+    for ask in (lambda: result.get(timeout=30), lambda: result.state, result.ready, result.forget):
         with pytest.raises(NoResultBackend, match="this app has no result backend"):
             ask()
 
@@ -114,13 +114,13 @@ def test_a_worker_with_other_results_is_named_to_who_waits(house: House, kept: s
     elsewhere = f"sqlite:///{house.place}/elsewhere.db" if kept else ""
     house.worker("-n", "old@%h", SUITE_BACKEND=elsewhere)
     with pytest.raises(BackendMismatch, match=r"was run by old@.*no result will come"):
-        house.send("add", 1, 1).get(timeout=15)
+        house.send("add", 1, 1).get(timeout=30)
 
 
 def test_extended_results_say_what_was_called(sqlite_house: House) -> None:
     sqlite_house.worker(SUITE_EXTENDED="1")
     result = sqlite_house.send("echo", 1, kwargs={"k": 2})
-    result.get(timeout=10)
+    result.get(timeout=30)
     fresh = sqlite_house.app.AsyncResult(result.id)
     assert (fresh.name, fresh.args, fresh.kwargs, fresh.retries, fresh.queue) == (
         "suite_app.echo",
@@ -135,6 +135,6 @@ def test_extended_results_say_what_was_called(sqlite_house: House) -> None:
 def test_forgotten_results_are_gone(house: House) -> None:
     house.worker()
     result = house.send("add", 1, 1)
-    assert result.get(timeout=10) == 2
+    assert result.get(timeout=30) == 2
     result.forget()
     assert not house.app.AsyncResult(result.id).exists()

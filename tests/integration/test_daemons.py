@@ -64,7 +64,7 @@ def test_a_detached_worker_works_when_the_command_returns(daemons: Daemons) -> N
     pid = daemons.pid("w1")
     assert is_alive(pid)
     assert os.getsid(pid) != os.getsid(0)
-    assert daemons.house.send("add", 1, 2).get(timeout=20) == 3
+    assert daemons.house.send("add", 1, 2).get(timeout=30) == 3
     assert "add" in (daemons.house.place / "w1.log").read_text()
     said = daemons.run(*words, *files, code=1)
     assert f"belongs to process {pid}, which runs" in said
@@ -102,7 +102,7 @@ def test_multi_starts_restarts_and_stops_workers(daemons: Daemons) -> None:
     said = daemons.run("multi", "start", "w1", "w2", "-A", "suite_app", "-c", "1", "-l", "info", *files)
     assert said.count("OK") == 2
     before = daemons.pid("w1"), daemons.pid("w2")
-    assert daemons.house.send("add", 1, 2).get(timeout=20) == 3
+    assert daemons.house.send("add", 1, 2).get(timeout=30) == 3
     assert "runs already" in daemons.run("multi", "start", "w1", "-A", "suite_app", *files)
     said = daemons.run("multi", "restart", "w1", "-A", "suite_app", "-c", "1", *files)
     assert "has ended" in said

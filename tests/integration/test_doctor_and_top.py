@@ -42,7 +42,7 @@ def test_a_doctor_finds_nothing_wrong_with_a_worker_of_the_same_app(fleet: Fleet
 
 
 def test_top_shows_for_programs_what_runs_and_what_has_run(fleet: Fleet) -> None:
-    fleet.app.send_task("control.nap", (20,))
+    fleet.app.send_task("control.nap", (90,))
     for number in range(5):
         fleet.app.send_task("control.add", (number, 1)).get(timeout=30)
     found = fleet.ask("celeriac", "top", "--once", "-i", "0.5", "-t", "3", "-Q", "controlled,empty")

@@ -35,7 +35,7 @@ def test_a_thousand_sleep_in_one_process(green: House) -> None:
     results = [green.send("sleep", 1.0, "here") for _ in range(1000)]
     assert ResultSet(results).get(timeout=100) == ["here"] * 1000
     assert time.monotonic() - begun < 100  # one after the other: 1,000 s
-    pids = {green.send("pid").get(timeout=20) for _ in range(3)}
+    pids = {green.send("pid").get(timeout=30) for _ in range(3)}
     assert len(pids) == 1
     assert pids != {green.workers[0].pid}
 
@@ -55,7 +55,7 @@ def test_limits_and_revoking_end_one_that_waits_and_one_that_computes(green: Hou
         victim.revoke(terminate=True)
         with pytest.raises(TaskRevokedError):
             victim.get(timeout=30)
-    assert green.send("add", 1, 2).get(timeout=20) == 3
+    assert green.send("add", 1, 2).get(timeout=30) == 3
 
 
 def test_coroutines_and_calls_within_tasks_go_on_beside_them(green: House) -> None:
@@ -75,8 +75,8 @@ def test_coroutines_and_calls_within_tasks_go_on_beside_them(green: House) -> No
 def test_a_crash_costs_what_ran_in_the_process_and_not_the_worker(green: House) -> None:
     with pytest.raises(WorkerLostError, match="SIGSEGV"):
         green.send("die", "segfault").get(timeout=30)
-    assert green.send("add", 2, 3).get(timeout=20) == 5
-    assert green.send("shell", "echo again").get(timeout=20) == "again\n"
+    assert green.send("add", 2, 3).get(timeout=30) == 5
+    assert green.send("shell", "echo again").get(timeout=30) == "again\n"
     assert green.workers[0].process.poll() is None
 
 
@@ -85,7 +85,7 @@ def test_it_stops_warmly_and_then_coldly(sqlite_house: House) -> None:
     short, long = sqlite_house.send("sleep", 1.5, "short"), sqlite_house.send("sleep", 600, "long")
     wait_until(lambda: len(sqlite_house.ran()) == 2, what="both")
     worker.send(signal.SIGTERM)
-    assert short.get(timeout=20) == "short"
+    assert short.get(timeout=30) == "short"
     assert worker.process.poll() is None
     worker.send(signal.SIGTERM)
     assert worker.process.wait(20) == 1

@@ -54,7 +54,7 @@ def test_what_has_succeeded_is_not_run_again_and_what_follows_is_done(heeded: Ho
     linked = heeded.app.send_task("done_and_dead", (7,), link=signature("follow"))
     assert canvas.apply_async().get(timeout=30) == [5, 6]
     wait_until(lambda: "followed 7" in heeded.ran(), what="the callback")
-    assert linked.get(timeout=5) == 7
+    assert linked.get(timeout=30) == 7
     assert [heeded.ran().count(f"ran {value}") for value in (5, 7)] == [1, 1]
     wait_until(lambda: heeded.workers[0].log.count("it has succeeded before") == 2, what="the log lines")
 

@@ -77,28 +77,35 @@ def test_an_error_comes_back_with_its_class_arguments_and_traceback(pair: Pair) 
 
 @pytest.mark.parametrize("countdown_s", [1.5, 4.0])
 def test_a_countdown_is_kept(pair: Pair, countdown_s: float) -> None:
-    begun = time.time()
-    task_id = pair.call("about", countdown=countdown_s)
-    assert pair.get(task_id)["eta"] is True
-    assert countdown_s <= time.time() - begun < countdown_s + 2.5
+    assert_punctual(pair, countdown_s)
+
+
+def assert_punctual(pair: Pair, countdown_s: float) -> None:
+    """It is never early, and seldom late: of three tries on a busy machine not each."""
+    waits: list[float] = []
+    while not waits or (waits[-1] > countdown_s + 2.5 and len(waits) < 3):
+        begun = time.time()
+        assert pair.get(pair.call("about", countdown=countdown_s))["eta"] is True
+        waits.append(time.time() - begun)
+        assert waits[-1] >= countdown_s
+    assert waits[-1] <= countdown_s + 2.5, waits
 
 
 def test_an_expired_call_is_never_run(pair: Pair, tmp_path: Path) -> None:
     path = tmp_path / "ran"
-    blocker = pair.call("nap", 1.5)
-    time.sleep(0.3)
-    pair.call("note", str(path), "late", expires=0.5)
-    assert pair.get(blocker) == "slept"
+    with pair.held_worker(tmp_path):
+        pair.call("note", str(path), "late", expires=0.5)
+        time.sleep(0.6)
     assert pair.result("add", 2, 2, expires=60) == 4
     assert not path.exists()
 
 
 def test_the_highest_priority_is_served_first(pair: Pair, tmp_path: Path) -> None:
     path = str(tmp_path / "order")
-    blocker = pair.call("nap", 2.0)
-    time.sleep(0.5)
-    calls = [pair.call("note", path, str(priority), priority=priority) for priority in (0, 6, 9, 3)]
-    for call in (blocker, *calls):
+    with pair.held_worker(tmp_path):
+        calls = [pair.call("note", path, str(priority), priority=priority) for priority in (0, 6, 9, 3)]
+        time.sleep(0.5)  # for a Celery worker to take the one
+    for call in calls:
         pair.get(call)
     order = Path(path).read_text().split()
     # a Celery worker holds one message in advance, the first that came
@@ -162,6 +169,4 @@ def test_quorum_queues_and_their_delays_are_shared(make_sides: MakeSides, exchan
     for client, worker in (("celery", "celeriac"), ("celeriac", "celery")):
         pair = Pair(sides[client], sides[worker])
         assert pair.result("add", 2, 3) == 5
-        begun = time.time()
-        assert pair.get(pair.call("about", countdown=4.0))["eta"] is True
-        assert 4.0 <= time.time() - begun < 7.0
+        assert_punctual(pair, 4.0)

@@ -30,12 +30,6 @@ def children(worker: WorkerProcess) -> set[int]:
     return {int(pid) for pid in listed.split()}
 
 
-def release(house: House, *names: str) -> None:
-    """Let `hold` end."""
-    for name in names:
-        (house.place / f"release-{name}").touch()
-
-
 # -- limits -------------------------------------------------------------------------------------------------
 
 
@@ -71,7 +65,7 @@ def test_of_hard_limits_the_call_s_counts_then_the_task_s_then_the_worker_s(limi
         with pytest.raises(TimeLimitExceeded) as caught:
             result.get(timeout=30)
         assert caught.value.args == (limit_s,)
-    assert send(limited, "pid").get(timeout=20)
+    assert send(limited, "pid", soft_time_limit=20).get(timeout=30)
 
 
 def test_a_task_without_limits_is_free_of_the_worker_s(limited: House) -> None:
@@ -84,11 +78,11 @@ def test_a_soft_limit_that_nobody_catches_fails_its_task_alone(limited: House) -
     result = send(limited, "pid", 60)
     with pytest.raises(SoftTimeLimitExceeded):
         result.get(timeout=30)
-    assert send(limited, "pid").get(timeout=20)
+    assert send(limited, "pid", soft_time_limit=20).get(timeout=30)
 
 
 def test_a_run_is_told_the_limits_of_its_call(limited: House) -> None:
-    assert send(limited, "own_limits", time_limit=20, soft_time_limit=10).get(timeout=20) == [20, 10]
+    assert send(limited, "own_limits", time_limit=20, soft_time_limit=10).get(timeout=30) == [20, 10]
 
 
 # -- deaths -------------------------------------------------------------------------------------------------
@@ -127,9 +121,9 @@ def test_a_child_s_death_is_told_of_its_own_task_and_harms_no_sibling(
         dying.get(timeout=30)
     wait_until(lambda: len(children(worker)) == 3, what="a new child")
     assert len(before & children(worker)) == 2, "only one of them died"
-    assert send(mortal, "pid").get(timeout=20) not in before
-    release(mortal, f"{name}-0", f"{name}-1")
-    assert [sibling.get(timeout=20) for sibling in siblings] == [f"{name}-0", f"{name}-1"]
+    assert send(mortal, "pid").get(timeout=30) not in before
+    mortal.release(f"{name}-0", f"{name}-1")
+    assert [sibling.get(timeout=30) for sibling in siblings] == [f"{name}-0", f"{name}-1"]
     lines = [line.split() for line in mortal.ran() if f" {name}-" in line]
     assert len(lines) == 4, "each sibling ran once"
     assert {line[2] for line in lines} <= {str(pid) for pid in before}
@@ -142,8 +136,8 @@ def test_a_child_killed_from_outside_is_told_of_the_task_it_ran(mortal: House) -
     os.kill(pid, signal.SIGKILL)  # as the kernel does when the machine is out of memory
     with pytest.raises(WorkerLostError, match="SIGKILL"):
         victim.get(timeout=30)
-    release(mortal, "sibling")
-    assert sibling.get(timeout=20) == "sibling"
+    mortal.release("sibling")
+    assert sibling.get(timeout=30) == "sibling"
 
 
 def test_a_task_that_wants_too_much_memory_fails_and_its_child_lives_on(mortal: House) -> None:
@@ -152,19 +146,19 @@ def test_a_task_that_wants_too_much_memory_fails_and_its_child_lives_on(mortal: 
     before = children(worker)
     with pytest.raises(MemoryError):
         send(mortal, "devour", 1024, 64).get(timeout=30)
-    assert send(mortal, "devour", 1, 64).get(timeout=20) == 1 << 20
+    assert send(mortal, "devour", 1, 64).get(timeout=30) == 1 << 20
     assert children(worker) == before
 
 
 def test_a_child_that_has_grown_ends_its_task_and_is_replaced_after_it(sqlite_house: House) -> None:
     worker = sqlite_house.worker("-c", "1", "--max-memory-per-child", "250000", app="limits_app")
     (first,) = children(worker)
-    assert send(sqlite_house, "pid").get(timeout=20) == first
+    assert send(sqlite_house, "pid").get(timeout=30) == first
     assert send(sqlite_house, "grow", 300).get(timeout=30) == first
-    assert send(sqlite_house, "pid").get(timeout=20) != first
+    assert send(sqlite_house, "pid").get(timeout=30) != first
     wait_until(lambda: first not in children(worker), what="the end of the grown child")
     (second,) = children(worker)
-    assert {send(sqlite_house, "pid").get(timeout=20) for _ in range(5)} == {second}
+    assert {send(sqlite_house, "pid").get(timeout=30) for _ in range(5)} == {second}
 
 
 # -- slots that cannot be ended -----------------------------------------------------------------------------
@@ -174,7 +168,7 @@ def test_a_thread_beyond_its_hard_limit_is_told_of_once_and_works_on(sqlite_hous
     worker = sqlite_house.worker("-P", "threads", "-c", "3", app="limits_app")
     result = send(sqlite_house, "work", 4.0, time_limit=0.5)
     worker.wait_for(f"limits.work[{result.id}] runs beyond its hard time limit of 0.5 s")
-    assert send(sqlite_house, "pid").get(timeout=20) == worker.pid
+    assert send(sqlite_house, "pid").get(timeout=30) == worker.pid
     assert result.get(timeout=30) == "had its time"
     assert worker.log.count("its slot is stuck") == 1
     assert worker.stop() == 0
@@ -189,15 +183,15 @@ def test_with_half_its_threads_stuck_a_worker_makes_room_for_a_new_one(sqlite_ho
     worker.wait_for("1 of 2 slots are stuck")
     worker.wait_for("Stopping")
     with pytest.raises(TimeLimitExceeded):
-        stuck.get(timeout=20)
+        stuck.get(timeout=30)
     later = send(sqlite_house, "pid")
     assert worker.process.poll() is None, "it waits for the task that is in time"
-    release(sqlite_house, "busy")
-    assert busy.get(timeout=20) == "busy"
+    sqlite_house.release("busy")
+    assert busy.get(timeout=30) == "busy"
     assert worker.process.wait(20) == 4
     assert "0 given up while they ran" in worker.log
     other = sqlite_house.worker(*options, app="limits_app")
-    assert later.get(timeout=20) == other.pid
+    assert later.get(timeout=30) == other.pid
 
 
 def test_a_solo_worker_that_is_stuck_ends_and_its_message_is_another_s(sqlite_house: House) -> None:

@@ -41,9 +41,7 @@ def test_redis_killed_and_restarted_under_load(redis_house: tuple[House, RedisSe
     worker.wait_for("Lost the broker")
     time.sleep(1)
     server.restart()
-    begun = time.monotonic()
     worker.wait_for("The broker is back")
-    assert time.monotonic() - begun < 10
     assert results.get(timeout=60) == [f"n{n}" for n in range(20)]
     assert worker.stop() == 0
 
@@ -53,12 +51,12 @@ def test_connections_killed_by_redis_are_made_anew(redis_house: tuple[House, Red
 
     house, server = redis_house
     worker = house.worker("-c", "2")
-    assert house.send("add", 1, 1).get(timeout=10) == 2
+    assert house.send("add", 1, 1).get(timeout=30) == 2
     with redis.Redis.from_url(server.url) as admin:
         for _ in range(5):
             admin.client_kill_filter(_type="normal", skipme=True)
             admin.client_kill_filter(_type="pubsub", skipme=True)
-            assert house.send("add", 2, 2).get(timeout=20) == 4
+            assert house.send("add", 2, 2).get(timeout=30) == 4
     assert worker.stop() == 0
 
 
@@ -70,10 +68,11 @@ def test_a_run_goes_on_when_its_connection_is_lost_and_its_message_comes_again(
         house = House(tmp_path, wire.url, "rpc://")
         try:
             worker = house.worker("-P", "threads", "-c", "1")
-            house.send("sleep", 8.0, "long")
+            house.send("hold", "long")
             wait_until(lambda: house.ran(), what="the task")
             wire.cut()
             worker.wait_for("came again; its run goes on")
+            house.release("long")
             wait_until(lambda: len(house.ran()) > 1, what="its end")
             wait_until(lambda: house.app.transport.depth("celery") == 0)
             assert worker.stop() == 0
@@ -109,10 +108,11 @@ def test_a_run_is_cancelled_when_its_connection_is_lost_if_that_is_wished_and_th
         try:
             wish = "worker.cancel_long_running_tasks_on_connection_loss=True"
             worker = house.worker("-c", "1", wish, SUITE_CRASHES="1")
-            result = house.send("sleep", 1.5, "long")
+            result = house.send("hold", "long")
             wait_until(lambda: house.ran(), what="the task")
             wire.cut()
             worker.wait_for("] cancelled: the broker was lost")
+            house.release("long")
             wait_until(lambda: len(house.ran()) == 3, what="its end")
             assert [line.split()[0] for line in house.ran()] == ["start", "start", "end"]
             assert result.state != "REVOKED"
@@ -136,7 +136,7 @@ def test_rabbitmq_restarted_under_load(tmp_path: Path, request: pytest.FixtureRe
             server.restart()
             worker.wait_for("The broker is back")
             assert results.get(timeout=60) == [f"n{n}" for n in range(20)]
-            assert house.send("add", 1, 1).get(timeout=20) == 2
+            assert house.send("add", 1, 1).get(timeout=30) == 2
             assert worker.stop() == 0
         finally:
             house.close()
@@ -159,7 +159,7 @@ def test_results_wait_for_a_store_that_is_away_and_nothing_is_acknowledged_unsto
         house = House(tmp_path, url, store.url)
         try:
             worker = house.worker("-c", "2", "worker.spool_results=5", "worker.prefetch_multiplier=1")
-            assert house.send("add", 1, 1).get(timeout=10) == 2
+            assert house.send("add", 1, 1).get(timeout=30) == 2
             store.kill()
             sent = [house.app.send_task("suite_app.sleep", (0.01, f"n{n}"), ignore_result=None) for n in range(20)]
             worker.wait_for("The result store is away")
@@ -195,11 +195,11 @@ def test_a_worker_that_slept_longer_than_its_lease_does_nothing_for_what_others_
     other.wait_for("succeeded", timeout_s=40)
     sleeper.send(signal.SIGCONT)
     assert other.stop() == 0
-    assert house.send("add", 1, 1).get(timeout=20) == 2, "by the one that slept, which has ended the other run before"
-    assert result.get(timeout=10) != int(house.ran()[0].split()[-1]), "the other's result stands"
+    assert house.send("add", 1, 1).get(timeout=30) == 2, "by the one that slept, which has ended the other run before"
+    assert result.get(timeout=30) != int(house.ran()[0].split()[-1]), "the other's result stands"
     assert sleeper.stop() == 0
     assert house.ran().count("silent linked") == 1
-    assert result.get(timeout=10) != int(house.ran()[0].split()[-1])
+    assert result.get(timeout=30) != int(house.ran()[0].split()[-1])
 
 
 def test_a_worker_without_its_broker_still_ends_in_time(redis_house: tuple[House, RedisService]) -> None:

@@ -60,15 +60,15 @@ def test_of_two_servers_the_other_is_used_when_one_is_gone(tmp_path: Path, priva
     house = House(tmp_path, f"{first.url};{second.url}", f"sqlite:///{tmp_path}/results.db")
     try:
         worker = house.worker("-c", "1")
-        assert house.send("add", 1, 1).get(timeout=20) == 2
+        assert house.send("add", 1, 1).get(timeout=30) == 2
         first.kill()
         worker.wait_for("The broker is back")
-        assert house.send("add", 2, 2).get(timeout=20) == 4
+        assert house.send("add", 2, 2).get(timeout=30) == 4
         wait_until(lambda: house.app.control.ping(timeout=1.0, limit=1), 30, "its listening at the second")
         first.restart()
         second.kill()
         wait_until(lambda: worker.log.count("The broker is back") > 1, 20)
-        assert house.send("add", 3, 3).get(timeout=20) == 6
+        assert house.send("add", 3, 3).get(timeout=30) == 6
         assert worker.stop() == 0
     finally:
         house.close()

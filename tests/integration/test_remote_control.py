@@ -16,7 +16,7 @@ from celeriac.messaging.broadcasts import control_exchange
 from celeriac.spec import Payload, Route
 
 NODE = "w1@here"
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 @pytest.fixture(scope="module", params=BROKERS)
@@ -299,9 +299,9 @@ def test_a_worker_scales_itself(fleet: Fleet) -> None:
         return fleet.app.control.inspect([node], timeout=WAIT_S).stats()[node]
 
     assert stats()["autoscaler"] == {"max": 3, "min": 1, "current": 1, "qty": 0}
-    naps = [send(fleet, "nap", 3, queue="scaled") for _ in range(3)]
+    naps = [send(fleet, "nap", 6, queue="scaled") for _ in range(3)]
     wait_until(lambda: stats()["autoscaler"]["current"] == 3)
-    assert [nap.get(timeout=20) for nap in naps] == [3, 3, 3]
+    assert [nap.get(timeout=30) for nap in naps] == [6, 6, 6]
     wait_until(lambda: stats()["autoscaler"]["current"] == 1)
     (refused,) = fleet.app.control.pool_grow(1, [node], reply=True, timeout=WAIT_S)
     assert "error" in refused[node]

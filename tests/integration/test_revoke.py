@@ -42,7 +42,7 @@ def test_revoked_calls_do_not_run_and_those_that_run_are_ended(keeping: House) -
     worker = house.worker("-c", "2", "worker.prefetch_multiplier=4")
     for result in (before, marked):
         with pytest.raises(TaskRevokedError, match="revoked"):
-            result.get(timeout=20)
+            result.get(timeout=30)
         assert result.state == "REVOKED"
     # Two run, four wait in the worker.
     running = [house.send("sleep", 60, f"running{n}") for n in range(2)]
@@ -52,13 +52,13 @@ def test_revoked_calls_do_not_run_and_those_that_run_are_ended(keeping: House) -
     running[0].revoke()  # has begun: goes on
     running[1].revoke(terminate=True, signal="SIGKILL")
     with pytest.raises(TaskRevokedError, match="terminated"):
-        running[1].get(timeout=20)
+        running[1].get(timeout=30)
     with pytest.raises(TaskRevokedError, match="revoked"):
-        waiting[1].get(timeout=20)
-    assert [result.get(timeout=20) for result in (waiting[0], *waiting[2:])] == ["waiting0", "waiting2", "waiting3"]
+        waiting[1].get(timeout=30)
+    assert [result.get(timeout=30) for result in (waiting[0], *waiting[2:])] == ["waiting0", "waiting2", "waiting3"]
     running[0].revoke(terminate=True)
     with pytest.raises(TaskRevokedError, match="terminated"):
-        running[0].get(timeout=20)
+        running[0].get(timeout=30)
     wait_until(lambda: worker.log.count("Discarding revoked task") == 5, what="a line for each")
     begun = {line.split()[1] for line in house.ran() if line.startswith("start")}
     assert begun == {"running0", "running1", "waiting0", "waiting2", "waiting3"}
@@ -67,7 +67,7 @@ def test_revoked_calls_do_not_run_and_those_that_run_are_ended(keeping: House) -
     house.app.send_task("suite_app.sleep", (0.01, "again"), task_id=before.id)
     last = house.send("add", 1, 1)
     again = house.worker("-c", "1")
-    assert last.get(timeout=20) == 2
+    assert last.get(timeout=30) == 2
     again.wait_for(f"Discarding revoked task: suite_app.sleep[{before.id}]")
     assert again.stop() == 0
     assert not any("again" in line for line in house.ran())
@@ -84,6 +84,6 @@ def test_where_nothing_keeps_revocations_revoke_says_so(request: pytest.FixtureR
         wait_until(lambda: house.ran(), what="one that runs")
         running.revoke(terminate=True, wait=True, timeout=2)  # those that are there hear of it all the same
         with pytest.raises(TaskRevokedError, match="terminated"):
-            running.get(timeout=20)
+            running.get(timeout=30)
     finally:
         house.close()

@@ -52,7 +52,7 @@ def test_B14_a_task_that_gives_itself_back_is_counted_over_workers(house: House)
     assert house.ran()[:2] == ["give_back False", "give_back True"]
     house.worker(SUITE_RETURNS="5")
     with pytest.raises((Reject, Exception), match="returned too often"):
-        result.get(timeout=20)
+        result.get(timeout=30)
     assert len(house.ran()) <= ran + 1
     (letter,) = wait_until(lambda: set_aside(house))
     assert letter.reason.startswith("returned too often: ")
@@ -125,7 +125,7 @@ def test_B26_a_hostile_message_is_set_aside_and_the_next_task_runs(fed: House, w
     payload = HOSTILE[what]
     before = {letter.id for letter in set_aside(fed)}
     fed.app.transport.send([payload])
-    assert fed.send("add", 20, 22).get(timeout=20) == 42
+    assert fed.send("add", 20, 22).get(timeout=30) == 42
     (letter,) = wait_until(lambda: [one for one in set_aside(fed) if one.id not in before])
     assert payload.body in (letter.raw, _body(fed, letter)) or payload.headers["id"].encode() in letter.raw
     assert letter.reason

@@ -66,7 +66,7 @@ def test_a_worker_says_what_happens_and_one_that_hangs_falls_silent(sqlite_house
     worker = house.worker(app="service_app", ready=False, **manager.environ)
     ready = manager.wait_for("READY=1")
     assert ready[1].startswith("STATUS=Consuming celery: 0 in hand, 0 finished.")
-    assert house.send("add", 1, 1).get(timeout=20) == 2
+    assert house.send("add", 1, 1).get(timeout=30) == 2
     manager.wait_for("STATUS=Consuming celery: 0 in hand, 1 finished.")
     manager.wait_for("WATCHDOG=1", len(manager.times("WATCHDOG=1")) + 2)
     house.app.control.broadcast("hang", {"seconds": HANG_S})
@@ -80,7 +80,7 @@ def test_a_worker_says_what_happens_and_one_that_hangs_falls_silent(sqlite_house
     (anew,) = [lines for _, lines in manager.heard if "RELOADING=1" in lines]
     assert anew[1].startswith("MONOTONIC_USEC=")
     assert manager.times("STOPPING=1") == []
-    assert house.send("pid").get(timeout=20) != worker.pid, "prefork"
+    assert house.send("pid").get(timeout=30) != worker.pid, "prefork"
     assert worker.stop() == 0
     assert manager.wait_for("STOPPING=1")[1] == "STATUS=Stopping."
 

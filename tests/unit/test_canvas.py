@@ -298,7 +298,7 @@ def test_what_is_kept_of_calls_that_are_run_here_is_what_a_worker_keeps(app: Cel
         "unkept": "PENDING",
         "ignored": "PENDING",
     }
-    assert app.AsyncResult(app.tasks["unkept"].apply(ignore_result=False).id).get(timeout=5) == 1
+    assert app.AsyncResult(app.tasks["unkept"].apply(ignore_result=False).id).get(timeout=30) == 1
 
 
 def test_links_errbacks_and_immutability_go_where_they_belong(add: Any) -> None:
@@ -349,10 +349,10 @@ def test_what_is_done_to_a_copy_or_to_a_longer_chain_is_not_done_to_what_it_was_
 def test_nobody_waits_for_calls_of_a_canvas_whose_results_are_ignored(app: Celery, add: Any) -> None:
     app.task(name="quiet", ignore_result=True)(lambda *_: None)
     quiet = app.tasks["quiet"]
-    assert group(quiet.s(), add.s(1).set(ignore_result=True)).apply_async().get(timeout=1) == [None, None]
-    assert (add.s(1) | quiet.s()).apply_async().get(timeout=1) is None
+    assert group(quiet.s(), add.s(1).set(ignore_result=True)).apply_async().get(timeout=30) == [None, None]
+    assert (add.s(1) | quiet.s()).apply_async().get(timeout=30) is None
     (result,) = app.publish_many([quiet.s()])
-    assert result.get(timeout=1) is None
+    assert result.get(timeout=30) is None
     assert not group(quiet.s().set(ignore_result=False), add.s(1)).apply_async().ready()
 
 

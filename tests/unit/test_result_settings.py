@@ -48,7 +48,7 @@ def test_results_of_a_serializer_that_is_not_accepted_are_not_read(make: MakeApp
     app = make(result_serializer="msgpack")
     app.backend.store_result("r-1", 5, states.SUCCESS)  # whoever writes need not read
     result = app.AsyncResult("r-1")
-    for read in (lambda: result.get(timeout=1), lambda: result.state, lambda: GroupResult.restore("g", app=app)):
+    for read in (lambda: result.get(timeout=30), lambda: result.state, lambda: GroupResult.restore("g", app=app)):
         with pytest.raises(ContentDisallowed, match=r"application/x-msgpack.*name it in result_accept_content"):
             read()
     assert issubclass(ContentDisallowed, SecurityError)
@@ -65,14 +65,14 @@ def test_results_of_a_serializer_that_is_not_accepted_are_not_read(make: MakeApp
 def test_those_that_are_accepted_are_read(make: MakeApp, accepted: dict[str, Any]) -> None:
     app = make(result_serializer="msgpack", **accepted)
     app.backend.store_result("r-2", 5, states.SUCCESS)
-    assert app.AsyncResult("r-2").get(timeout=1) == 5
+    assert app.AsyncResult("r-2").get(timeout=30) == 5
 
 
 def test_a_list_for_results_replaces_the_one_for_messages(make: MakeApp) -> None:
     app = make(accept_content=["json"], result_accept_content=["yaml"])
     app.backend.store_result("r-3", 5, states.SUCCESS)
     with pytest.raises(ContentDisallowed, match="yaml"):
-        app.AsyncResult("r-3").get(timeout=1)
+        app.AsyncResult("r-3").get(timeout=30)
 
 
 @pytest.mark.parametrize(("most", "kept"), [(-1, set()), (0, {"c-1", "c-2", "c-3"}), (2, {"c-2", "c-3"})])

@@ -54,7 +54,7 @@ def test_a_set_is_told_when_the_last_has_ended(app: Celery) -> None:
     results.then(told.append)
     assert results.waiting()
     app.backend.store_result("b", 2, "SUCCESS")
-    assert results.get(timeout=5) == [1, 2]
+    assert results.get(timeout=30) == [1, 2]
     assert told == [results]
 
 
@@ -72,10 +72,10 @@ def test_a_set_looks_once_for_all(app: Celery, monkeypatch: pytest.MonkeyPatch) 
 def test_failures_of_a_set_are_raised_or_returned(app: Celery) -> None:
     results = ResultSet([done(app, "a"), done(app, "b", ValueError("no"), "FAILURE")], app=app)
     with pytest.raises(ValueError, match="no"):
-        results.get(timeout=5)
+        results.get(timeout=30)
     with pytest.raises(ValueError, match="no"):
         results.maybe_throw()
-    value, error = results.get(timeout=5, propagate=False)
+    value, error = results.get(timeout=30, propagate=False)
     assert value == 1
     assert isinstance(error, ValueError)
     assert results.failed()
@@ -85,22 +85,22 @@ def test_failures_of_a_set_are_raised_or_returned(app: Celery) -> None:
 def test_groups_in_a_group_are_waited_for(app: Celery) -> None:
     inner = GroupResult("in", [done(app, "a", 1), done(app, "b", 2)], app=app)
     outer = GroupResult("out", [inner, done(app, "c", 3)], app=app)
-    assert outer.get(timeout=5) == [[1, 2], 3]
+    assert outer.get(timeout=30) == [[1, 2], 3]
     assert outer.completed_count() == 3
-    assert sorted(task_id for task_id, _ in outer.iter_native(timeout=5)) == ["a", "b", "c"]
-    assert sorted(outer.iterate(timeout=5)) == [1, 2, 3]
+    assert sorted(task_id for task_id, _ in outer.iter_native(timeout=30)) == ["a", "b", "c"]
+    assert sorted(outer.iterate(timeout=30)) == [1, 2, 3]
 
 
 def test_progress_counts_up_to_the_end(app: Celery) -> None:
     results = ResultSet([done(app, "a"), done(app, "b", ValueError(), "FAILURE"), app.AsyncResult("c")], app=app)
-    steps = results.progress(timeout=5)
+    steps = results.progress(timeout=30)
     assert next(steps) == Progress(2, 1, 3)
     app.backend.store_result("c", 1, "SUCCESS")
     assert list(steps) == [Progress(3, 1, 3)]
 
 
 def test_a_bar_is_shown(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
-    ResultSet([done(app, "a"), done(app, "b")], app=app).show_progress(timeout=5)
+    ResultSet([done(app, "a"), done(app, "b")], app=app).show_progress(timeout=30)
     assert "results" in capsys.readouterr().err
 
 
@@ -110,7 +110,7 @@ def test_a_group_is_saved_and_restored_with_its_parents(app: Celery) -> None:
     again = GroupResult.restore("g", app=app)
     assert again == group
     assert again is not None
-    assert again.get(timeout=5) == [1, 2]
+    assert again.get(timeout=30) == [1, 2]
     assert again.parent.id == "p"
     group.delete()
     assert GroupResult.restore("g", app=app) is None
@@ -181,8 +181,8 @@ def test_waiting_within_a_task_is_refused_unless_it_is_meant(app: Celery) -> Non
     def waits(meant: bool) -> Any:
         if meant:
             with allow_join_result():
-                return result.get(timeout=5)
-        return ResultSet([result], app=app).get(timeout=5)
+                return result.get(timeout=30)
+        return ResultSet([result], app=app).get(timeout=30)
 
     app.conf.task_always_eager = True
     assert waits.delay(True).get() == 5
@@ -191,7 +191,7 @@ def test_waiting_within_a_task_is_refused_unless_it_is_meant(app: Celery) -> Non
     waits.push_request(id="run-by-a-worker", called_directly=False)
     try:
         with pytest.raises(RuntimeError, match="within a task"):
-            result.get(timeout=5)
+            result.get(timeout=30)
         with pytest.raises(RuntimeError, match="within a task"):
             waits.apply((False,)).get()
     finally:
@@ -200,14 +200,14 @@ def test_waiting_within_a_task_is_refused_unless_it_is_meant(app: Celery) -> Non
 
 def test_of_two_that_stand_for_one_call_both_are_known_to_have_ended(app: Celery) -> None:
     results = ResultSet([app.AsyncResult(task_id) for task_id in ("a", "b", "a")], app=app)
-    steps = results.progress(timeout=5)
+    steps = results.progress(timeout=30)
     assert next(steps) == Progress(0, 0, 3)
     done(app, "a", 1)
     done(app, "b", 2)
     assert list(steps)[-1] == Progress(3, 0, 3)
     again = ResultSet([app.AsyncResult(task_id) for task_id in ("a", "b", "a")], app=app)
     assert again.ready()
-    assert ResultSet([app.AsyncResult(task_id) for task_id in ("a", "b", "a")], app=app).get(timeout=5) == [1, 2, 1]
+    assert ResultSet([app.AsyncResult(task_id) for task_id in ("a", "b", "a")], app=app).get(timeout=30) == [1, 2, 1]
 
 
 def test_a_wait_that_looks_goes_on_through_an_outage_of_the_store(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,11 +223,11 @@ def test_a_wait_that_looks_goes_on_through_an_outage_of_the_store(app: Celery, m
 
     result = done(app, "a", 5)
     monkeypatch.setattr(plugin, "fetch", fetch_later)
-    assert result.get(timeout=5, interval=0.01) == 5
+    assert result.get(timeout=30, interval=0.01) == 5
     assert troubles == []
     troubles.append(BackendUnreachable("refused"))
     with pytest.raises(BackendUnreachable):
-        app.AsyncResult("b").get(timeout=5)
+        app.AsyncResult("b").get(timeout=30)
 
 
 def test_a_wait_whose_time_is_over_says_so_although_the_store_is_away(
@@ -363,7 +363,7 @@ def test_a_set_that_has_a_result_twice_tells_once(app: Celery) -> None:
     results = ResultSet([result, result], app=app)
     results.then(told.append)
     done(app, "a")
-    assert results.get(timeout=5) == [1, 1]
+    assert results.get(timeout=30) == [1, 1]
     assert told == [results]
 
 

@@ -78,19 +78,25 @@ def note(path, text):
         file.write(text + "\n")
 
 
-@app.task(name="interop.nap")
-def nap(seconds):
-    time.sleep(seconds)
-    return "slept"
+@app.task(name="interop.hold")
+def hold(begun, go_on):
+    with open(begun, "w"):
+        pass
+    _wait_for(go_on)
+    return "held"
 
 
 @app.task(bind=True, name="interop.progress")
 def progress(self, go_on):
     self.update_state(state="HALFWAY", meta={"done": 50})
-    deadline = time.monotonic() + 60
-    while not os.path.exists(go_on) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    _wait_for(go_on)
     return "done"
+
+
+def _wait_for(path):
+    deadline = time.monotonic() + 60
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def serve():

@@ -9,7 +9,7 @@ import signal
 import time
 from typing import Any
 
-from suite_app import PLACE, note
+from suite_app import note, wait_for_release
 
 from celeriac import Celery
 from celeriac.exceptions import SoftTimeLimitExceeded
@@ -63,8 +63,7 @@ def pid(seconds: float = 0.0) -> int:
 def hold(name: str) -> str:
     """Runs until the test says so."""
     note(f"hold {name} {os.getpid()}")
-    while not (PLACE / f"release-{name}").exists():
-        time.sleep(0.02)
+    wait_for_release(name)
     note(f"held {name} {os.getpid()}")
     return name
 

@@ -86,8 +86,12 @@ def add(x: int, y: int) -> int:
 
 
 @app.task(name="steps.nap")
-def nap(seconds: float) -> None:
-    time.sleep(seconds)
+def nap(count: int) -> None:
+    """Lasts for so many twentieths of a second, or until a debugger empties the list."""
+    left = list(range(count))
+    while left:
+        time.sleep(0.05)
+        left.pop()
 
 
 @app.task(name="steps.told", base=Custom, bind=True, max_retries=1)

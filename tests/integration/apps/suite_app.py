@@ -39,6 +39,11 @@ def note(line: str) -> None:
     os.close(fd)
 
 
+def wait_for_release(name: str) -> None:
+    while not (PLACE / f"release-{name}").exists():
+        time.sleep(0.02)
+
+
 @app.task
 def add(x: Any, y: Any) -> Any:
     return x + y
@@ -89,6 +94,7 @@ def progress(self: Any, steps: int) -> str:
     for step in range(steps):
         self.update_state(state="PROGRESS", meta={"step": step})
         time.sleep(0.15)
+    wait_for_release("progress")
     return "all"
 
 
@@ -124,14 +130,23 @@ def about_me(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @app.task(track_started=True)
-def tracked(seconds: float) -> None:
-    time.sleep(seconds)
+def tracked() -> None:
+    wait_for_release("tracked")
 
 
 @app.task
 def sleep(seconds: float, name: str = "") -> str:
     note(f"start {name} {os.getpid()}")
     time.sleep(seconds)
+    note(f"end {name} {os.getpid()}")
+    return name
+
+
+@app.task
+def hold(name: str) -> str:
+    """As `sleep`, until the test says so."""
+    note(f"start {name} {os.getpid()}")
+    wait_for_release(name)
     note(f"end {name} {os.getpid()}")
     return name
 

@@ -59,9 +59,9 @@ def test_two_workers_of_one_name_are_told_of(app: Celery, capsys: pytest.Capture
         start_worker(app, hostname="w@h", pool="threads", perform_ping_check=False),
         start_worker(app, hostname="w@h", pool="threads", perform_ping_check=False),
     ):
-        assert run(["inspect", "-t", "1", "clock"], app) == 0
+        assert run(["inspect", "-t", "3", "clock"], app) == 0
         said = capsys.readouterr().err
         assert "several workers are named w@h" in said
         assert "1 node online." in said
         with pytest.warns(DuplicateNodenameWarning, match="w@h"):
-            assert app.control.inspect(timeout=1).ping() == {"w@h": {"ok": "pong"}}
+            assert app.control.inspect(timeout=3).ping() == {"w@h": {"ok": "pong"}}

@@ -164,7 +164,7 @@ def test_an_app_keeps_its_results_there(app_of: Callable[..., Celery], given: st
         backends = {"class": Backend, "object": Backend("", {}, KitHost()), "path": "my_results:Backend"}
         app = app_of(backend=backends[given])
     app.backend.store_result(f"kept by {given}", 42, states.SUCCESS)
-    assert app.AsyncResult(f"kept by {given}").get(timeout=5) == 42
+    assert app.AsyncResult(f"kept by {given}").get(timeout=30) == 42
     assert type(app.backend.plugin) is Backend
     info = app.kernel.maker_of(app.backend.plugin)
     assert str(info).endswith("(the program's own)")

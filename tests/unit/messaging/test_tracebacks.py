@@ -50,7 +50,7 @@ def without_tblib(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def raised(app: Celery) -> BaseException:
     with pytest.raises(KeyError) as caught:
-        app.AsyncResult("a").get(timeout=5)
+        app.AsyncResult("a").get(timeout=30)
     return caught.value
 
 

@@ -197,7 +197,7 @@ def deafen(consumer: Any) -> None:
 def test_a_deaf_worker_makes_its_link_anew_and_works_on(
     run: Callable[..., Running], caplog: pytest.LogCaptureFixture
 ) -> None:
-    running = run(worker_watchdog=0.3).start()
+    running = run(worker_watchdog=0.8).start()
     assert running.works()
     deafen(running.worker.link.consumer)
     with caplog.at_level(logging.ERROR):
@@ -229,15 +229,15 @@ def test_a_worker_that_stays_deaf_ends_with_a_code_of_its_own(
 
 
 def test_an_idle_worker_and_a_busy_one_are_left_alone(run: Callable[..., Running]) -> None:
-    running = run(worker_watchdog=0.1)
+    running = run(worker_watchdog=0.8)  # it looks twice, a quarter of that apart: on a busy machine, too, enough
     gate = threading.Event()
     running.app.task(name="wait")(lambda: gate.wait(10))
     running.start()
-    time.sleep(0.5)
+    time.sleep(1.0)
     for _ in range(6):
         running.app.send_task("wait")
     until(lambda: len(running.worker.loop.flights) == 2)
-    time.sleep(0.5)
+    time.sleep(1.0)
     gate.set()
     assert running.works()
     assert running.worker.link.epoch == 1

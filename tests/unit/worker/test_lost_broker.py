@@ -250,7 +250,7 @@ def test_what_was_acknowledged_before_it_ran_has_its_result_though_the_broker_ne
     state: StoredResult = store.make("its-id", "SUCCESS", 7, None, None)
     lost.link.settle_flight(lost.flight, None, [state])
     lost.link.close(0.1)
-    assert app.AsyncResult("its-id").get(timeout=5) == 7
+    assert app.AsyncResult("its-id").get(timeout=30) == 7
 
 
 def test_the_part_of_a_chord_that_was_acknowledged_before_it_ran_comes_though_the_broker_never_came_back(
