@@ -138,7 +138,7 @@ class Fleet:
             else:
                 self.now += 30.0
             try:
-                self.joiner.perform(self, lambda payloads: None)  # type: ignore[arg-type]
+                self.joiner.perform(self, lambda payloads: payloads)  # type: ignore[arg-type]
             except Died:
                 self.queue += [(attempt + 1, payload) for attempt, payload in self.held.values()]
                 self.held = {}
@@ -364,7 +364,7 @@ def test_a_body_that_was_published_twice_runs_once(monkeypatch: pytest.MonkeyPat
         once = Counter(fleet.ran)
         fleet.now += 200.0
         for _ in range(3):  # the sweep finds a chord that nobody closed
-            fleet.joiner.perform(fleet, lambda payloads: None)  # type: ignore[arg-type]
+            fleet.joiner.perform(fleet, lambda payloads: payloads)  # type: ignore[arg-type]
             fleet.now += 10.0
         assert [payload.headers["task"] for _, payload in fleet.queue] == ["total"]
         fleet.run()
@@ -489,7 +489,7 @@ def test_what_cannot_end_well_fails_visibly_for_all_who_wait(
             if result.backend.get_state(result.id) in states.READY_STATES:
                 break
             fleet.now += 40.0
-            fleet.joiner.perform(fleet, lambda payloads: None)  # type: ignore[arg-type]
+            fleet.joiner.perform(fleet, lambda payloads: payloads)  # type: ignore[arg-type]
         document = result.backend.get_task_meta(result.id)
         assert document["status"] == states.FAILURE
         assert document["result"]["exc_type"] == "ChordError"

@@ -53,7 +53,7 @@ class Bench:
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
             self.now += 2 * SWEEP_S
-            self.joiner.perform(self, lambda publish: None)  # type: ignore[arg-type]
+            self.joiner.perform(self, lambda publish: publish)  # type: ignore[arg-type]
 
     def end_part(self, group: str = "g", tag: str = "tag") -> None:
         """The only part of a chord ends; it has no result, and a callback."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 
 from celeriac import Celery, states
 from celeriac.exceptions import BackendLost, TransportLost
+from celeriac.execution.followup import after_no_sending
 from celeriac.resultstore import Stores
 from celeriac.spec import Payload, Route, Settlement, StoredResult
 from celeriac.testing.broker_suite import make_payload
@@ -225,3 +227,35 @@ def test_of_endless_queues_that_follow_ups_name_only_some_are_remembered(
     assert len(link._declared) <= 3
     assert transport.depth("q0") == 0, "it is there"
     link.close(0.1)
+
+
+def test_what_a_consumer_says_late_to_have_nowhere_to_go_has_failed_also_if_the_link_is_lost_then(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{request.node.name}"
+    app = Celery(broker=url, backend=url, set_as_current=False)
+    transport, unsent = app.make_transport(), []
+    open_consumer = transport.consumer
+
+    def consumer(*words: Any, **options: Any) -> Any:
+        made: Any = open_consumer(*words, **options)
+        made.unsent = lambda: [unsent.pop()] if unsent else []
+        return made
+
+    monkeypatch.setattr(transport, "consumer", consumer)
+    queues = app.router.select(["celery"])
+    fail = partial(after_no_sending, app)
+    link = Link(transport, app.router, app.backend.plugin, owner="me", queues=queues, poller=Bench(), unsent=fail)
+    link.open(1)
+    for task_id, meet in (
+        ("performed", link.perform),
+        ("lost", lambda: link.lose(TransportLost("gone"))),
+        ("again", lambda: link.open(1)),
+        ("closed", lambda: link.close(0.1)),
+    ):
+        unsent.append((app.make_payload("task", (), {}, task_id, {}), "no queue"))
+        meet()
+    link.close(0.1)
+    found = [app.backend.get_state(task_id) for task_id in ("performed", "lost", "again", "closed")]
+    assert found == [states.FAILURE] * 4
+    app.close()

@@ -285,6 +285,24 @@ def test_what_follows_from_it_and_could_not_be_sent_has_failed_unless_it_may_be_
     assert "3 messages that follow from finished tasks were not sent: kit.task[never], kit.task[per" in caplog.text
 
 
+def test_what_waits_for_the_next_link_finds_its_queue_there(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = Lost(app, ENDLESS, monkeypatch)
+    lost.link.lose(TransportLost("gone"))
+    lost.link.settle_flight(lost.flight, None, (), [app.make_payload("kit.task", (), {}, "next", {"queue": "other"})])
+    monkeypatch.undo()
+    declared: list[str] = []
+    declare = lost.link._transport.declare
+    monkeypatch.setattr(
+        lost.link._transport,
+        "declare",
+        lambda queues: (declared.extend(queue.name for queue in queues), declare(queues)),
+    )
+    lost.wait(3)
+    lost.link.perform()
+    assert (declared, app.transport.depth("other")) == (["other"], 1), "RabbitMQ would have no place for it"
+    lost.link.close(0.1)
+
+
 def test_what_follows_from_it_is_sent_though_its_result_cannot_be_stored_before_the_end(
     app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

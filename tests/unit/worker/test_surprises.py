@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kombu import Queue
+from kombu.common import Broadcast
 
 from celeriac import Celery, chord, signals, states
 from celeriac.exceptions import (
@@ -343,5 +345,22 @@ def test_a_store_s_plugin_that_can_write_no_failure_costs_the_message_that_faile
     assert trouble is Panic or "ZeroDivisionError" in letter.reason, letter.reason
     assert app.send_task("kit.task").get(timeout=10) == "done"
     assert run.worker.link.epoch == 1, "the link is the first one still"
+    run.worker.stop()
+    assert run.end() == 0
+
+
+def test_a_chord_s_body_a_part_s_callback_and_the_errback_of_what_never_ran_reach_all_who_listen(app: Celery) -> None:
+    """As callbacks and steps do: the broker knows no queue of that name."""
+    app.conf.task_queues = [Queue("celery"), Broadcast("news")]
+    heard: list[Any] = []
+    app.task(name="hear")(heard.append)
+    run = Run(app)
+    hear = app.signature("hear").set(queue="news")
+    chord([app.signature("kit.task").set(link=[hear])], hear).apply_async()
+    assert eventually(lambda: len(heard) == 2 and sorted(map(str, heard)), within_s=10) == ["['done']", "done"]
+    payload = app.make_payload("kit.task", (), {}, "odd", {"link_error": hear})
+    payload.headers["timelimit"] = [1.0]
+    app.make_transport().send([payload])
+    eventually(lambda: "odd" in heard, within_s=10)
     run.worker.stop()
     assert run.end() == 0

@@ -51,6 +51,7 @@ from celeriac.spec.transport import (
     OnceTransport,
     Poller,
     StandsIn,
+    TellsUnsent,
     Transport,
 )
 
@@ -112,6 +113,7 @@ __all__ = [
     "Snapshot",
     "StandsIn",
     "StoredResult",
+    "TellsUnsent",
     "Transport",
     "Watch",
     "hookimpl",

@@ -88,7 +88,8 @@ class Consumer(Protocol):
         Raises:
             TransportLost: As in `receive`; nothing, all or (never part of one settlement) some was done.
             PublishRejected: One of `publish` has nowhere to go. Nothing was done, everything is owned as before, and
-                the connection is well. A consumer that learns of it too late to say so sets such a message aside.
+                the connection is well. A consumer that learns of it too late to say so sets such a message aside, and
+                tells of it by one method more, `unsent` (see `TellsUnsent`).
         """
 
     def flush(self, timeout_s: float) -> None:
@@ -125,6 +126,14 @@ class Consumer(Protocol):
     @property
     def poll_interval_s(self) -> float | None:
         """How soon to ask again when idle, for a consumer without a descriptor; None if it wakes the worker."""
+
+
+class TellsUnsent(Protocol):
+    """A consumer that learns later than by `settle` which messages had nowhere to go."""
+
+    def unsent(self) -> list[tuple[Payload, str]]:
+        """Those of `publish` that were set aside since the last call, each with a sentence that says why: they have
+        failed. Called each time something was settled, so it must cost nothing while there are none."""
 
 
 class StandsIn(Protocol):

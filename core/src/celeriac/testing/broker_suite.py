@@ -27,7 +27,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -700,10 +700,16 @@ class BrokerConformance(AbilityAware):
         transport.send([make_payload(queue) for _ in range(2)])
         consumer = open_consumer(queue, window=2)
         first, second = bench.take(consumer, 2)
-        with suppress(PublishRejected):  # else the consumer sees to that message by itself
-            consumer.settle([Settlement(first.tag)], publish=[make_payload(route=Route("unbound", exchange, "direct"))])
+        lost, late = make_payload(route=Route("unbound", exchange, "direct")), True
+        try:
+            consumer.settle([Settlement(first.tag)], publish=[lost])
+        except PublishRejected:  # else the consumer sees to that message by itself, and tells of it
+            late = False
         consumer.settle([Settlement(first.tag), Settlement(second.tag)])
         consumer.flush(10)
+        if late and hasattr(consumer, "unsent"):
+            ((told, why),) = consumer.unsent()
+            assert (told.headers["id"], bool(why), consumer.unsent()) == (lost.headers["id"], True, [])
         transport.send([make_payload(queue)])
         (other,) = bench.take(consumer, 1)
         assert not other.redelivered

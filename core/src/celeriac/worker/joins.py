@@ -159,26 +159,26 @@ class Joiner:
 
     # -- what is done ---------------------------------------------------------------------------------------
 
-    def perform(self, consumer: Consumer, declare: Any) -> None:
+    def perform(self, consumer: Consumer, prepare: Any) -> None:
         """Do what can be done now.
 
         Args:
-            declare: Called with messages before they are published.
+            prepare: Called with messages before they are published; returns those that are to be.
         Raises:
             TransportLost: The broker's connection dropped.
         """
         now = self._clock.monotonic()
         if (self._waiting or self._unclosed) and now >= self._retry_at:
-            self._guarded(self._bring_home, consumer, declare)
+            self._guarded(self._bring_home, consumer, prepare)
         elif self.counts and now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S * self._clock.uniform(0.8, 1.2)
-            self._guarded(self._sweep, consumer, declare)
+            self._guarded(self._sweep, consumer, prepare)
         self._waiting += self._unsent
         self._unsent = []
 
-    def _guarded(self, step: Any, consumer: Consumer, declare: Any) -> None:
+    def _guarded(self, step: Any, consumer: Consumer, prepare: Any) -> None:
         try:
-            step(consumer, declare)
+            step(consumer, prepare)
         except BackendError as exc:
             if not self._pause_s:
                 _log.warning("The result store is away: %s. Parts of chords are held here.", exc)
@@ -218,12 +218,12 @@ class Joiner:
             reason = "its part of a chord cannot be kept"
             consumer.settle([Settlement(join.settlement.tag, "dead", None, reason, error, started=True)])
 
-    def _bring_home(self, consumer: Consumer, declare: Any) -> None:
+    def _bring_home(self, consumer: Consumer, prepare: Any) -> None:
         self._close()
         joins = self._tried = self._waiting[: self._batch]
         held = self._join(
             consumer,
-            declare,
+            prepare,
             [state for join in joins for state in join.stored],
             [chord for join in joins for chord in join.chords.opened],
             [payload for join in joins for payload in join.publish],
@@ -243,7 +243,7 @@ class Joiner:
     def _join(
         self,
         consumer: Consumer,
-        declare: Any,
+        prepare: Any,
         stored: Sequence[StoredResult],
         opened: Sequence[Chord],
         publish: Sequence[Payload],
@@ -258,8 +258,7 @@ class Joiner:
         if opened:
             backend.open_chords(opened)
         if publish:
-            declare(publish)
-            self._send(consumer, (), publish)
+            self._send(consumer, (), prepare(publish))
             if any(join.owned for join in joins):  # their messages come no more
                 consumer.flush(FLUSH_S)
         for join in joins:  # all but the part itself is done, and is not done again with it
@@ -273,7 +272,7 @@ class Joiner:
         bodies = {part.group: part.body for part in parts}
         won = [claim for claim in claims if claim.token]
         if won:
-            self._fire(consumer, declare, [(claim, bodies[claim.group]) for claim in won], settlements, claimed_at)
+            self._fire(consumer, prepare, [(claim, bodies[claim.group]) for claim in won], settlements, claimed_at)
         elif settlements:
             consumer.settle(settlements)
         return held
@@ -281,7 +280,7 @@ class Joiner:
     def _fire(
         self,
         consumer: Consumer,
-        declare: Any,
+        prepare: Any,
         claims: Sequence[tuple[ChordClaim, bytes]],
         settlements: Sequence[Settlement],
         claimed_at: float,
@@ -306,9 +305,7 @@ class Joiner:
             pending = [(claim, body) for claim, body in pending if claim.token]
         if self._clock.monotonic() - claimed_at > CLAIM_S / 2:
             raise BackendError("the chord took so long to end that its claim may be another's by now")
-        if publish:
-            declare(publish)
-        self._send(consumer, settlements, publish)
+        self._send(consumer, settlements, prepare(publish) if publish else ())
         if publish:
             consumer.flush(FLUSH_S)  # a chord is closed when its body is safe, not before
         self._unclosed += ended
@@ -377,7 +374,7 @@ class Joiner:
                 _log.exception("Chord %s has ended, and the store cannot note that.", claim.group)
             del self._unclosed[0]
 
-    def _sweep(self, consumer: Consumer, declare: Any) -> None:
+    def _sweep(self, consumer: Consumer, prepare: Any) -> None:
         """End what is overdue."""
         claims = self._backend.overdue_chords(OVERDUE_AT_ONCE)
         if not claims:
@@ -386,5 +383,5 @@ class Joiner:
         for claim in claims:
             _log.error("Chord %s is overdue: %d of %d parts came.", claim.group, len(claim.parts), claim.size)
         known = [(claim, claim.body) for claim in claims if claim.body and self._can_read(claim)]
-        self._fire(consumer, declare, known, (), claimed_at)
+        self._fire(consumer, prepare, known, (), claimed_at)
         self._close()

@@ -19,6 +19,7 @@ from celeriac.exceptions import (
     OperationalError,
     PublishRejected,
     QueueNotFound,
+    TransportLost,
 )
 from celeriac.execution.followup import Following
 from celeriac.messaging.notices import NOTICE
@@ -181,6 +182,7 @@ class Link:
         self._homeless: list[Ending] = []  # of messages acknowledged before they ran: nobody else will end them
         self._settler: Settler | None = None
         self._stores = stores
+        self._hear_unsent: Callable[[], list[tuple[Payload, str]]] | None = None
         self._aside: Settler | None = None  # for endings with such states: stored, then sent and acknowledged
         self._renewer: Renewer | None = None
         self._window = 0
@@ -209,6 +211,7 @@ class Link:
         self.consumer = self._transport.consumer(self._queues, owner=owner, poller=self._poller, window=window)
         self.epoch = self._openings  # not of one that came to nothing: what runs is lost once, whatever it takes
         self._check(self.consumer)
+        self._hear_unsent = getattr(self.consumer, "unsent", None)
         joint = self._backend is not None and self._backend.joint is not None
         joint = joint and self._backend.joint == self._transport.joint  # type: ignore[union-attr]
         self._fences = self._backend is not None and not joint and "fence" in self._backend.abilities
@@ -226,8 +229,12 @@ class Link:
         self._renewer.start()
         self._failures = 0
         homeless, self._homeless = self._homeless, []
-        for ending in homeless:
-            self._settler_of(ending[1]).add(*ending)
+        for place, (settlement, stored, publish, owned) in enumerate(homeless):
+            rest = self._prepare(publish)
+            if not self._is_up():
+                self._homeless += homeless[place:]
+                break
+            self._settler_of(stored).add(settlement, stored, rest, owned)
 
     def lose(self, exc: Exception, *, by_choice: bool = False) -> None:
         """The broker is gone: let go of this epoch, and try again soon, unless the app wants no second link.
@@ -248,6 +255,7 @@ class Link:
         self._settler = self._aside = None
         if self._joiner is not None:
             self._joiner.forget()
+        self._take_unsent()
         self._declared.clear()
         self._stop_renewing()
         _close(consumer)
@@ -337,6 +345,9 @@ class Link:
                     self._clock.sleep(max(0.005, self._retry_in() or 0.0))
                     self._perform(consumer)
                 consumer.flush(max(0.1, deadline - self._clock.monotonic()))
+                if self._take_unsent():
+                    self._perform(consumer)
+                    consumer.flush(LAST_FLUSH_S)
             except OperationalError as exc:
                 # The broker gives everything to others by itself, but what is ours alone.
                 _log.debug("the last endings did not reach the broker: %s", exc)
@@ -369,7 +380,7 @@ class Link:
         with contextlib.suppress(OperationalError):
             for join in joins:
                 if join.publish:
-                    consumer.settle((), publish=join.publish)
+                    consumer.settle((), publish=self._prepare(join.publish))
             consumer.flush(LAST_FLUSH_S)
             for join in joins:
                 join.publish = ()
@@ -480,14 +491,12 @@ class Link:
         if following is None:
             self._settler.add(settlement)
             return
-        if following.publish:
-            self._declare_targets(following.publish)
-            if not self._is_up():  # that has cost the link, so it comes again
-                return
         if following.chords is not None and self._joiner is not None:
             self._joiner.add(settlement, following.stored, following.publish, following.chords, False)
-        else:
-            self._settler_of(following.stored).add(settlement, following.stored, following.publish)
+            return
+        publish = self._prepare(following.publish)
+        if self._is_up():  # else that has cost the link, and it comes again
+            self._settler_of(following.stored).add(settlement, following.stored, publish)
 
     def holds(self, flight: Flight) -> bool:
         """Its delivery is the present link's to end."""
@@ -519,8 +528,7 @@ class Link:
         elif self._settler is None or flight.epoch != self.epoch:
             return
         if publish:
-            rest = self._broadcast(publish) if self._router.broadcasts else publish
-            self._declare_targets(rest)
+            rest = self._prepare(publish)
             if not self._is_up():  # that has cost the link, so it comes again; or would never, if acknowledged
                 if flight.acked:
                     self._homeless.append((None, stored, publish, True))
@@ -536,11 +544,15 @@ class Link:
 
     def _perform(self, consumer: Consumer) -> None:
         assert self._settler is not None
+        if self._hear_unsent is not None:
+            self._take_unsent()
+            if not self._is_up():
+                return
         self._settler.perform()
         if self._aside is not None:
             self._aside.perform()
         if self._joiner is not None:
-            self._joiner.perform(consumer, self._declare_targets)
+            self._joiner.perform(consumer, self._prepare_or_raise)
 
     def _fail(self, settlement: Settlement | None, unsent: Sequence[Unsent]) -> None:
         """These calls have failed, and their delivery is set aside."""
@@ -548,15 +560,22 @@ class Link:
         following = Following()
         for payload, exc in unsent:
             following.take(self._unsent(payload, exc))
-        stored, publish, chords = following.stored, following.publish, following.chords
-        owned = settlement is None  # nobody else will do it
-        self._declare_targets(publish)
+        stored, chords, owned = following.stored, following.chords, settlement is None  # owned: nobody else will do it
         if chords is not None and self._joiner is not None and (owned or self._is_up()):
-            self._joiner.add(settlement, stored, publish, chords, owned)
-        elif self._is_up():
+            self._joiner.add(settlement, stored, following.publish, chords, owned)
+            return
+        publish = self._prepare(following.publish) if self._is_up() else following.publish
+        if self._is_up():
             self._settler_of(stored).add(settlement, stored, publish, owned)
         elif owned:
-            self._homeless.append((None, stored, publish, True))
+            self._homeless.append((None, stored, following.publish, True))
+
+    def _take_unsent(self) -> bool:
+        """What the broker has said to have nowhere to go after the deliveries were settled; True if there was some."""
+        unsent = [] if self._hear_unsent is None else self._hear_unsent()
+        if unsent and self._unsent is not None:
+            self._fail(None, [(payload, PublishRejected(why)) for payload, why in unsent])
+        return bool(unsent)
 
     def _has_more(self) -> bool:
         troubled = any(settler.trouble is not None or settler.has_news for settler in self._settlers())
@@ -606,6 +625,19 @@ class Link:
         if retry_s is None or poll_s is None:
             return poll_s if retry_s is None else retry_s
         return min(retry_s, poll_s)
+
+    def _prepare(self, payloads: Sequence[Payload]) -> Sequence[Payload]:
+        """Send those that go to all who listen, declare the queues of the others, and return these. May cost the
+        link."""
+        rest = self._broadcast(payloads) if self._router.broadcasts and payloads else payloads
+        self._declare_targets(rest)
+        return rest
+
+    def _prepare_or_raise(self, payloads: Sequence[Payload]) -> Sequence[Payload]:
+        rest = self._prepare(payloads)
+        if not self._is_up():
+            raise TransportLost("the link was lost while what follows was prepared")
+        return rest
 
     def _broadcast(self, payloads: Sequence[Payload]) -> Sequence[Payload]:
         """Send what goes to all who listen, ahead of the acknowledgement; returns the rest."""

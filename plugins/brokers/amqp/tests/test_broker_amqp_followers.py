@@ -162,6 +162,9 @@ def test_what_the_broker_refuses_is_set_aside_and_costs_neither_the_link_nor_wha
     assert "no exchange 'nowhere'" in letters[0].error
     assert "invalid expiration 'abc'" in letters[1].error
     assert [transport.unpack(letter.raw).headers["id"] for letter in letters] == ["lost", "odd"]
+    told = {payload.headers["id"]: why for payload, why in listener.consumer.unsent()}
+    assert sorted(told) == ["lost", "odd"]
+    assert "no exchange 'nowhere'" in told["lost"]
     came = [delivery.head for delivery in listen(transport, tools.spec("next")).take(4)]
     assert [head.id for head in came if isinstance(head, Head)] == ["1", "2", "3", "4"]
     listener.stay_empty(0.2)

@@ -576,6 +576,10 @@ class AmqpConsumer:
             self._kept += 1
             self.resize(self._window)  # it takes no place of those that can run
 
+    def unsent(self) -> list[tuple[Payload, str]]:
+        """See `TellsUnsent`."""
+        return self._followers.take_unsent()
+
     def flush(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while self._followers.count:

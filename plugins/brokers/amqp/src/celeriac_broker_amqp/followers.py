@@ -17,7 +17,7 @@ from typing import Final
 from msgspec import Struct, structs
 
 from celeriac.exceptions import PublishRejected, PublishUncertain, TransportLost, TransportUnreachable
-from celeriac.spec import Poller
+from celeriac.spec import Payload, Poller
 from celeriac.spec.data import PUBLISH_TRY_HEADER
 from celeriac_broker_amqp import message
 from celeriac_broker_amqp.deadletters import bury_refused, bury_unroutable, is_letter
@@ -67,6 +67,7 @@ class Followers:
         self._terms = terms
         self._publisher: Publisher | None = None
         self._held: list[_Held] = []
+        self._unsent: list[tuple[Payload, str]] = []
 
     @property
     def is_open(self) -> bool:
@@ -132,6 +133,11 @@ class Followers:
         for held in due:
             self._publish(self._publisher or self._open(), held, held.retry)
         return safe
+
+    def take_unsent(self) -> list[tuple[Payload, str]]:
+        """What was set aside since the last call, and why."""
+        unsent, self._unsent = self._unsent, []
+        return unsent
 
     def wait(self, timeout_s: float) -> None:
         """Wait for news, at most so long."""
@@ -220,6 +226,13 @@ class Followers:
                 self._keep_letter(publisher, held, item)
             else:
                 _retry(held, bury_unroutable(text, record, self._owner, room), 0.0)
+                self._note_unsent(record, f"message was not sent: RabbitMQ at {publisher.link.where} says {text}")
+
+    def _note_unsent(self, record: bytes, problem: str) -> None:
+        try:
+            self._unsent.append((message.unpack(record), problem))
+        except ValueError as exc:
+            _log.debug("Nobody can be told that a message was not sent, for its headers cannot be read: %s", exc)
 
     def _keep_letter(self, publisher: Publisher, held: _Held, letter: Item) -> None:
         """There is no queue for a dead letter, and it cannot be made: the deliveries stay ours."""
@@ -278,9 +291,12 @@ class Followers:
         if self._terms.learn_size(problem):  # from now on it is told before anything is done
             raise TransportLost(problem)
         for letter in bury_refused(problem, item, self._owner, room):
-            problem = self._send_alone(held, letter)
-            if not problem:
+            trouble = self._send_alone(held, letter)
+            if not trouble:
+                if not is_letter(item):
+                    self._note_unsent(record_of(item), problem)
                 return
+            problem = trouble
         _log.error("It cannot be set aside either, and is held here and tried again: %s", problem)
         _retry(held, item, NO_PLACE_WAIT_S)
 
