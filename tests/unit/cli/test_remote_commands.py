@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -65,3 +66,15 @@ def test_two_workers_of_one_name_are_told_of(app: Celery, capsys: pytest.Capture
         assert "1 node online." in said
         with pytest.warns(DuplicateNodenameWarning, match="w@h"):
             assert app.control.inspect(timeout=3).ping() == {"w@h": {"ok": "pong"}}
+
+
+def test_a_command_that_no_node_could_do_has_failed(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
+    with start_worker(app, pool="threads", perform_ping_check=False) as worker:
+        ask = ["-t", "10", "-d", worker.hostname]
+        assert run(["control", *ask, "rate_limit", "kit.tusk", "10/s"], app) == 1
+        said = capsys.readouterr()
+        assert "unknown task" in said.out
+        assert "rate_limit was answered with errors only" in said.err
+        assert run(["control", *ask, "-j", "rate_limit", "kit.tusk", "10/s"], app) == 1
+        assert json.loads(capsys.readouterr().out) == [{worker.hostname: {"error": "unknown task"}}]
+        assert run(["control", *ask, "rate_limit", "kit.task", "10/s"], app) == 0

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from celeriac.app.control import flatten_reply
-from celeriac.cli.errors import UNREACHABLE, say
+from celeriac.cli.errors import FAILED, UNREACHABLE, say
 from celeriac.cli.group import Command, F, State, option
 from celeriac.cli.types import WAIT, Words
 from celeriac.exceptions import CeleryCommandException
@@ -59,7 +59,7 @@ def status(state: State, timeout: float | None, destination: list[str], as_json:
 def inspect(state: State, /, **given: Any) -> None:
     """Ask running workers about themselves: celeriac inspect COMMAND.
 
-    --list shows the commands. Exit code 69: no worker replied in time.
+    --list shows the commands. Exit code 1: all replies are errors; 69: no worker replied in time.
     """
     replies = _command("inspect", state, **given)
     if replies and not given["as_json"]:
@@ -72,7 +72,7 @@ def inspect(state: State, /, **given: Any) -> None:
 def control(state: State, /, **given: Any) -> None:
     """Tell running workers what to do: celeriac control COMMAND.
 
-    --list shows the commands. Exit code 69: no worker replied in time.
+    --list shows the commands. Exit code 1: all replies are errors; 69: no worker replied in time.
     """
     _command("control", state, **given)
 
@@ -108,6 +108,8 @@ def _command(
     _require(replies)
     if as_json:
         click.echo(json.dumps(flatten_reply(replies) if kind == "inspect" else replies, default=str))
+    if all(_is_error(value) for reply in replies for value in reply.values()):
+        raise CeleryCommandException(f"No node could do it: {command} was answered with errors only.", FAILED)
     return replies
 
 
@@ -176,6 +178,10 @@ def _require(replies: Any) -> Any:
     return replies
 
 
+def _is_error(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) == 1 and "error" in value
+
+
 def _say_status(reply: Mapping[str, Any]) -> None:
     for node in reply:
         click.echo(f"->  {node}: {click.style('OK', fg='green')}")
@@ -191,11 +197,10 @@ def _say_reply(reply: Mapping[str, Any]) -> None:
 
 def _pretty(value: Any) -> tuple[str, str]:
     ok = click.style("OK", fg="green", bold=True)
-    if isinstance(value, Mapping) and len(value) == 1:
-        if "ok" in value:
-            return ok, _text(value["ok"])
-        if "error" in value:
-            return click.style("ERROR", fg="red", bold=True), _text(value["error"])
+    if _is_error(value):
+        return click.style("ERROR", fg="red", bold=True), _text(value["error"])
+    if isinstance(value, Mapping) and len(value) == 1 and "ok" in value:
+        return ok, _text(value["ok"])
     if isinstance(value, (list, tuple)):
         return ok, "\n".join(f"* {_text(item)}" for item in value) if value else "- empty -"
     return ok, _text(value)
