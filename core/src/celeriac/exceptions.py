@@ -7,6 +7,7 @@
     │   ├── Retry   ├── Ignore   └── Reject
     ├── ImproperlyConfigured
     │   ├── SettingError              a setting with a wrong name or value
+    │   ├── SettingsNotFound          the module of settings cannot be imported
     │   ├── PluginError
     │   │   ├── PluginNotFound   ├── PluginAmbiguous   ├── PluginBlocked
     │   │   ├── PluginBroken     └── PluginIncompatible
@@ -173,6 +174,14 @@ class SettingError(ImproperlyConfigured):
         self.setting = setting
         self.suggestion = suggestion
         super().__init__(message)
+
+
+class SettingsNotFound(ImproperlyConfigured, ModuleNotFoundError):
+    """The module of settings is not there, or something that it imports is not: an ImportError too, as in Celery.
+
+    Attributes:
+        name: What could not be found.
+    """
 
 
 class PluginError(ImproperlyConfigured):

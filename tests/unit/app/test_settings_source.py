@@ -15,7 +15,7 @@ import pytest
 from celeriac import Celery
 from celeriac.app import settings_source
 from celeriac.app.settings import Settings
-from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured, SettingError
+from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured, SettingError, SettingsNotFound
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +246,43 @@ def test_flask_settings_can_be_handed_over_whole() -> None:
 def test_a_warning_names_the_line_of_the_program_and_not_of_ours() -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        Celery("warned", brokr="redis://host", set_as_current=False)
+        Celery("warned", own_place="redis://host", set_as_current=False)
         Settings().update(brokr_too="redis://host")
     assert [one.filename for one in told] == [__file__] * 2
+
+
+def test_a_module_that_is_missing_is_an_import_error_as_in_celery() -> None:
+    write("there", "timezone = 'UTC'\n")
+    write("needs_more", "import nowhere_else\n")
+    write("takes_what_is_not_there", "from os import nothing_of_the_kind\n")
+    for path, missing in (("nowhere.at_all", "nowhere"), ("there:Missing", "there"), ("needs_more", "nowhere_else")):
+        app = Celery("moved", set_as_current=False)
+        app.config_from_object(path)
+        with pytest.raises(ModuleNotFoundError) as caught:
+            app.conf.timezone  # noqa: B018
+        assert isinstance(caught.value, SettingsNotFound)
+        assert caught.value.name == missing
+    with pytest.raises(ImportError, match="nothing_of_the_kind"):
+        conf_from("takes_what_is_not_there", force=True)
+
+
+def test_an_app_says_whether_a_variable_named_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("from_env", "timezone = 'Europe/Berlin'\n")
+    app = Celery("told", set_as_current=False)
+    assert app.config_from_envvar("MY_CONFIG", silent=True) is False
+    monkeypatch.setenv("MY_CONFIG", "from_env")
+    assert app.config_from_envvar("MY_CONFIG") is True
+    assert app.conf.timezone == "Europe/Berlin"
+
+
+def test_an_empty_name_is_no_source() -> None:
+    assert conf_from("", force=True).timezone is None
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"), [("brokr", "broker"), ("backends", "backend"), ("taskcls", "task_cls"), ("includes", "include")]
+)
+def test_a_slip_among_the_keywords_of_an_app_is_refused(slip: str, meant: str) -> None:
+    with pytest.raises(SettingError, match=f"Did you mean '{meant}'") as caught:
+        Celery("t", set_as_current=False, **{slip: "memory://"})
+    assert (caught.value.setting, caught.value.suggestion) == (slip, meant)

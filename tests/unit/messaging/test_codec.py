@@ -7,8 +7,11 @@ import zlib
 import pytest
 
 from celeriac import Celery
+from celeriac.beat.program import Beat
+from celeriac.cli.group import run
 from celeriac.exceptions import ImproperlyConfigured, SecurityError
 from celeriac.messaging.codec import compress, decompress
+from celeriac.worker.worker import Worker
 
 
 def test_pickle_needs_to_be_allowed_aloud() -> None:
@@ -71,3 +74,20 @@ def test_unknown_methods_are_named() -> None:
         decompress(b"", "application/x-nothing")
     with pytest.raises(ImproperlyConfigured, match=r"'middle-out'; there are .*gzip"):
         compress(b"", "middle-out")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("task_serializer", "jsn"), ("event_serializer", "jsn"), ("task_compression", "gzp")]
+)
+def test_who_could_send_nothing_does_not_start(setting: str, value: str) -> None:
+    app = Celery("t", broker="memory://nothing", set_as_current=False, **{setting: value})
+    with pytest.raises(ImproperlyConfigured, match=value):
+        Worker(app, pool="solo", on_ready=lambda worker: worker.stop()).run()
+    with pytest.raises(ImproperlyConfigured, match=value):
+        Beat(app, on_ready=lambda beat: beat.stop()).run()
+
+
+def test_an_accept_list_that_must_be_said_aloud_is_a_wrong_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    app = Celery("t", broker="memory://aloud", set_as_current=False, accept_content=["pickle"])
+    assert run(["worker", "-P", "solo"], app) == 2
+    assert "allow_unsafe_serializers = True" in capsys.readouterr().err

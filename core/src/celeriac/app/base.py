@@ -29,7 +29,7 @@ from celeriac.app.registry import TaskRegistry
 from celeriac.app.revocations import Revocations
 from celeriac.app.sending import build_payload, publish
 from celeriac.app.settings import Settings
-from celeriac.app.settings_source import config_module_of_environment
+from celeriac.app.settings_source import check_keywords, config_module_of_environment
 from celeriac.app.task import Task, autoretrying, make_check, make_task_class
 from celeriac.canvas.launch import Sending, gathered
 from celeriac.canvas.signature import Signature, signature
@@ -129,6 +129,8 @@ class Celery:
         self.finalized = False
         #: `finalized` is said when that begins, for what it calls may use the app; this, when it has ended.
         self._ready = False
+        if settings:
+            check_keywords(settings, _keywords())
         self._given = {**(changes or {}), **{key: value for key, value in settings.items() if value is not None}}
         backend = backend if self.backend_cls is None else self.backend_cls
         for key, value in (("broker_url", broker), ("result_backend", backend), ("include", include)):
@@ -215,23 +217,33 @@ class Celery:
         """Take settings from a module (or its name), an object, a class or a dict; read at first use.
 
         Args:
-            silent: A module that cannot be imported is no error.
+            silent: A module that is missing is no error.
             force: Read it now.
             namespace: `'CELERY'` takes `CELERY_TASK_ACKS_LATE` for `task_acks_late`, and nothing else.
+        Raises:
+            SettingsNotFound: On reading: the module, or something that it imports, is missing; an ImportError too.
+            ImproperlyConfigured: On reading: what it says makes no sense, or it raises another error.
         """
         self.conf.config_from_object(obj, silent=silent, force=force, namespace=namespace or self.namespace)
 
-    def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> None:
-        """As `config_from_object`, with the module's name in an environment variable."""
+    def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> bool:
+        """As `config_from_object`, with the module's name in an environment variable.
+
+        Args:
+            silent: A variable that is not set is no error either.
+        Returns:
+            Whether it names a module.
+        """
         module = os.environ.get(variable_name)
         if not module:
             if silent:
-                return
+                return False
             raise ImproperlyConfigured(
                 f"the environment variable {variable_name!r} is not set, so the configuration cannot be loaded. "
                 f"Set it to the name of a module with settings."
             )
         self.config_from_object(module, silent=silent, force=force)
+        return True
 
     def add_defaults(self, defaults: Any) -> None:
         """Settings (a dict, or a function that returns one) for those that nobody sets."""
@@ -1046,6 +1058,12 @@ def shared_task(*args: Any, **options: Any) -> Any:
 
 
 App = Celery
+
+
+def _keywords() -> list[str]:
+    """What the constructor takes besides settings."""
+    found = inspect.signature(Celery).parameters.values()
+    return [parameter.name for parameter in found if parameter.kind is not parameter.VAR_KEYWORD]
 
 
 def _where(fun: Any) -> str:

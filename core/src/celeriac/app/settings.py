@@ -188,11 +188,14 @@ class Settings(MutableMapping[str, Any]):
             force: Read it now rather than when the first setting is asked for.
             namespace: Only upper-case names that start with it count: `CELERY_BROKER_URL` with `"CELERY"`.
         Raises:
-            ImproperlyConfigured: On reading: the module is missing, or old and new names are mixed.
+            SettingsNotFound: On reading: the module is missing, or something that it imports.
+            ImproperlyConfigured: On reading: it raises an error, or old and new names are mixed.
             SettingError: On reading: a misspelt name or an impossible value.
         """
         with self._lock:
-            self._source_spec, self._silent, self._namespace = source, silent, namespace
+            # A name that is empty names no module, as in Celery: what a variable says that is not set.
+            self._source_spec = None if isinstance(source, str) and not source else source
+            self._silent, self._namespace = silent, namespace
             again = self._configured
             self._configured = False
             self._source = {}

@@ -18,7 +18,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 from celeriac.app.settings_table import NOT_YET, TABLE, Setting
-from celeriac.exceptions import CeleriacError, CeleriacWarning, ImproperlyConfigured, SettingError, join_words
+from celeriac.exceptions import (
+    CeleriacError,
+    CeleriacWarning,
+    ImproperlyConfigured,
+    SettingError,
+    SettingsNotFound,
+    join_words,
+)
 
 #: Setting → the environment variables that beat everything else, the better one first.
 CONFIG_VARIABLES: Final = ("CELERIAC_CONFIG_MODULE", "CELERY_CONFIG_MODULE")
@@ -124,6 +131,20 @@ def check_unknown(names: Iterable[str], where: str) -> None:
         )
 
 
+def check_keywords(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse keywords of the app's constructor that are slips of others; settings may be given there too.
+
+    Raises:
+        SettingError: With the keyword that was likely meant.
+    """
+    for name in given:
+        if name.startswith(FREE_PREFIX) or new_name(name) is not None:
+            continue
+        near = _nearest(name, known)
+        if near is not None:
+            raise SettingError(f"An app takes no {name!r}. Did you mean {near!r}?", setting=name, suggestion=near)
+
+
 def warn_of_no_effect(values: Mapping[str, Any]) -> None:
     """Warn, once for each, about settings that are Celery's but that nothing here reads so far."""
     idle = [
@@ -175,7 +196,8 @@ def read_source(source: Any, namespace: str | None, silent: bool) -> dict[str, A
         namespace: Only names that start with it count, and are read without it: `CELERY_BROKER_URL`.
         silent: A module that is missing gives no settings instead of an error.
     Raises:
-        ImproperlyConfigured: The module is missing, or raises an error, or its names are in part old and in part new.
+        SettingsNotFound: The module is missing, or something that it imports.
+        ImproperlyConfigured: It raises an error, or its names are in part old and in part new.
         SettingError: A name is a slip of a known one.
     """
     where = f"in {source!r}" if isinstance(source, str) else f"in {_describe(source)}"
@@ -186,12 +208,14 @@ def read_source(source: Any, namespace: str | None, silent: bool) -> dict[str, A
             wanted_module = source.partition(":")[0]
             if exc.name is None or not f"{wanted_module}.".startswith(f"{exc.name}."):
                 # it is there, but something that it imports is not
-                raise ImproperlyConfigured(_failed_module(source, exc)) from exc
+                raise SettingsNotFound(_failed_module(source, exc), name=exc.name) from exc
             if silent:
                 return {}
-            raise ImproperlyConfigured(_missing_module(source, exc)) from exc
+            raise SettingsNotFound(_missing_module(source, exc), name=exc.name) from exc
         except CeleriacError:
             raise
+        except ImportError as exc:
+            raise SettingsNotFound(_failed_module(source, exc), name=exc.name) from exc
         except Exception as exc:
             raise ImproperlyConfigured(_failed_module(source, exc)) from exc
     mapping = source if isinstance(source, Mapping) else None
@@ -209,7 +233,7 @@ def import_source(path: str) -> Any:
     """Import what `module`, `module:attr` or `module.attr` names; the current folder counts as on the path.
 
     Raises:
-        ModuleNotFoundError: There is no such module. Other errors come from inside of it.
+        ModuleNotFoundError: There is no such module, or no such name in it. Other errors come from inside of it.
     """
     module_name, _, attribute = path.partition(":")
     with _CurrentFolderOnPath():
@@ -228,9 +252,8 @@ def import_source(path: str) -> Any:
         try:
             found = getattr(found, word)
         except AttributeError as exc:
-            raise ImproperlyConfigured(
-                f"The module {module_name!r} has no {attribute!r} to read settings from."
-            ) from exc
+            text = f"The module {module_name!r} has no {attribute!r} to read settings from."
+            raise SettingsNotFound(text, name=module_name) from exc
     return found
 
 

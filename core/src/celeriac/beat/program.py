@@ -74,6 +74,7 @@ class Beat:
         if self.loglevel is not None:
             self.app.log.setup(self.loglevel, self.logfile)
         self.app.loader.import_default_modules()
+        self.app.codec.check_chosen(self.app.conf)
         service = self.service
         _ = service.scheduler  # what is wrong with it is said before anybody is told that it runs
         if self._on_ready is not None:

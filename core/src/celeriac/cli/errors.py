@@ -30,6 +30,7 @@ from celeriac.exceptions import (
     CeleryCommandException,
     ImproperlyConfigured,
     OperationalError,
+    SecurityError,
     mask_url,
 )
 
@@ -81,6 +82,8 @@ def _exit_code(exc: BaseException) -> int:
     if isinstance(exc, CeleryCommandException):
         return exc.exit_code
     if isinstance(exc, (ImproperlyConfigured, UserCodeFailed)):
+        return USAGE
+    if type(exc) is SecurityError:  # of what is set; what is derived from it is about a message
         return USAGE
     if isinstance(exc, (OperationalError, BackendUnreachable, BackendLost)):
         return UNREACHABLE

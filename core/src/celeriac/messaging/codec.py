@@ -9,7 +9,7 @@ import bz2
 import importlib.util
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from celeriac.exceptions import ContentDisallowed, ImproperlyConfigured, SecurityError
@@ -218,6 +218,18 @@ class Codec:
         for name in self._accept:
             if "/" not in name:
                 self._require_safe(self.serializer(name))
+
+    def check_chosen(self, conf: Mapping[str, Any]) -> None:
+        """Refuse settings by which nothing could be sent, before anybody tries.
+
+        Raises:
+            PluginNotFound: There is no such serializer.
+            ImproperlyConfigured: There is no such compression.
+        """
+        for setting in ("task_serializer", "event_serializer"):
+            self.serializer(conf[setting])
+        if conf["task_compression"]:
+            compress(b"", conf["task_compression"])
 
     def _find_loader(self, content_type: str) -> Callable[[bytes], Any]:
         # From what is accepted to its content type, never from a message's text to a plugin.

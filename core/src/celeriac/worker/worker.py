@@ -288,6 +288,7 @@ class Worker:
             __import__(name)
         app.loader.import_default_modules()
         app.codec.check_accept()
+        app.codec.check_chosen(app.conf)
         self._check_rates()
         self._consumer_kind = consumer_class(app)
         agent_class(app)  # an error of either shows before anything is begun
