@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import copy
 import os
 import pickle
 import threading
@@ -15,7 +16,15 @@ from celeriac import Celery, awaiting
 from celeriac import result as result_module
 from celeriac.exceptions import BackendLost, BackendMismatch, BackendUnreachable, IncompleteStream, TimeoutError
 from celeriac.execution.request import Context
-from celeriac.result import AsyncResult, GroupResult, Progress, ResultSet, allow_join_result, result_from_tuple
+from celeriac.result import (
+    AsyncResult,
+    EagerResult,
+    GroupResult,
+    Progress,
+    ResultSet,
+    allow_join_result,
+    result_from_tuple,
+)
 from celeriac.utils.graph import DependencyGraph
 
 
@@ -114,6 +123,42 @@ def test_a_group_is_saved_and_restored_with_its_parents(app: Celery) -> None:
     assert again.parent.id == "p"
     group.delete()
     assert GroupResult.restore("g", app=app) is None
+
+
+@pytest.mark.parametrize("length", [3, 3000])
+def test_a_result_with_any_number_of_others_before_it_is_listed_copied_and_forgotten(app: Celery, length: int) -> None:
+    begin: Any = done(app, "begin")
+    last: Any = begin
+    for index in range(length):
+        kind: Any = app.GroupResult if index % 100 == 50 else app.AsyncResult
+        members = ([app.AsyncResult(f"member {index}")],) if kind is app.GroupResult else ()
+        last = kind(f"step {index}", *members, parent=last)
+    last = app.AsyncResult("end", task_name="t", parent=last)
+    ids = ["end", *(f"step {index}" for index in reversed(range(length))), "begin"]
+    assert last.as_list() == ids
+    copies = pickle.loads(pickle.dumps([last, last.parent])), copy.deepcopy([last, last.parent])
+    for again, one_before in copies:
+        assert again.as_list() == ids
+        assert (again.task_name, again.parent) == ("t", one_before)
+    node = copies[0][0]
+    for index in reversed(range(length)):
+        node = node.parent
+        assert isinstance(node, GroupResult) == (index % 100 == 50)
+        assert not isinstance(node, GroupResult) or [member.id for member in node] == [f"member {index}"]
+    assert begin.exists()
+    last.forget()
+    assert not app.AsyncResult("begin").exists()
+
+
+def test_an_eager_result_ends_the_line_of_those_that_are_pickled() -> None:
+    line: AsyncResult[Any] = EagerResult("ran", 5, "SUCCESS")
+    for index in range(100):
+        line = AsyncResult(str(index), parent=line)
+    again = pickle.loads(pickle.dumps(line))
+    assert again.as_list() == line.as_list()
+    while again.parent is not None:
+        again = again.parent
+    assert again.get() == 5
 
 
 def test_an_apps_classes_of_results_are_those_of_its_results(app: Celery) -> None:

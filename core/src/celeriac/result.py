@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
+from itertools import islice
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from celeriac import _state, states
@@ -27,6 +28,8 @@ TURN_S: Final = 0.2
 #: Of so many results before it the tuple form of a result tells: each stands within the next, and serializers read only
 #: so deep.
 PARENTS_TOLD: Final = 100
+#: Pickle and copy go so deep from one result into the one before it; what has more before it is taken as one list.
+PARENTS_NESTED: Final = 40
 
 _join_allowed: ContextVar[bool | None] = ContextVar("celeriac_join_allowed", default=None)  # None: as it is run
 
@@ -173,7 +176,7 @@ class AsyncResult(ResultBase, Generic[T]):
         if disable_sync_subtasks:
             assert_will_not_block()
         if follow_parents and propagate and self.parent is not None:
-            for parent in reversed(list(self._parents())):
+            for parent in reversed(list(_before(self))):
                 parent.maybe_throw(propagate=propagate)
         document = self._final
         if document is None:
@@ -411,9 +414,11 @@ class AsyncResult(ResultBase, Generic[T]):
 
     def forget(self) -> None:
         """Remove the result from the store, and those before it in the chain."""
+        for result in (*_before(self), self):
+            result._forget()
+
+    def _forget(self) -> None:
         self._final = None
-        if self.parent is not None:
-            self.parent.forget()
         self.backend.forget(self.id)
 
     def as_tuple(self) -> tuple[Any, Any]:
@@ -422,7 +427,7 @@ class AsyncResult(ResultBase, Generic[T]):
 
     def as_list(self) -> list[str]:
         """The ids of this result and of those before it."""
-        return [self.id, *(self.parent.as_list() if self.parent is not None else [])]
+        return [self.id, *(result.id for result in _before(self))]
 
     def _document(self) -> Document:
         if self._final is not None:
@@ -446,12 +451,6 @@ class AsyncResult(ResultBase, Generic[T]):
             raise value
         return value
 
-    def _parents(self) -> Iterator[AsyncResult[Any]]:
-        node = self.parent
-        while node is not None:
-            yield node
-            node = node.parent
-
     def __hash__(self) -> int:
         return hash(self.id)
 
@@ -467,7 +466,10 @@ class AsyncResult(ResultBase, Generic[T]):
         return f"<{type(self).__name__}: {self.id}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.id, None, self.task_name, None, self.parent)
+        return _reduced(self)
+
+    def _arguments(self, parent: Any) -> tuple[Any, ...]:
+        return self.id, None, self.task_name, None, parent
 
     def __copy__(self) -> AsyncResult[T]:
         return type(self)(self.id, self._backend, self.task_name, self._app, self.parent)
@@ -513,6 +515,9 @@ class EagerResult(AsyncResult[T]):
 
     def forget(self) -> None:
         """Nothing is stored, so there is nothing to forget."""
+
+    def _forget(self) -> None:
+        pass
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """Too late to stop it: only the state changes."""
@@ -671,6 +676,9 @@ class ResultSet(ResultBase):
         for result in self.results:
             result.forget()
 
+    def _forget(self) -> None:
+        self.forget()
+
     def maybe_throw(self, callback: Any = None, propagate: bool = True) -> None:
         """Raise the first known failure."""
         for result in self._looked_up():
@@ -827,13 +835,37 @@ class ResultSet(ResultBase):
         return f"<{type(self).__name__}: [{', '.join(r.id for r in self.results)}]>"
 
 
-def _told(result: Any) -> tuple[Any, Any]:
-    line: list[Any] = []
-    while result is not None and len(line) <= PARENTS_TOLD:
-        line.append(result)
+def _before(result: Any) -> Iterator[Any]:
+    """The results before it in its chain, the nearest first."""
+    result = result.parent
+    while result is not None:
+        yield result
         result = result.parent
+
+
+def _reduced(result: Any) -> tuple[Any, ...]:
+    """For pickle and copy, which go from one into the next: a long line of results is one list to them."""
+    line, before = [result], result.parent
+    ours: tuple[Any, ...] = AsyncResult.__reduce__, GroupResult.__reduce__
+    while type(before).__reduce__ in ours:
+        line.append(before)
+        before = before.parent
+    if len(line) <= PARENTS_NESTED:
+        return type(result), result._arguments(result.parent)
+    return _in_line, ([(type(one), one._arguments(None)) for one in line], before)
+
+
+def _in_line(line: list[tuple[type[Any], tuple[Any, ...]]], before: Any) -> Any:
+    for kind, arguments in reversed(line):
+        made = kind(*arguments)
+        made.parent = before
+        before = made
+    return before
+
+
+def _told(result: Any) -> tuple[Any, Any]:
     told: Any = None
-    for one in reversed(line):
+    for one in reversed([result, *islice(_before(result), PARENTS_TOLD)]):
         members = [member.as_tuple() for member in one.results] if isinstance(one, GroupResult) else None
         told = (one.id, told), members
     return told  # type: ignore[no-any-return]
@@ -951,7 +983,7 @@ class GroupResult(ResultSet):
 
     def as_list(self) -> list[Any]:
         """The ids of the group and of the results before it."""
-        return [self.id, *(self.parent.as_list() if self.parent is not None else [])]
+        return [self.id, *(result.id for result in _before(self))]
 
     def __bool__(self) -> bool:
         return bool(self.id or self.results)
@@ -968,7 +1000,10 @@ class GroupResult(ResultSet):
         return str(self.id)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.id, self.results, self.parent)
+        return _reduced(self)
+
+    def _arguments(self, parent: Any) -> tuple[Any, ...]:
+        return self.id, self.results, parent
 
     def __repr__(self) -> str:
         return f"<GroupResult: {self.id} [{', '.join(str(result.id) for result in self.results)}]>"
