@@ -15,6 +15,7 @@ import celeriac
 from celeriac import Celery, chain, chord, group, signature
 from celeriac.canvas import StampingVisitor
 from celeriac.exceptions import ChordsUnsupported, Ignore
+from celeriac.result import EagerResult
 from celeriac.resultstore import NoResultBackend
 
 
@@ -416,3 +417,34 @@ def test_publish_many_under_task_always_eager_runs_them_here(app: Celery, add: A
 def test_publish_many_checks_arguments_as_apply_async_does(app: Celery, add: Any) -> None:
     with pytest.raises(TypeError, match="argument"):
         app.publish_many([add.s(1, 2, 3)])
+
+
+def test_long_canvases_are_made_and_run_here_in_a_time_that_grows_with_them(
+    app: Celery, add: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = {"clones": 0, "looks": 0}
+    clone, look = celeriac.Signature.clone, EagerResult._outcome
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        work["clones"] += 1
+        return clone(self, *args, **kwargs)
+
+    def seen(self: Any, *args: Any) -> Any:
+        work["looks"] += 1
+        return look(self, *args)
+
+    monkeypatch.setattr(celeriac.Signature, "clone", counted)
+    monkeypatch.setattr(EagerResult, "_outcome", seen)
+    parts = [group(add.si(step, 0), add.si(step, 1)) for step in range(40)]
+    whole = chain(*parts)
+    assert work["clones"] < 10_000, "each step was once cloned again for every two others"
+    for step, part in enumerate(parts):
+        assert [member.args for member in part.tasks] == [(step, 0), (step, 1)]
+    steps = [whole]
+    while isinstance(steps[-1], chord):
+        steps.append(steps[-1].body)
+    assert [step.tasks[1].args for step in steps] == [(step, 1) for step in range(40)]
+    assert whole.apply().get() == [39, 40]
+    work["looks"] = 0
+    assert chain(add.s(1) for _ in range(100)).apply((1,)).get() == 101
+    assert work["looks"] < 500

@@ -205,6 +205,43 @@ def test_a_countdown_of_nothing_is_no_delay(app: Celery) -> None:
     assert sent == [None, "2030-01-01T00:00:00+00:00"]
 
 
+def test_what_follows_an_eager_call_is_its_child_and_what_replaces_it_has_its_id(app: Celery) -> None:
+    told: dict[str, tuple[Any, ...]] = {}
+
+    def tell(request: Any, name: str) -> None:
+        told[name] = (request.id, request.root_id, request.parent_id)
+
+    @app.task(bind=True)
+    def tells(self: Any, *_: Any, name: str) -> str:
+        tell(self.request, name)
+        return name
+
+    @app.task(bind=True)
+    def fails(self: Any) -> None:
+        raise KeyError
+
+    @app.task(bind=True)
+    def gives_way(self: Any) -> Any:
+        return self.replace(tells.s(name="stands in") | tells.s(name="ends it"))
+
+    @app.task(bind=True)
+    def begins(self: Any) -> None:
+        tell(self.request, "begins")
+        linked = tells.s(name="caller").set(link=tells.s(name="callback").set(link=tells.s(name="its own")))
+        linked.apply(task_id="a")
+        fails.s().on_error(tells.s(name="errback")).apply(task_id="b")
+
+    begins.apply(task_id="root")
+    assert told["caller"] == ("a", "root", "root")
+    assert told["callback"][1:] == ("root", "a")
+    assert told["its own"][1:] == ("root", told["callback"][0])
+    assert told["errback"][1:] == ("root", "b")
+    assert gives_way.apply(task_id="c").get() == "ends it"
+    assert told["stands in"][1:] == ("c", "c")
+    assert told["ends it"] == ("c", "c", "c")
+    assert app.current_task is None
+
+
 def test_always_eager_runs_at_once_and_errors_stay_in_the_result(app: Celery) -> None:
     app.conf.task_always_eager = True
 

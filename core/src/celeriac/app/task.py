@@ -492,7 +492,7 @@ class Task(Generic[P, R]):
             sig.stamp(**request.stamps)
         self.on_replace(sig)
         if request.is_eager:
-            return sig.apply().get(disable_sync_subtasks=False)
+            return sig.apply(task_id=request.id).get(disable_sync_subtasks=False)
         for callback in request.callbacks or ():
             sig.link(maybe_signature(callback, app=app, clone=True))
         for errback in request.errbacks or ():

@@ -9,6 +9,7 @@ from celeriac.canvas.composite import Composite, as_one, follow, give, members_o
 from celeriac.canvas.group import group
 from celeriac.canvas.launch import Launch
 from celeriac.canvas.signature import Place, Signature
+from celeriac.result import ResultSet
 
 
 @Signature.register_type("chain")
@@ -75,8 +76,8 @@ class chain(Composite):
             before = result
             if before is None:
                 result = copy.apply(args, kwargs, **for_first)
-            else:  # it has run already, so nobody waits, also within a task
-                result = copy.apply((before.get(disable_sync_subtasks=False),), **raising)
+            else:
+                result = copy.apply((_value_of(before),), **raising)
             follow(result, before)
         return result
 
@@ -141,6 +142,13 @@ class chain(Composite):
 
 
 _chain = chain
+
+
+def _value_of(before: Any) -> Any:
+    """What a step that has run returned: nobody waits, also within a task, and those before it were asked already."""
+    if isinstance(before, ResultSet):
+        return before.get(disable_sync_subtasks=False)
+    return before.get(follow_parents=False, disable_sync_subtasks=False)
 
 
 def joined(members: Iterable[Signature]) -> list[Signature]:

@@ -126,7 +126,13 @@ class chord(Composite):
 
     def then(self, step: Signature) -> chord:
         """A copy whose body is followed by `step`."""
-        return self.with_body(step if self.body is None else self.body | step)
+        copy = self.clone()
+        last = copy
+        while (inner := _ends_in(last.body)) is not None:  # a body ends in a chord, whose body ends in one …
+            last = inner
+        step = maybe_signature(step, app=self._app, clone=True)
+        last.body = step if last.body is None else last.body | step
+        return copy
 
     def launch(self, launch: Launch, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """See `Signature.launch`: a part at a time, so that a long header needs little memory."""
@@ -325,6 +331,13 @@ class chord(Composite):
 
     def __repr__(self) -> str:
         return f"chord({self.tasks!r}, {self.body!r})"
+
+
+def _ends_in(body: Any) -> chord | None:
+    """The chord that a body is, or that is its last step; None if there is none, or more to the body than its steps."""
+    if body is not None and body["subtask_type"] == "chain" and body.tasks and not body["options"]:
+        body = body.tasks[-1]
+    return body if isinstance(body, chord) else None
 
 
 def _names_in(signature: Any) -> Iterator[str]:

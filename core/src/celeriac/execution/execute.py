@@ -557,11 +557,15 @@ def run_eagerly(
     if retry is not None and retry.sig is not None:
         again: EagerResult[Any] = retry.sig.apply(task_id=request.id, retries=request.retries + 1, throw=raises)
         return again
-    if state == states.SUCCESS:
-        for callback in request.callbacks or ():
-            app.signature(callback).apply((value,))
-    elif state == states.FAILURE and request.errbacks and not raises:
-        followup.call_errbacks_here(app, request, value, traceback or "")
+    token = _state.push_running(task, request)  # what follows from it is its child
+    try:
+        if state == states.SUCCESS:
+            for callback in request.callbacks or ():
+                app.signature(callback).apply((value,))
+        elif state == states.FAILURE and request.errbacks and not raises:
+            followup.call_errbacks_here(app, request, value, traceback or "")
+    finally:
+        _state.pop_running(token)
     kept = state not in (states.IGNORED, states.REJECTED) and not request.ignore_result
     if kept and task.store_eager_result and task.backend.plugin is not None:
         task.backend.store_result(request.id, value, state, traceback, request)
