@@ -17,6 +17,7 @@ from celeriac import states
 from celeriac.exceptions import BackendLost, ContentDisallowed, TransportLost
 from celeriac.spec import Host, Payload, ResultBackend, Route, StoredResult, Transport, reply_queue_spec
 from celeriac.testing.backend_suite import BackendConformance
+from celeriac.testing.faults import FaultProxy
 from celeriac.testing.kit import Bench, KitHost, eventually, make_transport
 from celeriac_backend_rpc import celeriac_make_backend
 from celeriac_backend_rpc.backend import ABILITIES, RpcBackend
@@ -228,6 +229,24 @@ class TestRpcOverAmqp(RpcConformance):
         backend.expect(["one"])
         self.put(backend, "one", (states.SUCCESS, 1))
         assert self.got(backend, "one") == (states.SUCCESS, 1)
+
+    def test_R8_who_waits_for_a_broker_that_is_silent_waits_no_longer_than_it_said(
+        self, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with FaultProxy(amqp_url) as wire:
+            transport = make_transport(self.broker, wire.url, {"broker_connection_timeout": 60.0})
+            backend = celeriac_make_backend("rpc://", SETTINGS, KitHost(transport))
+            assert backend is not None
+            backend.expect(["one"])
+            wire.hold()
+            started = time.monotonic()
+            assert backend.watch(["one"]).wait(0.1) == []
+            assert time.monotonic() - started < 30.0, "it is not the connection's patience that counts"
+            wire.heal()
+            self.put(backend, "one", (states.SUCCESS, 1))
+            assert self.got(backend, "one") == (states.SUCCESS, 1)
+            backend.close()
+            transport.close()
 
 
 def test_the_hook_knows_its_own_urls() -> None:

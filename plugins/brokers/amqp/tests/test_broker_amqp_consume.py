@@ -513,3 +513,15 @@ def test_B30_a_queue_that_is_gone_when_its_worker_comes_back_is_told_of(
     transport.delete("q")  # as a server does that comes back without its data
     listen(transport, tools.spec("q"))
     assert "Queue q, which was consumed here before, was not there any more" in caplog.text
+
+
+def test_a_consumer_that_is_stopped_takes_no_more_whatever_it_is_told(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    listener = listen(transport, tools.spec("q"), window=2)
+    listener.consumer.stop()
+    listener.consumer.resize(64)
+    listener.consumer.subscribe(tools.spec("other"))
+    listener.consumer.flush(5.0)
+    transport.send([tools.payload("q"), tools.payload("other")])
+    assert (transport.depth("q"), transport.depth("other")) == (1, 1)

@@ -231,3 +231,18 @@ def test_a_broker_user_who_may_not_have_delay_queues_has_workers_hold_what_is_fo
     listener.consumer.settle([Settlement(delivery.tag) for delivery in got])
     listener.consumer.close()
     assert (transport.depth("q"), transport.depth("next")) == (0, 1)
+
+
+def test_a_queue_named_like_a_pattern_gets_no_delayed_messages_of_others(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    odd = listen(transport, tools.spec("jobs.*"))
+    listener = listen(transport, tools.spec("jobs.a"))
+    due = time.time() + 1.5
+    transport.send([tools.payload(name, due=due, eta=iso(due)) for name in ("jobs.*", "jobs.a")], timeout_s=30)
+    (delivery,) = odd.take(1)
+    odd.consumer.settle([Settlement(delivery.tag, "requeue", due=time.time() + 600)])
+    listener.take(1)
+    odd.stay_empty(0.3)
+    odd.consumer.close()
+    assert transport.depth("jobs.*") == 1

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any, Final
 
 from celeriac.exceptions import OperationalError
@@ -34,6 +35,8 @@ GRACE_S: Final = 0.02
 TRICKLE_S: Final = 0.1
 #: While nobody reads, nobody hears that the queue is gone: with its expiry, or by hand. Who calls looks so often.
 DECLARED_S: Final = 1.0
+#: Who waits with a timeout waits so long at least for the queue to be opened, which takes long with a silent broker.
+OPEN_S: Final = 0.4
 #: While the broker is away, it is tried again so often.
 RETRY_S: Final = 0.5
 
@@ -75,6 +78,7 @@ class Mailbox:
         self._declared_at = float("-inf")  # monotonic
         self._is_away = False
         self._consumer: Consumer | None = None
+        self._opening: futures.Future[Consumer] | None = None
         self._poller = Poller()
         self._keeper: threading.Thread | None = None
         self._ended = threading.Event()
@@ -147,7 +151,7 @@ class Mailbox:
         left_s = max(timeout_s, 0.0)
         while not news:
             if self._may_read():
-                self._read_as_the_one(left_s)
+                self._read_as_the_one(left_s, open_s=max(left_s, OPEN_S))
             else:
                 with self._changed:
                     self._changed.wait_for(lambda: news or not self._has_reader, left_s)
@@ -187,19 +191,25 @@ class Mailbox:
             self._has_reader = True
         return is_free
 
-    def _read_as_the_one(self, timeout_s: float, *, only_check: bool = False) -> None:
-        """Read until something has come or the time is over. The caller has set `_has_reader`."""
+    def _read_as_the_one(self, timeout_s: float, *, open_s: float | None = None, only_check: bool = False) -> None:
+        """Read until something has come or the time is over. The caller has set `_has_reader`.
+
+        Args:
+            open_s: How long to wait for the queue to be opened, if it is not; None: as long as that takes.
+        """
         try:
             if not only_check:
-                self._read_replies(timeout_s)
+                self._read_replies(timeout_s, open_s)
             elif self._consumer is not None:
                 self._consumer.receive(0)
-            self._is_away = False
+            if self._consumer is not None:
+                self._is_away = False
         except OperationalError as exc:
             self._let_go()
             if not self._is_away:
                 self._is_away = True
-                _log.warning("Lost the reply queue: %s. Opening it again; results sent meanwhile are gone.", exc)
+                said = str(exc).rstrip(". ")
+                _log.warning("Lost the reply queue: %s. Opening it again; results sent meanwhile are gone.", said)
             if timeout_s > 0:
                 time.sleep(min(timeout_s, RETRY_S))
         finally:
@@ -207,9 +217,11 @@ class Mailbox:
                 self._has_reader = False
                 self._changed.notify_all()
 
-    def _read_replies(self, timeout_s: float) -> None:
-        consumer = self._consumer or self._open()
+    def _read_replies(self, timeout_s: float, open_s: float | None) -> None:
         deadline = time.monotonic() + timeout_s
+        consumer = self._consumer or self._open(open_s)
+        if consumer is None:
+            return
         while True:
             arrived = consumer.receive(WINDOW)
             while arrived:  # the broker may have more than a window's worth
@@ -223,22 +235,43 @@ class Mailbox:
             interval_s = consumer.poll_interval_s
             self._poller.sleep(min(left_s, KEEP_S if interval_s is None else interval_s))
 
-    def _open(self) -> Consumer:
-        name = self._host.reply_queue()
-        owner = f"replies@{name}-{uuid.uuid4().hex[:8]}"
-        self._consumer = self._host.transport().consumer(
-            [reply_queue_spec(name)], owner=owner, poller=self._poller, window=WINDOW
-        )
+    def _open(self, timeout_s: float | None) -> Consumer | None:
+        """Open the queue, in a thread beside; None if that takes longer. The next to read takes it up then.
+
+        Raises:
+            OperationalError, ImproperlyConfigured: As `Transport.consumer`.
+        """
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = futures.Future()
+            args = (opening, self._host.reply_queue())
+            threading.Thread(target=self._open_beside, args=args, name="celeriac-opener", daemon=True).start()
+        if not futures.wait([opening], timeout_s).done:
+            return None
+        self._opening = None
+        self._consumer = opening.result()
         if self._keeper is None:
             self._keeper = threading.Thread(target=self._keep, name="celeriac-replies", daemon=True)
             self._keeper.start()
         return self._consumer
+
+    def _open_beside(self, opening: futures.Future[Consumer], name: str) -> None:
+        owner = f"replies@{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            transport = self._host.transport()
+            consumer = transport.consumer([reply_queue_spec(name)], owner=owner, poller=self._poller, window=WINDOW)
+        except BaseException as exc:
+            opening.set_exception(exc)
+        else:
+            opening.set_result(consumer)
 
     def _keep(self) -> None:
         """Prove now and then that this client lives, and empty the wire, also when nobody waits."""
         while not self._ended.wait(KEEP_S):
             consumer = self._consumer
             if consumer is None:
+                if self._opening is not None:
+                    self._look_in()
                 continue
             try:
                 consumer.renew()
@@ -288,14 +321,23 @@ class Mailbox:
         with self._changed:
             self._changed.wait_for(lambda: not self._has_reader, KEEP_S)
             self._has_reader = True
+        opening, self._opening = self._opening, None
         try:
             self._let_go()
+            if opening is not None:
+                opening.add_done_callback(_close_late)
         except OperationalError as exc:
             _log.debug("Reply queue not closed in good order: %s", exc)  # it was gone already
         finally:
             with self._changed:
                 self._has_reader = False
                 self._changed.notify_all()
+
+
+def _close_late(opening: futures.Future[Consumer]) -> None:
+    """What was opened for a mailbox that is closed by now goes too."""
+    if opening.exception() is None:
+        opening.result().close()
 
 
 def replaces(state: str, known: str) -> bool:

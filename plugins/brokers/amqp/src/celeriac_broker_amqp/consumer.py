@@ -173,7 +173,7 @@ class AmqpConsumer:
     # -- queues -----------------------------------------------------------------------------------------------
 
     def subscribe(self, queue: QueueSpec) -> None:
-        if queue.name in self._subscriptions:
+        if queue.name in self._subscriptions or self._stopped:
             return
         self._declare(self._link, queue)
         subscription = self._subscriptions[queue.name] = _Subscription(queue, [], deque())
@@ -188,6 +188,8 @@ class AmqpConsumer:
 
     def resize(self, window: int) -> None:
         self._window = window
+        if self._stopped:
+            return
         # With what is held here for long, in few steps, for each costs a new consumer.
         wanted = _choose_prefetch(1 << (window + self._kept - 1).bit_length() if self._kept else window)
         self._wider = 0
@@ -558,8 +560,8 @@ class AmqpConsumer:
             headers = message.unpack(delivery.raw).headers
             _, _, header, body = message.split_record(delivery.raw)
             header = message.with_due(header, due, headers, _counts(delivery, settlement))
-            methods.short_text(delays.key_of(0, delivery.queue))
-        except ValueError as exc:  # unreadable, or its queue has a name too long to be delayed: held here
+            delays.check_queue(delivery.queue)
+        except ValueError as exc:  # unreadable, or its queue has a name for which nothing can be delayed: held here
             _log.debug("A message of %s waits here, for the broker cannot hold it: %s", delivery.queue, exc)
             self._keep(delivery, settlement)
             return None

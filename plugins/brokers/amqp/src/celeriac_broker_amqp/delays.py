@@ -26,7 +26,7 @@ DIGIT_BITS: Final = 4
 DIGITS: Final = 7
 MAX_DELAY_S: Final = (1 << DIGIT_BITS * DIGITS) - 1
 #: How long the name of a queue may be that messages are delayed for: its key must be one of AMQP's. Those for others
-#: go at once, to be put off by workers.
+#: go at once, to be put off by workers; see `check_queue`.
 MAX_QUEUE_BYTES: Final = MAX_NAME_BYTES - 2 * DIGITS
 #: Of everything that is ours.
 PREFIX: Final = "celeriac.delay."
@@ -47,6 +47,23 @@ def whole_seconds(due: float) -> int:
 def key_of(delay_s: int, queue: str) -> str:
     """The routing key by which a message waits `delay_s` seconds on its way to `queue`."""
     return ".".join(f"{delay_s:0{DIGITS}x}") + "." + queue
+
+
+def check_queue(queue: str) -> None:
+    """Make sure that messages can be delayed for a queue of such a name.
+
+    Raises:
+        ValueError: It leaves no room for the wait, or topic exchanges would take it for a pattern and let out into it
+            what is for others.
+    """
+    methods.short_text(key_of(0, queue))
+    if is_pattern(queue):
+        raise ValueError(f"queue {queue!r} has a name that is a pattern to topic exchanges")
+
+
+def is_pattern(queue: str) -> bool:
+    """Whether a queue has `*` or `#` for one of the words of its name."""
+    return ("*" in queue or "#" in queue) and not {"*", "#"}.isdisjoint(queue.split("."))
 
 
 def queue_of(key: str) -> str:
@@ -120,9 +137,11 @@ def bind_again(link: Link, queue: str) -> bool:
         TransportLost: The connection dropped.
     """
     try:
-        bind(link, queue, time.monotonic() + BIND_TIMEOUT_S)
+        check_queue(queue)
     except ValueError:
-        return True  # its name leaves no room for a wait, so nothing is delayed for it
+        return True  # nothing is delayed for it
+    try:
+        bind(link, queue, time.monotonic() + BIND_TIMEOUT_S)
     except ChannelClosed as exc:
         if exc.code != methods.NOT_FOUND:
             _log.warning("Queue %s gets no delayed messages if it was made anew: %s", queue, exc)

@@ -82,6 +82,8 @@ def make_item(payload: Payload) -> Item:
     due = payload.due
     if due is None or route.exchange or due <= time.time() or name_bytes > delays.MAX_QUEUE_BYTES:
         return Item(route, header, payload.body, mandatory)
+    if delays.is_pattern(route.routing_key):
+        return Item(route, header, payload.body, mandatory)
     try:
         return Item(route, with_due(header, due, payload.headers), payload.body, mandatory, due)
     except ValueError as exc:
