@@ -525,3 +525,69 @@ def test_a_consumer_that_is_stopped_takes_no_more_whatever_it_is_told(
     listener.consumer.flush(5.0)
     transport.send([tools.payload("q"), tools.payload("other")])
     assert (transport.depth("q"), transport.depth("other")) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_queue_that_says_where_its_dead_letters_go_has_them_there(
+    transport: AmqpTransport, listen: Any, tools: Any, kind: dict[str, Any]
+) -> None:
+    own = QueueSpec("own", exchange="dlx", routing_key="q")
+    transport.declare([own])
+    spec = tools.spec("q", x_dead_letter_exchange="dlx", **kind)
+    listener = listen(transport, spec, window=10)
+    transport.send([tools.payload("q", id=str(number)) for number in range(6)])
+    got = listener.take(6)
+    listener.consumer.settle([Settlement(got[1].tag, "dead", reason="crash")], publish=[tools.payload("next")])
+    listener.consumer.settle(acks([got[0]]))
+    listener.consumer.settle([Settlement(got[3].tag, "dead"), Settlement(got[2].tag, "ack")])
+    listener.consumer.settle([Settlement(got[4].tag, "ack"), Settlement(got[5].tag, "dead")])
+    listener.consumer.flush(10.0)
+    listener.consumer.close()
+    dead = {delivery.head.id: transport.unpack(delivery.raw).headers for delivery in listen(transport, own).take(3)}
+    assert {name: headers["x-death"][0]["reason"] for name, headers in dead.items()} == dict.fromkeys("135", "rejected")
+    assert [transport.depth(name) for name in ("q", "celeriac.dead.q", "next")] == [0, 0, 1]
+
+
+def test_a_message_held_by_a_copy_goes_where_its_queue_says_too(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    own = QueueSpec("own", exchange="dlx", routing_key="q")
+    spec = tools.spec("q", x_dead_letter_exchange="dlx")
+    transport.declare([own, spec])
+    transport.send([tools.payload("q")])
+    first = listen(transport, spec)
+    first.take(1)
+    first.consumer._link.drop()  # as a killed worker would
+    second = listen(transport, spec)
+    (again,) = second.take(1)
+    assert again.tag in second.consumer._holding.place
+    second.consumer.settle([Settlement(again.tag, "dead", reason="crash")])
+    second.consumer.flush(10.0)
+    second.consumer.close()
+    listen(transport, own).take(1)
+    assert transport.depth("q") == transport.depth("celeriac.dead.q") == 0
+
+
+def test_a_queue_whose_dead_letters_would_go_nowhere_keeps_them(
+    transport: AmqpTransport, listen: Any, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = listen(transport, tools.spec("q", x_dead_letter_exchange="nowhere"))
+    assert "no exchange 'nowhere'" in caplog.text
+    transport.send([tools.payload("q")])
+    listener.consumer.settle([Settlement(listener.take(1)[0].tag, "dead", reason="crash")])
+    listener.consumer.flush(10.0)
+    assert transport.depth("celeriac.dead.q") == 1
+
+
+def test_a_queue_that_was_made_anew_keeps_what_was_taken_from_the_one_before(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    transport.declare([QueueSpec("own", exchange="dlx", routing_key="q")])
+    listener = listen(transport, tools.spec("q", x_dead_letter_exchange="dlx"))
+    transport.send([tools.payload("q")])
+    (delivery,) = listener.take(1)
+    transport.delete("q")
+    tools.wait_until(lambda: listener.consumer.receive(0) or not listener.consumer._ways, "it has been declared anew")
+    listener.consumer.settle([Settlement(delivery.tag, "dead", reason="crash")])
+    listener.consumer.flush(10.0)
+    assert transport.depth("own") + transport.depth("celeriac.dead.q") == 1

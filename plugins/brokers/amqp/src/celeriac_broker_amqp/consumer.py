@@ -25,7 +25,7 @@ from msgspec import Struct
 from celeriac.exceptions import PublishRejected, TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Route, Settlement
 from celeriac_broker_amqp import delays, message, methods, topology
-from celeriac_broker_amqp.deadletters import bury, make_follower
+from celeriac_broker_amqp.deadletters import bury, forward, make_follower
 from celeriac_broker_amqp.followers import Followers, mark_again
 from celeriac_broker_amqp.holding import Holding, Nook, Terms, make_nook_spec
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
@@ -118,7 +118,7 @@ class AmqpConsumer:
         link: A fresh link of its own; closed with the consumer.
         open_publisher: Makes the publisher for what must be safe before an acknowledgement; called once, when
             first needed.
-        declare: Declares a queue on a link.
+        declare: Declares a queue on a link; returns where it sends dead letters itself, if it does.
         terms: What is known about the broker; learned from here.
     """
 
@@ -130,7 +130,7 @@ class AmqpConsumer:
         poller: Poller,
         window: int,
         open_publisher: Callable[[], Publisher],
-        declare: Callable[[Link, QueueSpec], None],
+        declare: Callable[[Link, QueueSpec], Route | None],
         terms: Terms,
     ) -> None:
         self._link = link
@@ -158,6 +158,8 @@ class AmqpConsumer:
         self._owned: dict[int, Delivery] = {}  # handed out, not settled
         self._waiting: list[tuple[float, int, Delivery]] = []  # a heap by due time
         self._settled = Settled()  # at the broker
+        self._ways: dict[str, Route] = {}  # of queues that say themselves where their dead letters go
+        self._rejected: set[int] = set()  # tags of such dead letters, as long as they wait for what follows from them
         self._newest = 0  # the last tag that came
         self._holding = Holding(
             terms,
@@ -175,7 +177,9 @@ class AmqpConsumer:
     def subscribe(self, queue: QueueSpec) -> None:
         if queue.name in self._subscriptions or self._stopped:
             return
-        self._declare(self._link, queue)
+        way = self._declare(self._link, queue)
+        if way is not None:
+            self._ways[queue.name] = way
         subscription = self._subscriptions[queue.name] = _Subscription(queue, [], deque())
         self._consume(subscription)
 
@@ -390,6 +394,7 @@ class AmqpConsumer:
                 continue
             _log.warning("Queue %s is gone from %s; declaring it anew.", subscription.spec.name, self._link.where)
             self._declare(self._link, subscription.spec)
+            self._ways.pop(subscription.spec.name, None)  # what is here from the old one can go nowhere by itself
             self._consume(subscription)
 
     def _hand_out_in_turn(self, limit: int, out: list[Delivery]) -> None:
@@ -480,7 +485,9 @@ class AmqpConsumer:
             if settlement.verb == "ack":
                 acks.append(settlement.tag)
             elif settlement.verb == "dead":
-                items.append(bury(delivery, settlement, self._owner, self._max_header_bytes))
+                letter = self._bury(delivery, settlement)
+                if letter is not None:
+                    items.append(letter)
                 acks.append(settlement.tag)
             elif settlement.due is None:
                 again = self._count(delivery, settlement) if settlement.started else self._put_back(delivery)
@@ -517,12 +524,31 @@ class AmqpConsumer:
     def _acknowledge(self, tags: list[int]) -> None:
         """Acknowledge: one number for the tags finished without a gap, one each for the stragglers."""
         self._settled.add(tags)
+        if self._rejected:
+            tags = self._reject(tags)
         low = self._settled.low
         stragglers = [tag for tag in tags if tag > low]
         out = [methods.ack(CHANNEL, tag, False) for tag in stragglers]
         if len(stragglers) < len(tags):
             out.append(methods.ack(CHANNEL, max(tag for tag in tags if tag <= low), True))
         self._link.send(b"".join(out))
+
+    def _reject(self, tags: list[int]) -> list[int]:
+        """Have RabbitMQ set aside those of these tags that are dead letters; returns the others."""
+        dead = self._rejected.intersection(tags)
+        self._rejected -= dead
+        self._link.send(b"".join([methods.reject(CHANNEL, tag, requeue=False) for tag in sorted(dead)]))
+        return [tag for tag in tags if tag not in dead]
+
+    def _bury(self, delivery: Delivery, settlement: Settlement) -> Item | None:
+        """A delivery on its way to where it is set aside; None if RabbitMQ itself brings it there."""
+        way = self._ways.get(delivery.queue)
+        if way is None:
+            return bury(delivery, settlement, self._owner, self._max_header_bytes)
+        if delivery.tag in self._holding.place:
+            return forward(delivery, way)
+        self._rejected.add(delivery.tag)
+        return None
 
     def _note_settled(self, tag: int) -> None:
         self._settled.add((tag,))

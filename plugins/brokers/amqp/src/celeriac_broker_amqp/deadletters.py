@@ -2,7 +2,8 @@
 
 Called by `consumer` and `followers`, which bury, and by `transport`, which looks.
 
-They go to the queue `celeriac.dead.<queue>`, with the same bytes and these headers besides:
+They go where the queue's own declaration says, if it has an `x-dead-letter-exchange`: RabbitMQ sees to that, as it does
+for Celery's workers. Else they go to the queue `celeriac.dead.<queue>`, with the same bytes and these headers besides:
 
     x-celeriac-reason, -error      why
     x-celeriac-dead-id             its name among dead letters; later ones sort behind
@@ -55,6 +56,14 @@ def bury(delivery: Delivery, settlement: Settlement, owner: str, max_header_byte
     except ValueError as exc:
         _log.debug("A dead letter of %s cannot be read: %s", delivery.queue, exc)
     return _set_aside(delivery.queue, delivery.raw, reason, max_header_bytes)
+
+
+def forward(delivery: Delivery, way: Route) -> Item:
+    """A delivery as RabbitMQ would dead-letter it, for one that it does not know by its queue (see `holding`)."""
+    _, key, header, body = message.split_record(delivery.raw)
+    return Item(
+        Route(way.routing_key or key, way.exchange), message.with_headers(header, {}, message.DEATH_HEADERS), body
+    )
 
 
 def _set_aside(queue: str, record: bytes, reason: dict[str, Any], max_header_bytes: int) -> Item:

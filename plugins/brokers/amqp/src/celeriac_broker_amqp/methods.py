@@ -91,9 +91,9 @@ def ack(channel: int, tag: int, multiple: bool) -> bytes:
     return _settle_frame(METHOD, channel, 13, BASIC_ACK, tag, multiple, FRAME_END)
 
 
-def reject(channel: int, tag: int) -> bytes:
-    """The frame of basic.reject that puts the message back."""
-    return _settle_frame(METHOD, channel, 13, 60 << 16 | 90, tag, 1, FRAME_END)
+def reject(channel: int, tag: int, requeue: bool = True) -> bytes:
+    """The frame of basic.reject that puts the message back, or has the queue dead-letter it."""
+    return _settle_frame(METHOD, channel, 13, 60 << 16 | 90, tag, requeue, FRAME_END)
 
 
 def give_back_all(channel: int) -> bytes:

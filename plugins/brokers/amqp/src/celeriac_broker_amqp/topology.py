@@ -17,7 +17,7 @@ from struct import Struct
 from typing import Final
 
 from celeriac.exceptions import ImproperlyConfigured, TransportLost
-from celeriac.spec import QueueSpec
+from celeriac.spec import QueueSpec, Route
 from celeriac_broker_amqp import methods
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
 
@@ -71,10 +71,12 @@ def dead_queue(queue: str) -> str:
     return name[:MAX_NAME_BYTES].decode("utf-8", "ignore")
 
 
-def declare(link: Link, spec: QueueSpec) -> None:
+def declare(link: Link, spec: QueueSpec) -> bool:
     """Make a queue, its exchange and its binding exist. A queue that we may not declare, but that is there, is used as
     it is: somebody else sees to the topology.
 
+    Returns:
+        Whether it is known to be the same.
     Raises:
         ImproperlyConfigured: It exists and is not the same, or we may not declare it.
         TransportLost: Its node is down, or the connection dropped.
@@ -104,8 +106,9 @@ def declare(link: Link, spec: QueueSpec) -> None:
     except ChannelClosed as exc:
         if exc.code == methods.ACCESS_REFUSED and depth(link, spec.name) is not None:
             _log.info("Queue %s at %s is used as it is, for we may not declare it: %s", spec.name, link.where, exc.text)
-            return
+            return False
         raise _refused(link, spec, exc) from exc
+    return True
 
 
 def _refused(link: Link, spec: QueueSpec, exc: ChannelClosed) -> Exception:
@@ -122,6 +125,31 @@ def _refused(link: Link, spec: QueueSpec, exc: ChannelClosed) -> Exception:
             "Make the queue, or give it the permission (rabbitmqctl set_permissions)."
         )
     return TransportLost(f"queue {spec.name!r} cannot be declared at {link.where} now: {exc}")
+
+
+def own_dead_letters(link: Link, spec: QueueSpec) -> Route | None:
+    """Where what is rejected goes by the queue's own declaration (`x-dead-letter-exchange`), its routing key empty if
+    that stays; None if it does not say, or if nothing would arrive there, which RabbitMQ would not tell."""
+    exchange, key = (spec.arguments.get(f"x-dead-letter-{what}") for what in ("exchange", "routing-key"))
+    if type(exchange) is not str or not (exchange or key):
+        return None
+    route = Route(key if type(key) is str else "", exchange)
+    try:
+        with scratch(link) as channel:
+            if exchange:
+                passive = methods.declare_exchange(exchange, "direct", passive=True)
+                link.call(channel, passive, methods.EXCHANGE_DECLARE_OK)
+            else:
+                link.call(channel, methods.declare_queue(route.routing_key, passive=True), methods.QUEUE_DECLARE_OK)
+    except ChannelClosed as exc:
+        _log.error(
+            "What is set aside from queue %s goes to %s, for that to which its declaration sends it cannot be used: %s",
+            spec.name,
+            dead_queue(spec.name),
+            exc,
+        )
+        return None
+    return route
 
 
 def depth(link: Link, queue: str) -> int | None:

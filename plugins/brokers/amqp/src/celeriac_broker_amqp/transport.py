@@ -223,9 +223,12 @@ class AmqpTransport:
         self._consumers.add(consumer)
         return consumer
 
-    def _declare_consumed(self, link: Link, spec: QueueSpec) -> None:
-        """Declare a queue for a consumer. One that was ours before is consumed as it is: a queue that somebody
-        made anew, and differently, must not end a running worker."""
+    def _declare_consumed(self, link: Link, spec: QueueSpec) -> Route | None:
+        """Declare a queue for a consumer; returns where it sends dead letters itself, if it does.
+
+        One that was ours before is consumed as it is: a queue that somebody made anew, and differently, must not end a
+        running worker.
+        """
         if spec.arguments.get("x-queue-type") == "stream":
             raise ImproperlyConfigured(
                 f"queue {spec.name!r} is declared as a stream. Of a stream RabbitMQ gives a worker only what comes "
@@ -234,8 +237,9 @@ class AmqpTransport:
             )
         was_ours = spec.name in self._consumed and not (spec.auto_delete or spec.exclusive)
         is_gone = was_ours and topology.depth(link, spec.name) is None
+        is_same = False
         try:
-            topology.declare(link, spec)
+            is_same = topology.declare(link, spec)
         except ImproperlyConfigured:
             if spec.name not in self._consumed:
                 raise
@@ -251,6 +255,7 @@ class AmqpTransport:
             self._bind_again(link, spec.name)
         self._known[spec.name] = spec
         self._consumed.add(spec.name)
+        return topology.own_dead_letters(link, spec) if is_same else None
 
     def _bind_again(self, link: Link, queue: str) -> None:
         """Let delayed messages out into a queue that may have been made anew."""
