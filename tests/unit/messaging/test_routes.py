@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from kombu import Exchange, Queue
+from kombu import Exchange, Queue, binding
 from kombu.common import Broadcast
 
 from celeriac import Celery
@@ -174,6 +174,15 @@ def test_types_and_arguments_of_queues() -> None:
     own = router(task_default_queue="q", task_default_exchange="ex", task_default_exchange_type="topic",
                  task_default_routing_key="k")  # fmt: skip
     assert own.route("t", (), {}, {})[0] == Route("k", "ex", "topic", "q")
+
+
+def test_a_binding_keeps_its_arguments() -> None:
+    files, pdf, png = Exchange("files", type="headers"), {"kind": "pdf"}, {"kind": "png"}
+    several = Queue("several", files, binding_arguments=pdf, bindings=[binding(files, arguments=png)])
+    known = router(task_queues=[several])
+    assert [spec.binding_arguments for spec in known.declarations("several")] == [png, pdf]
+    options = {"exchange": "files", "exchange_type": "headers", "binding_arguments": pdf}
+    assert router(task_queues={"one": options}).spec("one").binding_arguments == pdf
 
 
 def test_of_endless_names_only_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

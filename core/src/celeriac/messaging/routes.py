@@ -290,13 +290,18 @@ def spec_from_queue(queue: Any, conf: Mapping[str, Any]) -> QueueSpec:
         bool(queue.auto_delete),
         bool(queue.exclusive),
         arguments,
+        dict(getattr(queue, "binding_arguments", None) or {}),
     )
 
 
 def _further_bindings(queue: Any, spec: QueueSpec) -> list[QueueSpec]:
     return [
         replace(
-            spec, exchange=bound.exchange.name, exchange_type=bound.exchange.type, routing_key=bound.routing_key or ""
+            spec,
+            exchange=bound.exchange.name,
+            exchange_type=bound.exchange.type,
+            routing_key=bound.routing_key or "",
+            binding_arguments=dict(getattr(bound, "arguments", None) or {}),
         )
         for bound in getattr(queue, "bindings", None) or ()
     ]
@@ -331,6 +336,7 @@ def _spec_from_options(name: str, options: Mapping[str, Any], conf: Mapping[str,
         kind or conf["task_default_exchange_type"],
         key or name,
         arguments=arguments,
+        binding_arguments=dict(options.get("binding_arguments") or {}),
         **flags,
     )
 

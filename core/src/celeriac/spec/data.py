@@ -31,7 +31,7 @@ class QueueSpec(Struct, frozen=True):
     """A queue and the binding that feeds it, as a broker needs to declare it.
 
     With an empty exchange the queue is reached by its own name (Celery's direct queues are published
-    to so even when they are bound to a named exchange).
+    to so even when they are bound to a named exchange). `binding_arguments` are what headers exchanges go by.
     """
 
     name: str
@@ -42,6 +42,7 @@ class QueueSpec(Struct, frozen=True):
     auto_delete: bool = False
     exclusive: bool = False
     arguments: dict[str, Any] = {}
+    binding_arguments: dict[str, Any] = {}
 
 
 class ExchangeSpec(Struct, frozen=True):

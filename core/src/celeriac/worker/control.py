@@ -586,7 +586,7 @@ def describe_queue(spec: QueueSpec) -> dict[str, Any]:
         },
         "routing_key": spec.routing_key or spec.name,
         "queue_arguments": dict(spec.arguments) or None,
-        "binding_arguments": None,
+        "binding_arguments": dict(spec.binding_arguments) or None,
         "consumer_arguments": None,
         "durable": spec.durable,
         "exclusive": spec.exclusive,

@@ -591,3 +591,27 @@ def test_a_queue_that_was_made_anew_keeps_what_was_taken_from_the_one_before(
     listener.consumer.settle([Settlement(delivery.tag, "dead", reason="crash")])
     listener.consumer.flush(10.0)
     assert transport.depth("own") + transport.depth("celeriac.dead.q") == 1
+
+
+def test_an_exchange_that_lasts_otherwise_is_used_as_it_is_unless_it_is_of_another_type(
+    transport: AmqpTransport, tools: Any
+) -> None:
+    transport.declare([QueueSpec("lasting", "news", "topic", "a")])
+    transport.declare([QueueSpec("passing", "news", "topic", "a", durable=False)])
+    sent = tools.payload("a")
+    sent.route = Route("a", "news", "topic")
+    transport.send([sent])
+    assert (transport.depth("lasting"), transport.depth("passing")) == (1, 1)
+    with pytest.raises(ImproperlyConfigured, match="type"):
+        transport.declare([QueueSpec("other", "news", "direct", "a")])
+
+
+def test_a_queue_at_a_headers_exchange_gets_what_its_binding_asks_for(transport: AmqpTransport, tools: Any) -> None:
+    for kind in ("pdf", "png"):
+        wanted = {"x-match": "all", "kind": kind}
+        transport.declare([QueueSpec(kind, "files", "headers", binding_arguments=wanted)])
+    for kind in ("pdf", "pdf", "png"):
+        payload = tools.payload("", kind=kind)
+        payload.route = Route("", "files", "headers")
+        transport.send([payload])
+    assert (transport.depth("pdf"), transport.depth("png")) == (2, 1)

@@ -132,9 +132,9 @@ def declare_queue(
     return b"\x00\x32\x00\x0a\0\0" + short_text(name) + bytes((bits,)) + write_table(arguments)
 
 
-def bind_queue(name: str, exchange: str, routing_key: str) -> bytes:
+def bind_queue(name: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] = {}) -> bytes:
     names = short_text(name) + short_text(exchange) + short_text(routing_key)
-    return b"\x00\x32\x00\x14\0\0" + names + b"\0" + write_table({})
+    return b"\x00\x32\x00\x14\0\0" + names + b"\0" + write_table(arguments)
 
 
 def purge_queue(name: str) -> bytes:

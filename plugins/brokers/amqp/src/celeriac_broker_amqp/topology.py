@@ -82,33 +82,41 @@ def declare(link: Link, spec: QueueSpec) -> bool:
         TransportLost: Its node is down, or the connection dropped.
     """
     try:
-        with scratch(link) as channel:
-            if spec.exchange and not spec.exchange.startswith("amq."):
-                link.call(
-                    channel,
-                    methods.declare_exchange(spec.exchange, spec.exchange_type, durable=spec.durable),
-                    methods.EXCHANGE_DECLARE_OK,
-                )
-            link.call(
-                channel,
-                methods.declare_queue(
-                    spec.name,
-                    durable=spec.durable,
-                    exclusive=spec.exclusive,
-                    auto_delete=spec.auto_delete,
-                    arguments=spec.arguments,
-                ),
-                methods.QUEUE_DECLARE_OK,
-            )
-            if spec.exchange:
-                bind = methods.bind_queue(spec.name, spec.exchange, spec.routing_key)
-                link.call(channel, bind, methods.QUEUE_BIND_OK)
+        _declare(link, spec, with_exchange=bool(spec.exchange) and not spec.exchange.startswith("amq."))
     except ChannelClosed as exc:
         if exc.code == methods.ACCESS_REFUSED and depth(link, spec.name) is not None:
             _log.info("Queue %s at %s is used as it is, for we may not declare it: %s", spec.name, link.where, exc.text)
             return False
         raise _refused(link, spec, exc) from exc
     return True
+
+
+def _declare(link: Link, spec: QueueSpec, *, with_exchange: bool) -> None:
+    """As `declare`; raises `ChannelClosed`.
+
+    An exchange that is there, and of the same type, is used as it is: how long it lasts is not in `spec`.
+    """
+    try:
+        with scratch(link) as channel:
+            if with_exchange:
+                exchange = methods.declare_exchange(spec.exchange, spec.exchange_type, durable=spec.durable)
+                link.call(channel, exchange, methods.EXCHANGE_DECLARE_OK)
+            queue = methods.declare_queue(
+                spec.name,
+                durable=spec.durable,
+                exclusive=spec.exclusive,
+                auto_delete=spec.auto_delete,
+                arguments=spec.arguments,
+            )
+            link.call(channel, queue, methods.QUEUE_DECLARE_OK)
+            if spec.exchange:
+                bind = methods.bind_queue(spec.name, spec.exchange, spec.routing_key, spec.binding_arguments)
+                link.call(channel, bind, methods.QUEUE_BIND_OK)
+    except ChannelClosed as exc:
+        is_other = exc.code == methods.PRECONDITION_FAILED and " for exchange " in exc.text
+        if not (with_exchange and is_other) or "'type'" in exc.text:
+            raise
+        _declare(link, spec, with_exchange=False)
 
 
 def _refused(link: Link, spec: QueueSpec, exc: ChannelClosed) -> Exception:
