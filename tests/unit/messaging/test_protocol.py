@@ -88,6 +88,12 @@ def test_eta_and_expires_are_iso_texts_and_the_broker_hears_of_both(codec: Codec
     assert 55_000 < int(payload.properties["expiration"]) <= 60_000
 
 
+@pytest.mark.parametrize(("given", "sent"), [(10, "10000"), (0.5, "500"), (-1, "0"), ("250", "250")])
+def test_an_expiration_is_given_in_seconds_as_for_celery(codec: Codec, given: Any, sent: str) -> None:
+    message = Message("t", "i", (), {}, properties={"expiration": given})
+    assert make_payload(message, codec, ROUTE).properties["expiration"] == sent
+
+
 @pytest.mark.parametrize("method", ["gzip", "bzip2", "xz"])
 def test_a_body_can_be_compressed(codec: Codec, method: str) -> None:
     payload = make_payload(Message("t", "i", ["a" * 10_000], {}, compression=method), codec, ROUTE)

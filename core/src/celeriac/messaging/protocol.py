@@ -91,6 +91,8 @@ def make_payload(message: Message, codec: Codec, route: Route) -> Payload:
         properties["expiration"] = str(max(0, int(left_s * 1000)))
     if message.properties:
         properties.update(message.properties)
+        if type(properties.get("expiration")) in (int, float):  # seconds, as for Celery; on the wire it is a text
+            properties["expiration"] = str(max(0, int(properties["expiration"] * 1000)))
     return Payload(body, serializer.content_type, serializer.content_encoding, headers, properties, route, due)
 
 
