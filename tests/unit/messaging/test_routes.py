@@ -185,6 +185,12 @@ def test_a_binding_keeps_its_arguments() -> None:
     assert router(task_queues={"one": options}).spec("one").binding_arguments == pdf
 
 
+def test_who_makes_a_queue_is_said_as_for_celery() -> None:
+    known = router(task_queues=[Queue("theirs", no_declare=True), Queue("ours")])
+    assert [known.spec(name).no_declare for name in ("theirs", "ours")] == [True, False]
+    assert router(task_queues={"theirs": {"no_declare": True}}).spec("theirs").no_declare
+
+
 def test_of_endless_names_only_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue for each customer, say, in a process that lives for months."""
     monkeypatch.setattr(routes, "REMEMBERED", 3)

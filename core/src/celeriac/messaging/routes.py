@@ -291,6 +291,7 @@ def spec_from_queue(queue: Any, conf: Mapping[str, Any]) -> QueueSpec:
         bool(queue.exclusive),
         arguments,
         dict(getattr(queue, "binding_arguments", None) or {}),
+        bool(getattr(queue, "no_declare", False)),
     )
 
 
@@ -325,7 +326,7 @@ def _spec_from_options(name: str, options: Mapping[str, Any], conf: Mapping[str,
     kind = options.get("exchange_type") or "direct" if exchange else None  # as of kombu's queues
     arguments = dict(options.get("queue_arguments") or options.get("arguments") or {})
     _add_max_priority(arguments, conf)
-    flags = {"durable": True, "auto_delete": False, "exclusive": False}
+    flags = {"durable": True, "auto_delete": False, "exclusive": False, "no_declare": False}
     for flag in flags:  # in kombu's words, of the queue alone or of its exchange too
         said = options.get(f"queue_{flag}")
         said = options.get(flag) if said is None else said

@@ -32,6 +32,7 @@ class QueueSpec(Struct, frozen=True):
 
     With an empty exchange the queue is reached by its own name (Celery's direct queues are published
     to so even when they are bound to a named exchange). `binding_arguments` are what headers exchanges go by.
+    With `no_declare` somebody else makes it, and it is used as it is, by brokers on which queues are made.
     """
 
     name: str
@@ -43,6 +44,7 @@ class QueueSpec(Struct, frozen=True):
     exclusive: bool = False
     arguments: dict[str, Any] = {}
     binding_arguments: dict[str, Any] = {}
+    no_declare: bool = False
 
 
 class ExchangeSpec(Struct, frozen=True):

@@ -594,7 +594,7 @@ def describe_queue(spec: QueueSpec) -> dict[str, Any]:
         "no_ack": False,
         "alias": None,
         "bindings": [],
-        "no_declare": None,
+        "no_declare": spec.no_declare or None,
         "expires": None,
         "message_ttl": None,
         "max_length": None,

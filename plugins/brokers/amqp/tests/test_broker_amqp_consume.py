@@ -615,3 +615,16 @@ def test_a_queue_at_a_headers_exchange_gets_what_its_binding_asks_for(transport:
         payload.route = Route("", "files", "headers")
         transport.send([payload])
     assert (transport.depth("pdf"), transport.depth("png")) == (2, 1)
+
+
+def test_a_queue_that_is_not_to_be_declared_is_used_as_it_is(
+    transport: AmqpTransport, open_transport: Any, listen: Any, tools: Any
+) -> None:
+    foreign = QueueSpec("q", "q", routing_key="q", no_declare=True)
+    other = open_transport()
+    other.declare([foreign])
+    with pytest.raises(PublishRejected, match="found no queue"):
+        other.send([tools.payload("q")])
+    transport.declare([tools.spec("q", x_max_length=5)])
+    other.send([tools.payload("q")])
+    listen(other, foreign).take(1)

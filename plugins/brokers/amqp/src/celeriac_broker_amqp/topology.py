@@ -81,6 +81,8 @@ def declare(link: Link, spec: QueueSpec) -> bool:
         ImproperlyConfigured: It exists and is not the same, or we may not declare it.
         TransportLost: Its node is down, or the connection dropped.
     """
+    if spec.no_declare:
+        return False
     try:
         _declare(link, spec, with_exchange=bool(spec.exchange) and not spec.exchange.startswith("amq."))
     except ChannelClosed as exc:
