@@ -213,10 +213,17 @@ def encode_each(encode: Callable[[Any], bytes], reports: list[JobReport]) -> byt
 
 def _sendable(encode: Callable[[Any], bytes], report: JobReport) -> JobReport:
     try:
+        report.detail, report.dead = _legible(report.detail), _legible(report.dead)
+        report.traceback = report.traceback and _legible(report.traceback)
         encode(report)
         return report
     except Exception as exc:
         return _of_no_use(report.token, report.pid, f"its report cannot be encoded: {exc}")
+
+
+def _legible(text: str) -> str:
+    """With the lone surrogates escaped that stand for odd bytes, as in names of files: an error may name one."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def decode_reports(data: Any) -> list[JobReport]:
