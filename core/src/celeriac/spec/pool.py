@@ -133,7 +133,8 @@ class Pool(Protocol):
     def cancel(self, token: int, *, signal: int | None = None) -> bool:
         """Cancel one job: a queued one never starts, a running one gets `signal` (default TERM; 0: none, it goes on)
         if the pool can `terminate`. A `cancelled` report follows, with the `pid` of what was ended, 0 if it never
-        started. False if the token is not here or nothing can be done (P6)."""
+        started; the job's own, if it outlives the signal. With SIGUSR1 a running one is at its soft limit, if the pool
+        enforces these and has processes. False if the token is not here or nothing can be done (P6)."""
 
     def resize(self, slots: int) -> None:
         """Grow or shrink; busy slots finish their job first. Only with the ability `resize`."""

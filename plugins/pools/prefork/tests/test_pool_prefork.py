@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import PoolBroken
+from celeriac.exceptions import PoolBroken, SoftTimeLimitExceeded
 from celeriac.spec import Job, JobReport, Payload, Pool, PoolOptions, Route, SlotProgram, StoredResult
 from celeriac.testing.pool_suite import PoolConformance, ScriptedProgram, brief, job, lines, own_size_kib
 from celeriac_pool_prefork import birth, frames
@@ -393,3 +394,33 @@ def test_growing_without_a_process_to_be_had_costs_none_of_those_there(monkeypat
             driver.pool.resize(4)
             assert [slot.leaving for slot in driver.pool._slots.values()] == [False] * 3
         driver.until(lambda: len(driver.pool.pids()) == 4, "the fourth")
+
+
+def test_a_job_that_is_cancelled_by_usr1_is_at_its_soft_limit_as_often_as_that() -> None:
+    reader, writer = os.pipe()
+
+    def work() -> int:
+        struck = 0
+        while struck < 2:
+            try:
+                os.write(writer, b"!")
+                time.sleep(600)
+            except SoftTimeLimitExceeded:
+                struck += 1
+        return struck
+
+    with started(Calls(work=work), slots=1) as driver:
+        one, waiting = job("work"), job("sleep 0")
+        driver.submit(one, waiting)
+        for _ in range(2):
+            patience = time.monotonic() + 60
+            while not select.select([reader], [], [], 0.02)[0]:
+                assert time.monotonic() < patience
+                driver.turn()
+            os.read(reader, 1)
+            assert driver.pool.cancel(one.token, signal=signal.SIGUSR1)
+        report = driver.final(one)
+        assert (report.outcome, report.detail) == ("succeeded", "2")
+        assert driver.final(waiting).outcome == "succeeded"
+    os.close(reader)
+    os.close(writer)

@@ -160,7 +160,9 @@ def test_a_loop_goes_on_whatever_jobs_leave_in_it(caplog: pytest.LogCaptureFixtu
 
 def test_an_error_that_names_an_odd_file_is_still_the_error() -> None:
     encode = msgspec.msgpack.Encoder().encode
-    report = JobReport(7, "failed", detail="no \udcff", traceback="in \udcfe", stored=[StoredResult("id", "FAILURE", b"{}")])
+    report = JobReport(
+        7, "failed", detail="no \udcff", traceback="in \udcfe", stored=[StoredResult("id", "FAILURE", b"{}")]
+    )
     with pytest.raises(UnicodeEncodeError):
         encode([report])
     (said,) = process.decode_reports(process.encode_each(encode, [report]))

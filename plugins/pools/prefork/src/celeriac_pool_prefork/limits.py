@@ -12,6 +12,8 @@ import time
 from math import inf
 from typing import Final
 
+from msgspec import structs
+
 from celeriac.spec import Job, JobReport
 from celeriac_pool_prefork.slot import Slot
 
@@ -52,6 +54,16 @@ def strike(slot: Slot, token: int, number: int, report: JobReport) -> bool:
     slot.doomed[token] = report
     slot.signal(number)
     return True
+
+
+def bring_forward(slot: Slot, token: int, since: float) -> None:
+    """Have the job, which has run since then, be at its soft limit now, once more if it was; `enforce` raises it."""
+    now = time.monotonic()
+    for index, job in enumerate(slot.given):
+        if job.token == token:
+            slot.given[index] = structs.replace(job, soft_limit_s=max(now - since, 1e-6))  # 0 is none
+    slot.forget_soft_limit()
+    slot.limit_at = now
 
 
 def _enforce_on(slot: Slot, job: Job, since: float, now: float) -> float:

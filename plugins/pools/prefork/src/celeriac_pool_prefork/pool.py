@@ -25,7 +25,7 @@ from celeriac.spec import Job, JobReport, PoolOptions, Recipe, SlotProgram
 from celeriac_pool_prefork import child, frames
 from celeriac_pool_prefork.birth import PAUSE_S, StormGuard, fork, spawn
 from celeriac_pool_prefork.frames import HANDED_BACK
-from celeriac_pool_prefork.limits import INSIST_S, enforce, strike
+from celeriac_pool_prefork.limits import INSIST_S, bring_forward, enforce, strike
 from celeriac_pool_prefork.news import News
 from celeriac_pool_prefork.packing import STUCK_S, hand_out
 from celeriac_pool_prefork.slot import OVERHEAD_S, Slot
@@ -207,6 +207,10 @@ class PreforkPool:
             running = slot.running()
             if number == 0 and running is not None and running[0] == token:
                 return False  # it has started, and may go on
+            if number == signals.SIGUSR1 and running is not None and running[0] == token:
+                bring_forward(slot, token, running[1])
+                self._look_at = min(self._look_at, slot.limit_at)
+                return True
             ended = JobReport(token, "cancelled", detail=f"ended by {signal_name(number)}")
             if number == 0 or not strike(slot, token, number, ended):
                 slot.doomed[token] = JobReport(token, "cancelled")

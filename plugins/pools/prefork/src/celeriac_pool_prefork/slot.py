@@ -204,6 +204,10 @@ class Slot:
             self.page.words[SOFT] = token + 1
         self.signal(signal.SIGUSR1)
 
+    def forget_soft_limit(self) -> None:
+        """What was raised so far does not count any more."""
+        self._soft_token = None
+
     def is_soft_limit_raised(self, token: int) -> bool:
         return self._soft_token == token and self.page.words[SOFT] == 0
 
