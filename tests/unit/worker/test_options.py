@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -43,3 +45,23 @@ def test_solo_tells_that_its_process_runs_tasks_as_in_celery(pool: str, told: in
     finally:
         signals.worker_process_init.disconnect(hear)
     assert heard == [os.getpid()] * told
+
+
+def test_a_process_that_is_to_end_at_once_does_not_wait_for_threads_that_tasks_have_left() -> None:
+    program = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from celeriac import Celery
+from celeriac.worker.worker import Worker
+
+def end(worker):
+    ThreadPoolExecutor(1).submit(time.sleep, 600)
+    worker.stop()
+    worker.stop()
+
+app = Celery(broker="memory://left")
+raise SystemExit(Worker(app, pool="solo", on_ready=end, ends_process=True).run())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the process ends without them" in done.stderr

@@ -84,6 +84,8 @@ EXIT_STUCK: Final = 4
 SPAWNED_S: Final = 60.0
 #: The broker was lost, and the settings allow no (more) tries to reach it: the command line's word for such a server.
 EXIT_LOST: Final = 69
+#: A process that was to end at once waits so long for threads that tasks have left.
+THREADS_S: Final = 0.5
 #: Between two tries to reach a broker that has yet to be reached.
 START_PAUSE_S: Final = 2.0
 #: The first so many of these tries are told, then each of so many.
@@ -267,6 +269,8 @@ class Worker:
                 self._stand_in.stop()
             (_ignore if self._ends_process else _restore)(self._handlers)
             self._sleeper.close()
+        if self._ends_process and (code != EXIT_OK or self._asked > 1):
+            _end_without_threads(code)
         if self._crash is not None:
             raise self._crash
         return code
@@ -905,6 +909,25 @@ def _ignore(handlers: dict[int, Any]) -> None:
         signal.set_wakeup_fd(-1)
     for signum in handlers:
         signal.signal(signum, signal.SIG_IGN)
+
+
+def _end_without_threads(code: int) -> None:
+    """Once this process ends, end it soon: Python would wait for the threads that tasks have left, those of
+    `asyncio.to_thread` and of any executor, until they have done their work."""
+
+    is_ending = threading.Event()
+
+    def end() -> None:
+        is_ending.wait()
+        time.sleep(THREADS_S)
+        _log.warning("Threads that tasks have left still run: the process ends without them.")
+        os._exit(code)
+
+    # Who has executors wait registers that here, too; what is registered last is called first.
+    register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(is_ending.set)
+        threading.Thread(target=end, name="celeriac-end", daemon=True).start()
 
 
 def _is_terminal() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,20 @@ def test_a_report_that_cannot_be_read_costs_its_own_job_only() -> None:
         jobs = [job("padded" if number == 3 else "pass") for number in range(6)]
         driver.submit(*jobs)
         assert driver.outcomes(jobs) == ["succeeded"] * 3 + ["rejected"] + ["succeeded"] * 2
+
+
+def test_a_greenlet_that_a_job_has_left_ends_nobody_by_calling_exit() -> None:
+    class Leaving(ScriptedProgram):
+        def run(self, job: Any, emit: Any) -> Any:
+            if job.raw == b"leave":
+                import gevent
+
+                gevent.spawn(sys.exit, 3)
+                gevent.sleep(0.05)
+                job = structs.replace(job, raw=b"pass")
+            return super().run(job, emit)
+
+    with _Suite().started(Leaving(), slots=4) as driver:
+        jobs = [job("sleep 0.2"), job("leave"), job("pass")]
+        driver.submit(*jobs)
+        assert driver.outcomes(jobs) == ["succeeded"] * 3

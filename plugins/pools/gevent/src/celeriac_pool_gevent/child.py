@@ -10,6 +10,7 @@ Python calls the handler in the very greenlet that has the processor, which rais
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -130,7 +131,10 @@ class _Child:
             raise
         self._send(frames.frame(frames.READY))
         gevent.spawn(self._read)
-        self._over.wait()
+        while not self._over.is_set():
+            # A greenlet that a job has left may call `sys.exit`: the hub raises that here, where nobody is meant.
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                self._over.wait()
         self._flush()
         self._drain()
         self._program.end()
