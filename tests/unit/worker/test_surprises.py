@@ -13,8 +13,10 @@ from kombu.common import Broadcast
 
 from celeriac import Celery, chord, signals, states
 from celeriac.exceptions import (
+    CeleriacError,
     ChordError,
     PluginBroken,
+    PoolBroken,
     PublishRejected,
     TransportUnreachable,
     WorkerShutdown,
@@ -189,6 +191,71 @@ def test_a_worker_that_is_stopped_while_it_waits_for_its_broker_ends_at_once(
 
 def explode(*_: Any, **__: Any) -> Any:
     raise ZeroDivisionError("nobody foresaw it")
+
+
+def planted_in(module: str) -> Any:
+    """A function of this module that raises what its author did not foresee."""
+    names: dict[str, Any] = {"__name__": module}
+    exec("def fail(*_, **__):\n    raise ZeroDivisionError('nobody foresaw it')", names)
+    return names["fail"]
+
+
+def test_B25_a_broker_plugin_s_unforeseen_errors_are_told_with_its_name_and_do_not_end_the_worker(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "LONGEST_SURPRISE_PAUSE_S", 0.01)
+    run = Run(app)
+    kind = type(run.worker.link.consumer)
+    receive, fail, left = (
+        kind.receive,
+        planted_in("celeriac_broker_memory.transport"),
+        [3 * worker_module.MAX_SURPRISES],
+    )
+
+    def stumble(self: Any, limit: int) -> Any:
+        left[0] -= 1
+        return receive(self, limit) if left[0] < 0 else fail()
+
+    monkeypatch.setattr(kind, "receive", stumble)
+    assert app.send_task("kit.task").get(timeout=20) == "done"
+    run.worker.stop()
+    assert run.end() == 0
+    assert "Unexpected error in plugin broker:memory (celeriac-broker-memory " in caplog.text
+    assert "Lost the broker" not in caplog.text
+
+
+def test_a_pool_that_fails_to_take_jobs_ends_the_worker_and_their_messages_come_again(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could say which of them will ever be answered for."""
+    run = Run(app)
+    monkeypatch.setattr(type(run.worker.pool), "submit", planted_in("celeriac_pool_threads.pool"))
+    app.send_task("kit.task")
+    error = run.end()
+    assert isinstance(error, PoolBroken)
+    assert "plugin pool:threads (celeriac-pool-threads " in str(error)
+    assert app.transport.depth("celery") == 1
+
+
+def test_a_plugin_that_fails_as_the_worker_starts_is_named(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(app, pool="threads")
+    monkeypatch.setattr("celeriac_pool_threads.pool.ThreadsPool.start", planted_in("celeriac_pool_threads.pool"))
+    with pytest.raises(CeleriacError, match=r"plugin pool:threads \(.*ZeroDivisionError: nobody foresaw it") as caught:
+        worker.run()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_what_a_user_s_code_raises_below_a_plugin_is_not_the_plugin_s_fault(app: Celery) -> None:
+    app.make_transport()
+    fail = planted_in("users_program")
+    through: dict[str, Any] = {"__name__": "celeriac_broker_memory.transport"}
+    exec("def call(inner):\n    inner()", through)
+    core: dict[str, Any] = {"__name__": "celeriac.signals", "fail": fail}
+    exec("def call():\n    fail()", core)
+    for inner, is_blamed in ((fail, True), (core["call"], False)):
+        with pytest.raises(ZeroDivisionError) as caught:
+            through["call"](inner)
+        assert (app.kernel.culprit(caught.value) is not None) == is_blamed
 
 
 def test_a_worker_that_fails_at_its_start_leaves_no_ghost_behind(app: Celery) -> None:

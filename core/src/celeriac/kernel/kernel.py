@@ -221,6 +221,32 @@ class Kernel:
         kinds = list(KINDS)
         return sorted(self._in_use.values(), key=lambda info: kinds.index(info.kind))
 
+    def culprit(self, exc: BaseException) -> PluginInfo | None:
+        """The plugin in use in whose code, or below it, this was raised.
+
+        None if celeriac's own code stood in between, as where a plugin has it run what is the user's.
+        """
+        packages = {re.split(r"[.:]", info.module)[0]: info for info in reversed(self.loaded())}
+        found: PluginInfo | None = None
+        trace = exc.__traceback__
+        while trace is not None:
+            package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+            found = None if package == "celeriac" else packages.get(package, found)
+            trace = trace.tb_next
+        return found
+
+    def blame(self, exc: Exception, when: str) -> Exception:
+        """What to raise in place of an error that ends something: it names the `culprit`, if there is one.
+
+        Args:
+            when: Where it was raised, for the text: `"while the worker ran"`.
+        """
+        info = None if isinstance(exc, CeleriacError) else self.culprit(exc)
+        if info is None:
+            return exc
+        todo = f"Upgrade {info.dist_name or info.module}, or tell its authors."
+        return CeleriacError(f"plugin {info} raised {describe(exc)} {when}. {todo}")
+
     def maker_of(self, made: Any) -> PluginInfo:
         """Which plugin made this object.
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celeriac import signals
 from celeriac.bootsteps import Step
-from celeriac.exceptions import NotRegistered, TransportLost
+from celeriac.exceptions import NotRegistered, PoolBroken, TransportLost
 from celeriac.execution.followup import Following
+from celeriac.kernel.loader import describe
 from celeriac.messaging.protocol import read_call
 from celeriac.spec.data import Delivery, Head, Job, JobReport, Malformed
 from celeriac.worker.admission import MEMORY_LIMIT, RUN, Admission, Courtesy, Verdict, Waiting
@@ -394,6 +395,15 @@ class Loop:
         _log.info("The message of %s[%s] came again; its run goes on.", flight.plan.name, flight.head.id)
         return True
 
+    def _refused(self, jobs: Sequence[Job], exc: Exception) -> PoolBroken:
+        """For a pool that has jobs of which nobody can say whether it will answer for them (P1)."""
+        culprit = self._app.kernel.culprit(exc)
+        who = f"plugin {culprit}" if culprit else "the pool"
+        return PoolBroken(
+            f"{who} raised {describe(exc)} when it was to take {len(jobs)} job(s), and nobody can say if it has. "
+            "The worker ends; messages whose tasks have not ended come again."
+        )
+
     # -- admitting ------------------------------------------------------------------------------------------
 
     def _take(self, deliveries: Sequence[Delivery]) -> None:
@@ -405,7 +415,10 @@ class Loop:
             if jobs:
                 if self.endings.feed is not None:
                     self.endings.feed.submitted(jobs, self.flights)
-                self._pool.submit(jobs)
+                try:
+                    self._pool.submit(jobs)
+                except Exception as exc:
+                    raise self._refused(jobs, exc) from exc
         if claimed:
             self._take_claimed(claimed)
         self._link.resize(self._wanted_window())

@@ -236,19 +236,21 @@ class Link:
                 break
             self._settler_of(stored).add(settlement, stored, rest, owned)
 
-    def lose(self, exc: Exception, *, by_choice: bool = False) -> None:
+    def lose(self, exc: Exception, *, by_choice: bool = False, pause_s: float = 0.2) -> None:
         """The broker is gone: let go of this epoch, and try again soon, unless the app wants no second link.
 
         Args:
             by_choice: It is not gone; we want a new link, which is made in any case.
+            pause_s: The link is tried again after so long at most.
         """
         consumer, self.consumer = self.consumer, None
         if consumer is None:
             return
         ends = not (self._patience.after_loss or by_choice)
         then = "Ending, for broker_connection_retry is False" if ends else "Reopening"
+        what = "The link to the broker is given up" if by_choice else "Lost the broker"
         (_log.error if ends else _log.warning)(
-            "Lost the broker: %s. %s; unfinished messages come again.", _sentence(exc), then
+            "%s: %s. %s; unfinished messages come again.", what, _sentence(exc), then
         )
         for settler in self._settlers():
             self._homeless += settler.owned()
@@ -260,7 +262,7 @@ class Link:
         self._stop_renewing()
         _close(consumer)
         self._lost_at = self._clock.monotonic()
-        self._reopen_at = self._lost_at + self._clock.uniform(0, 0.2)
+        self._reopen_at = self._lost_at + self._clock.uniform(0, pause_s)
         if ends:
             self._give_up()
 

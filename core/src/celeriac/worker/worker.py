@@ -31,6 +31,7 @@ from celeriac.exceptions import (
     CeleriacError,
     ImproperlyConfigured,
     OperationalError,
+    PoolBroken,
     TransportUnreachable,
     WorkerShutdown,
     WorkerTerminate,
@@ -93,8 +94,12 @@ TOLD_TRIES: Final = 15
 #: So often a worker tells monitors that it lives.
 HEARTBEAT_S: Final = 2.0
 #: More unexpected errors than this within this time end the worker: something is wrong that a new link does not mend.
+#: A broker's own may be over at the next link, or the one after (B25).
 MAX_SURPRISES: Final = 5
 SURPRISE_PERIOD_S: Final = 60.0
+#: After the second, third … of them the link is made anew after a pause that doubles, up to this.
+SURPRISE_PAUSE_S: Final = 0.2
+LONGEST_SURPRISE_PAUSE_S: Final = 30.0
 
 _log = logging.getLogger("celeriac.worker")
 
@@ -256,6 +261,12 @@ class Worker:
                 code = self._work()
             else:
                 code = self._end_unbegun()
+        except Exception as exc:
+            self._abort()
+            blamed = self.app.kernel.blame(exc, "while the worker started or ended")
+            if blamed is exc:
+                raise
+            raise blamed from exc
         except BaseException:
             self._abort()
             raise
@@ -272,7 +283,8 @@ class Worker:
         if self._ends_process and (code != EXIT_OK or self._asked > 1):
             _end_without_threads(code)
         if self._crash is not None:
-            raise self._crash
+            blamed = self.app.kernel.blame(self._crash, "while the worker ran")
+            raise blamed from (self._crash.__cause__ if blamed is self._crash else self._crash)
         return code
 
     def stop(self) -> None:
@@ -728,13 +740,19 @@ class Worker:
         """One turn of the loop. What nobody foresaw costs a new link, not the worker; but not for ever."""
         try:
             self.loop.turn()
+        except PoolBroken:
+            raise
         except Exception as exc:
             now = time.monotonic()
             self._surprises = [moment for moment in self._surprises if now - moment < SURPRISE_PERIOD_S] + [now]
-            if len(self._surprises) > MAX_SURPRISES:
+            culprit = self.app.kernel.culprit(exc)
+            passes = culprit is not None and culprit.kind == "broker" and self.link.consumer is not None
+            if len(self._surprises) > MAX_SURPRISES and not passes:
                 raise
-            _log.exception("unexpected error in the worker; its link to the broker is made anew")
-            self.link.lose(exc, by_choice=True)
+            who = f"plugin {culprit}" if culprit else "the worker"
+            _log.exception("Unexpected error in %s: %s", who, type(exc).__name__)
+            pause_s = min(LONGEST_SURPRISE_PAUSE_S, SURPRISE_PAUSE_S * 2 ** (len(self._surprises) - 1))
+            self.link.lose(exc, by_choice=True, pause_s=pause_s)
 
     def _tell_extensions(self, hook: str) -> None:
         if self._extensions:
