@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -15,6 +17,7 @@ from celeriac import Celery, signals
 from celeriac.beat import EmbeddedService, PersistentScheduler, ScheduleEntry, Scheduler, Service
 from celeriac.beat.due import CatchUp, find_due, read_catch_up
 from celeriac.beat.ledger import read_schedule, write_schedule
+from celeriac.cli.group import run
 from celeriac.exceptions import CeleriacWarning, ImproperlyConfigured
 from celeriac.schedules import crontab, schedstate, schedule
 
@@ -259,3 +262,24 @@ def test_what_is_due_is_a_pure_question() -> None:
 def test_an_entry_that_cannot_be_read_is_named(entry: dict[str, Any], reason: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=f"The entry 'nightly' .*{reason}.* An entry has task and schedule"):
         Recorder(make_app(beat_schedule={"nightly": entry}))
+
+
+@pytest.mark.parametrize("every", ["inf", "nan", "1e300", "1e12", "1e-9", "0", "-1"])
+def test_an_entry_added_by_hand_is_due_after_a_time_that_passes(every: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app = Celery("hand", broker="memory://hand", backend="memory://hand", set_as_current=False)
+    assert run(["schedule", "add", "name", "proj.note", "--every", every], app) == 2
+    assert "--every must be more than 0 and at most 3.15576e+09 seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", " ", "two\nlines", "\x00"])
+def test_an_entry_added_by_hand_has_a_name_that_can_be_seen(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app = Celery("hand", broker="memory://hand", backend="memory://hand", set_as_current=False)
+    assert run(["schedule", "add", name, "proj.note", "--every", "5"], app) == 2
+    assert "is no name" in capsys.readouterr().err
+
+
+def test_a_pickled_entry_keeps_what_is_made_up_for_and_that_it_is_paused() -> None:
+    entry = ScheduleEntry("one", "t", schedule=schedule(5), app=make_app(), catch_up="all:3", paused=True)
+    for again in (pickle.loads(pickle.dumps(entry)), copy.copy(entry)):
+        assert (again.catch_up, again.paused) == (CatchUp("all", 3), True)
+        assert (again.name, again.task, again.schedule) == ("one", "t", entry.schedule)

@@ -106,10 +106,13 @@ class ScheduleEntry:
         yield from vars(self).items()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (
+        words = (
             self.name, self.task, self.last_run_at, self.total_run_count,
             self.schedule, self.args, self.kwargs, self.options,
         )  # fmt: skip
+        # Not as words of a constructor, for classes of programs may have Celery's, which takes none for these.
+        ours = {name: value for name, value in vars(self).items() if name in ("catch_up", "paused")}
+        return type(self), words, ours
 
     def __repr__(self) -> str:
         words = [*map(repr, self.args or ()), *(f"{key}={value!r}" for key, value in (self.kwargs or {}).items())]

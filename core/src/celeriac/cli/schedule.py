@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import click
 
@@ -19,6 +19,9 @@ from celeriac.cli.find_app import import_tasks
 from celeriac.cli.group import Command, State, option
 from celeriac.exceptions import ImproperlyConfigured
 from celeriac.utils.times import UTC
+
+#: The longest period of an entry: a hundred years, so that its next time is a date.
+LONGEST_S: Final = 100 * 365.25 * 86400
 
 _json = option("--json", "as_json", is_flag=True, help="Print JSON.")
 _file = option("-s", "--schedule", "file", metavar="FILE", help="The file, if beat is given one with --schedule.")
@@ -127,10 +130,12 @@ def add(state: State, /, name: str, task: str, file: str | None, **given: Any) -
     """Add an entry called NAME that calls TASK, or replace the one of that name."""
     if (given["every"] is None) == (given["crontab"] is None):
         raise click.UsageError("Say when: either --every SECONDS or --crontab 'M H DOM MON DOW'.")
+    if not name.strip() or not name.isprintable():
+        raise click.UsageError(f"{name!r} is no name that one could see in a list.")
     when = {"every": given["every"]} if given["every"] is not None else {"crontab": given["crontab"]}
     try:
-        if given["every"] is not None and given["every"] <= 0:
-            raise ValueError("--every must be more than 0 seconds")
+        if given["every"] is not None and not timedelta.resolution.total_seconds() <= given["every"] <= LONGEST_S:
+            raise ValueError(f"--every must be more than 0 and at most {LONGEST_S:g} seconds, not {given['every']:g}")
         read_catch_up(given["catch_up"])
         written = write_schedule(read_schedule(when))
     except (ValueError, OverflowError) as exc:
