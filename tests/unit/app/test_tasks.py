@@ -205,6 +205,21 @@ def test_a_countdown_of_nothing_is_no_delay(app: Celery) -> None:
     assert sent == [None, "2030-01-01T00:00:00+00:00"]
 
 
+def test_outside_a_run_a_task_has_one_request_of_its_own(app: Celery) -> None:
+    @app.task(bind=True)
+    def tries(self: Any) -> int:
+        return self.request.retries  # type: ignore[no-any-return]
+
+    @app.task
+    def other() -> None: ...
+
+    assert tries.request.called_directly
+    tries.request.retries = 2
+    assert tries.request.retries == tries.run() == 2
+    assert tries() == 0, "a call has a request of its own"
+    assert other.request.retries == 0
+
+
 def test_what_follows_an_eager_call_is_its_child_and_what_replaces_it_has_its_id(app: Celery) -> None:
     told: dict[str, tuple[Any, ...]] = {}
 

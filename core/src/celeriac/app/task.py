@@ -133,6 +133,8 @@ class Task(Generic[P, R]):
     Request: Any = "celeriac.worker.request:Request"
     _check: Callable[..., Any] | None = None
     _bound = False
+    #: See `request`.
+    _idle_request: Context | None = None
     #: The name that a class without one was given when it was registered.
     _made_name: str | None = None
     #: What was given as `backend`: a result backend of its own.
@@ -434,8 +436,14 @@ class Task(Generic[P, R]):
 
     @property
     def request(self) -> Any:
-        """What the innermost run of this task here knows about itself; an empty one outside a run."""
-        return _state.running_request_of(self) or Context()
+        """What the innermost run of this task here knows about itself. Outside a run: one that is empty but for what
+        was put there, as tests do."""
+        found = _state.running_request_of(self)
+        if found is None:
+            found = self._idle_request
+            if found is None:
+                found = self._idle_request = Context()
+        return found
 
     def push_request(self, *args: Any, **kwargs: Any) -> None:
         """For tests: pretend to run with this request, until `pop_request`."""
