@@ -26,7 +26,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-import pytest
+try:
+    import pytest
+except ModuleNotFoundError as exc:
+    if __name__ != "__main__" or exc.name != "pytest":
+        raise
+    sys.exit("The suites run by pytest, which is not installed here. It comes with: pip install 'celeriac[testing]'")
 
 from celeriac.app.base import Celery
 from celeriac.exceptions import CeleriacError, mask_url
