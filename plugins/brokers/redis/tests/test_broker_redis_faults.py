@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
-from celeriac.spec import Settlement
+from celeriac.spec import QueueSpec, Settlement
 from celeriac.testing.services import RedisService
 from celeriac_broker_redis import waits
 from celeriac_support_redis.standin import StandIn
@@ -450,6 +450,26 @@ def test_a_full_server_is_waited_for_by_those_who_have_nothing_to_do(redis: Redi
     assert desk.take(waiting, 1) + desk.take(fresh, 1) == ["a", "b"]
     desk.idle(waiting)
     assert admin.call("HLEN", "unacked") == 0
+
+
+def test_a_worker_that_begins_at_a_full_server_drains_it_and_has_what_dead_ones_held(
+    private_service: Any, desks: Any
+) -> None:
+    desk = desks(private_service(RedisService()).url)
+    desk.send("held", "waiting")
+    dead = desk.consumer()
+    assert desk.names(desk.receive(dead, 1)) == ["held"]
+    dead.closed = True  # as one that could not say goodbye
+    dead._hang_up()
+    dead._leases.abandon()
+    admin = desk.transport._wires.take(5.0)
+    admin.call("CONFIG", "SET", "maxmemory", "1mb")
+    admin.call("DEL", "celeriac.sweep")
+    consumer = desk.consumer(QueueSpec("celery", "celery", "direct", "celery"))
+    assert desk.take(consumer, 2) == ["held", "waiting"]
+    assert consumer.renew() == []
+    assert admin.pipeline([("HLEN", "unacked"), ("SCARD", "_kombu.binding.celery")]) == [0, 1]
+    admin.call("CONFIG", "SET", "maxmemory", "0")
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["refused-too", "taken"])

@@ -263,6 +263,7 @@ def test_a_user_who_may_ask_for_nothing_dangerous_is_served_all_the_same(
     try:
         desk = desks(redis_url.replace("redis://", "redis://careful:secret@"))
         assert desk.transport.ping(5.0) == "Redis"
+        assert [f.level for f in desk.transport.diagnose(longest_task_s=None, timeout_s=5.0)] == ["note"]
         consumer = desk.consumer()
         desk.send("a", "b")
         (first, _second) = desk.receive(consumer, 2)

@@ -19,7 +19,7 @@ from celeriac_broker_redis.attempts import mark_lost, priority_of
 from celeriac_broker_redis.keys import Keys
 from celeriac_broker_redis.options import Configuration
 from celeriac_broker_redis.producer import Tables, binding_rows, matching
-from celeriac_broker_redis.scripts import CLAIM, DISOWN, EMPTY_INBOX, RENEW, RETURN, Script
+from celeriac_broker_redis.scripts import CLAIM, DESPITE_ALL, DISOWN, EMPTY_INBOX, RENEW, RETURN, Script
 from celeriac_support_redis.health import parse_info
 from celeriac_support_redis.wire import ReplyError, Wire, WireLost, connect
 
@@ -154,7 +154,7 @@ class Leases:
     def succeed(self, token: str) -> None:
         """Return what a consumer of this process held, which lost its connection, whatever its lease says. No process
         has died of it, so it is spared."""
-        self._call([("ZADD", self._keys.owners, self._now() - 1, token)])
+        self._run(DESPITE_ALL, [self._keys.odd], ["ZADD", self._keys.owners, self._now() - 1, token])
         self._rescue(token, self._tags_of([token])[token], 0.0, spared=True)
 
     def abandon(self) -> None:
@@ -168,7 +168,7 @@ class Leases:
     def sweep(self) -> int:
         """Return what consumers held whose lease has ended, and what Celery's workers left; how many that were."""
         keys = self._keys
-        if not self._call([("SET", keys.sweep, self._token, "NX", "PX", SWEEP_LOCK_MS)])[0]:
+        if not self._run(DESPITE_ALL, [keys.odd], ["SET", keys.sweep, self._token, "NX", "PX", SWEEP_LOCK_MS]):
             return 0
         now = self._now()
         self._disown_dead(now)

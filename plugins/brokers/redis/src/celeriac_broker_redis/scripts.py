@@ -298,6 +298,10 @@ local function perform(from, size)
 end
 """
 
+#: Performs one small command even on a full server, for a worker that may not begin there drains nothing.
+#: KEYS: odd. ARGV: the command.
+DESPITE_ALL: Final = Script("redis.call('HDEL', KEYS[1], '') return redis.call(unpack(ARGV))")
+
 #: Ends a lease that was not renewed lately.
 #: KEYS: owners, alive. ARGV: token, the end that a lease renewed lately would have at least.
 DISOWN: Final = Script(

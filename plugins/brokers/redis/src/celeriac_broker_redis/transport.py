@@ -29,7 +29,7 @@ from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.listener import RedisListener, listen_at_list, listen_to_channels
 from celeriac_broker_redis.options import Configuration, configure
 from celeriac_broker_redis.producer import DELAY, Command, Producer, Tables, binding_rows, topic_pattern
-from celeriac_broker_redis.scripts import PURGE, SEND, SEND_ONCE, Script
+from celeriac_broker_redis.scripts import DESPITE_ALL, PURGE, SEND, SEND_ONCE, Script
 from celeriac_broker_redis.wires import Wires
 from celeriac_support_redis import health
 from celeriac_support_redis.state import RedisState
@@ -238,7 +238,7 @@ class RedisTransport:
             if "x-expires" not in queue.arguments:
                 commands.append(("SADD", self._keys.permanent_binding(queue.exchange), member))
         if commands:
-            self._ask(commands)
+            self._ask([("EVAL", DESPITE_ALL.text, 1, self._keys.odd, *command) for command in commands])
 
     def delete(self, queue: str) -> None:
         """See `Transport.delete`. Bindings to it are removed too, wherever they are."""

@@ -23,7 +23,13 @@ WANTED: Final = ("save", "protected-mode", "maxclients")
 
 def examine(wire: Wire, role: Role, timeout_s: float) -> list[Finding]:
     """Read what the server says of itself, and judge it."""
-    info = parse_info(wire.call("INFO", timeout_s=timeout_s).decode("utf-8", "replace"))
+    try:
+        info = parse_info(wire.call("INFO", timeout_s=timeout_s).decode("utf-8", "replace"))
+    except ReplyError as exc:
+        if exc.code != "NOPERM":
+            raise
+        hint = "Allow the user INFO (`+info`) to have version, memory and disk looked at."
+        return [Finding("note", "permission", f"{wire.address} does not let us ask what state it is in: {exc}.", hint)]
     config: dict[str, str] = {}
     for name in WANTED:
         try:
