@@ -13,6 +13,7 @@ from msgspec import structs
 
 from celeriac.exceptions import PoolBroken
 from celeriac.spec import Pool, PoolOptions, SlotProgram, StoredResult
+from celeriac.testing.kit import eventually
 from celeriac.testing.pool_suite import PoolConformance, ScriptedProgram, job
 from celeriac_pool_gevent import pool as gevent_pool
 from celeriac_pool_gevent.pool import GeventPool
@@ -92,11 +93,14 @@ class Slow(ScriptedProgram):
 
 
 def test_a_process_that_does_not_come_up_is_replaced(tmp_path: Path) -> None:
-    with _Suite().started(Slow(tmp_path / "notes")) as driver:
-        driver.pool._options = structs.replace(driver.pool._options, start_timeout_s=4.0)  # from now on
+    notes = tmp_path / "notes"
+    with _Suite().started(Slow(notes)) as driver:
+        driver.patience_s = 30.0
         killed, after = job("kill 9"), job("pass")
         driver.submit(killed)
         assert driver.final(killed).outcome == "lost"
+        eventually(lambda: driver.turn() or notes.read_text().count("begin") == 2, 30.0)
+        driver.pool._nest.ready_by = driver.pool._look_at = time.monotonic()  # it has had its time
         driver.submit(after)
         assert driver.final(after).outcome == "succeeded"
 
