@@ -61,6 +61,21 @@ def test_a_broker_that_goes_while_a_follow_up_s_queue_is_declared_costs_the_link
     assert app.transport.depth("celery") == 1, "it comes again"
 
 
+def test_a_follow_up_for_a_queue_whose_name_is_no_utf8_costs_its_own_delivery_only(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, flight, _ = open_link(app, monkeypatch)
+    name = "half a character \ud800"
+    monkeypatch.setattr(app.transport, "declare", lambda queues: queues[0].name.encode())
+    link._transport = app.transport
+    link.settle_flight(flight, Settlement(flight.delivery.tag), (), [make_payload(name, route=Route(name, queue=name))])
+    link.perform()
+    assert link.consumer is not None
+    (letter,) = app.transport.browse_dead("celery")  # type: ignore[attr-defined]
+    assert "cannot be written as JSON" in letter.error
+    link.close(0.1)
+
+
 def test_what_follows_from_a_call_that_was_acknowledged_before_it_ran_waits_for_the_next_link(
     app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

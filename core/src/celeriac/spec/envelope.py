@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from celeriac.exceptions import PublishRejected
 from celeriac.spec.data import CLAIM_HEADER, COUNT_HEADERS, Head, Malformed, Payload, Route
 
 MAX_ENVELOPE_BYTES: Final = 256 * 1024 * 1024
@@ -67,6 +68,9 @@ def pack(payload: Payload, delivery_tag: str) -> bytes:
 
     Args:
         delivery_tag: Unique text (a uuid); kombu's workers acknowledge by it.
+    Raises:
+        PublishRejected: An id, a name or a header has no form in JSON, such as text with half a character in it (a lone
+            surrogate), which readers would take for no message.
     """
     properties = {
         **payload.properties,
@@ -82,12 +86,12 @@ def pack(payload: Payload, delivery_tag: str) -> bytes:
         "properties": properties,
     }
     try:
-        return _encode(document)
-    except (
-        TypeError,
-        OverflowError,
-    ):  # a header that plain JSON has no word for: say it as text, as kombu would fail to
-        return json.dumps(document, default=str).encode("utf-8")
+        try:
+            return _encode(document)
+        except (TypeError, OverflowError):  # what plain JSON has no word for: say it as text, as kombu would fail to
+            return json.dumps(document, default=str).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise PublishRejected(f"the message {payload.headers.get('id')!r} cannot be written as JSON: {exc}") from exc
 
 
 def read_head(raw: bytes) -> Head | Malformed:

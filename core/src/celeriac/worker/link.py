@@ -661,8 +661,9 @@ class Link:
                 try:
                     spec = reply_queue_spec(queue) if notice else self._router.spec(queue)
                     self._try(self._transport.declare, [spec])
-                except (ImproperlyConfigured, QueueNotFound) as exc:
-                    # It may well be there under other terms; if it is not, the broker refuses the message itself.
+                except (ImproperlyConfigured, QueueNotFound, UnicodeEncodeError) as exc:
+                    # It may well be there under other terms; if it is not, the broker refuses the message itself, as it
+                    # does a name that is no UTF-8.
                     _log.error("Cannot declare queue %s: %s", queue, exc)
 
     def _try(self, verb: Callable[..., Any], *args: Any) -> None:

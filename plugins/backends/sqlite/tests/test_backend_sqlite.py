@@ -56,6 +56,26 @@ def test_a_chord_that_has_ended_is_forgotten_even_if_results_are_kept_for_ever(p
     backend.close()
 
 
+@pytest.mark.parametrize("text", ["half \ud800", "of a file's name \udce9", "nul \0 inside"])
+def test_R11_text_that_is_no_utf8_names_its_own_result_chord_and_group(backend: SqliteBackend, text: str) -> None:
+    backend.store([StoredResult(text, text, b"1"), StoredResult("half ?", "SUCCESS", b"2")])
+    assert backend.fetch([text, "half ?", "\N{GRINNING FACE}"]) == {text: b"1", "half ?": b"2"}
+    watch = backend.watch([text])
+    assert watch.wait(5) == [(text, b"1")]
+    watch.close()
+    backend.open_chords([Chord(text, 2, b"body", 0.0)])
+    assert backend.join([ChordPart(text, text, 0, b"a")]) == []
+    (claim,) = backend.overdue_chords(1)
+    assert (claim.group, claim.parts) == (text, [(0, b"a")])
+    backend.close_chords([claim])
+    assert backend.join([ChordPart(text, "b", 1, b"b")]) == []
+    backend.save_group(text, [[text, None], []])
+    assert backend.load_group(text) == [[text, None], []]
+    backend.delete_group(text)
+    backend.forget([text])
+    assert (backend.load_group(text), backend.fetch([text])) == (None, {})
+
+
 def test_a_waiter_of_a_folder_that_was_removed_is_not_used_again(path: Path, backend: SqliteBackend) -> None:
     first = backend.watch(["a"])
     first.close()

@@ -28,6 +28,15 @@ class TestSqliteState(StateConformance):
         transport.close()
         backend.close()
 
+    @pytest.mark.parametrize("text", ["half \ud800", "of a file's name \udce9", "nul \0 inside"])
+    def test_keys_may_be_any_text(self, states: Pair, text: str) -> None:
+        version = states[0].write(text, [Change(text, b"1"), Change("other", b"2")])
+        assert version
+        assert list(states[1].read(text, ["other", text, "nobody"]).entries) == ["other", text]
+        assert set(states[1].read(text).entries) == {"other", text}
+        assert states[1].write(text, [Change(text, None)], given={text: version})
+        assert states[0].read(text, [text]).entries == {}
+
     def test_versions_grow_even_if_the_file_is_lost(self, states: Pair, tmp_path: Path) -> None:
         before = states[0].write("space", [Change("a", b"1")])
         for path in tmp_path.glob("state.db*"):

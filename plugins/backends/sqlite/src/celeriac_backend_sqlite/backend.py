@@ -22,7 +22,7 @@ from celeriac.spec.results import ResultCompression
 from celeriac.states import READY_STATES
 from celeriac_backend_sqlite.chords import SqliteChords
 from celeriac_support_sqlite import health
-from celeriac_support_sqlite.file import Database, Location, StoreTrouble, cannot_listen
+from celeriac_support_sqlite.file import Database, Location, StoreTrouble, cannot_listen, column, is_odd
 from celeriac_support_sqlite.state import SqliteState
 from celeriac_support_sqlite.wake import Bell, Ear, folder_of, topic
 
@@ -45,8 +45,8 @@ STORE: Final = """INSERT INTO celeriac_results (task_id, state, ready, data, exp
        OR celeriac_results.expires <= ?6"""
 FETCH: Final = """SELECT task_id, data FROM celeriac_results
     WHERE task_id IN (SELECT value FROM json_each(?1)) AND (expires IS NULL OR expires > ?2)"""
-#: For an id with a NUL, at which `json_each` ends a text.
-FETCH_ONE: Final = "SELECT task_id, data FROM celeriac_results WHERE task_id = ?1 AND (expires IS NULL OR expires > ?2)"
+#: For an id that `json_each` does not give back.
+FETCH_ONE: Final = "SELECT data FROM celeriac_results WHERE task_id = ?1 AND (expires IS NULL OR expires > ?2)"
 #: The oldest that have expired, a bounded number.
 EXPIRE: Final = """DELETE FROM celeriac_results WHERE id IN
     (SELECT id FROM celeriac_results WHERE expires <= ?1 ORDER BY expires LIMIT ?2)"""
@@ -111,14 +111,14 @@ class SqliteBackend:
         wanted = json.dumps(list(task_ids))
         with self._errors():
             found = dict(self._database.read(lambda conn: conn.execute(FETCH, (wanted, time.time())).fetchall()))
-            if "\\u0000" in wanted:
+            if "\\u0000" in wanted or "\\ud" in wanted:
                 found.update(self._database.read(lambda conn: self._fetch_odd(conn, task_ids)))
         return found
 
     @staticmethod
     def _fetch_odd(conn: sqlite3.Connection, task_ids: Sequence[str]) -> list[tuple[str, bytes]]:
-        odd = [task_id for task_id in task_ids if "\0" in task_id]
-        return [row for task_id in odd for row in conn.execute(FETCH_ONE, (task_id, time.time())).fetchall()]
+        odd, now = filter(is_odd, task_ids), time.time()
+        return [(id, data) for id in odd for (data,) in conn.execute(FETCH_ONE, (column(id), now)).fetchall()]
 
     def watch(self, task_ids: Sequence[str]) -> Watch:
         with self._errors():
@@ -128,7 +128,9 @@ class SqliteBackend:
 
     def forget(self, task_ids: Sequence[str]) -> None:
         with self._errors(), self._database.transaction() as conn:
-            conn.executemany("DELETE FROM celeriac_results WHERE task_id = ?", [(task_id,) for task_id in task_ids])
+            conn.executemany(
+                "DELETE FROM celeriac_results WHERE task_id = ?", [(column(task_id),) for task_id in task_ids]
+            )
 
     def state(self) -> SqliteState:
         return self._state
@@ -232,7 +234,8 @@ class SqliteBackend:
         for result in batch:
             ready, received = result.state in READY_STATES, result.received
             fence = received if ready and result.redelivered else None
-            rows.append((result.task_id, result.state, ready, result.data, expires, now, received, fence))
+            id, state = column(result.task_id), column(result.state)
+            rows.append((id, state, ready, result.data, expires, now, received, fence))
         return [(STORE, rows), (EXPIRE, [(now, max(EXPIRED_PER_STORE, 2 * len(rows)))])]
 
     @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from celeriac.spec import DONE_S, OVERDUE_S, Chord, ChordClaim, ChordPart
-from celeriac_support_sqlite.file import Database, Location
+from celeriac_support_sqlite.file import Database, Location, column, text_of
 
 VERSION: Final = 1
 SCHEMA: Final = (
@@ -71,7 +71,7 @@ class SqliteChords:
         now = time.time()
         rows = [
             (
-                chord.group,
+                column(chord.group),
                 chord.size,
                 chord.body,
                 chord.patience_s,
@@ -87,23 +87,24 @@ class SqliteChords:
     def join(self, parts: Sequence[ChordPart], claim_s: float) -> list[ChordClaim]:
         now = time.time()
         groups = dict.fromkeys(part.group for part in parts)
-        rows = [(p.group, p.task_id, LAST if p.index is None else p.index, p.data) for p in parts]
+        rows = [(column(p.group), column(p.task_id), LAST if p.index is None else p.index, p.data) for p in parts]
         with self._database.transaction() as conn:
-            conn.executemany(TOUCH, [(group, self._end(now), now, OVERDUE_S) for group in groups])
+            conn.executemany(TOUCH, [(column(group), self._end(now), now, OVERDUE_S) for group in groups])
             conn.executemany(SET_PART, rows)
-            complete = [group for group in groups if conn.execute(IS_COMPLETE, (group,)).fetchone()]
+            complete = [group for group in groups if conn.execute(IS_COMPLETE, (column(group),)).fetchone()]
             return [self._claim(conn, group, now, claim_s) for group in complete]
 
     def grow(self, group: str) -> None:
         with self._database.transaction() as conn:
-            conn.execute("UPDATE celeriac_chords SET size = size + 1 WHERE group_id = ? AND NOT done", (group,))
+            conn.execute("UPDATE celeriac_chords SET size = size + 1 WHERE group_id = ? AND NOT done", (column(group),))
 
     def close_chords(self, claims: Sequence[ChordClaim]) -> None:
         remembered = time.time() + DONE_S
         with self._database.transaction() as conn:
             for claim in claims:
-                if conn.execute(CLOSE, (claim.group, claim.token, remembered)).fetchall():
-                    conn.execute("DELETE FROM celeriac_chord_parts WHERE group_id = ?", (claim.group,))
+                key = column(claim.group)
+                if conn.execute(CLOSE, (key, claim.token, remembered)).fetchall():
+                    conn.execute("DELETE FROM celeriac_chord_parts WHERE group_id = ?", (key,))
 
     def overdue(self, limit: int, claim_s: float) -> list[ChordClaim]:
         now = time.time()
@@ -112,7 +113,7 @@ class SqliteChords:
         if not late:
             return []
         with self._database.transaction() as conn:
-            claims = [self._claim(conn, group, now, claim_s) for (group,) in late]
+            claims = [self._claim(conn, text_of(group), now, claim_s) for (group,) in late]
         return [claim for claim in claims if claim.token]
 
     def save_group(self, group_id: str, data: bytes) -> None:
@@ -120,16 +121,16 @@ class SqliteChords:
         expires = None if self._group_lifetime_s is None else now + self._group_lifetime_s
         with self._database.transaction() as conn:
             self._expire(conn, now)
-            conn.execute("INSERT OR REPLACE INTO celeriac_groups VALUES (?, ?, ?)", (group_id, data, expires))
+            conn.execute("INSERT OR REPLACE INTO celeriac_groups VALUES (?, ?, ?)", (column(group_id), data, expires))
 
     def load_group(self, group_id: str) -> bytes | None:
         query = "SELECT data FROM celeriac_groups WHERE group_id = ? AND (expires IS NULL OR expires > ?)"
-        row = self._database.read(lambda conn: conn.execute(query, (group_id, time.time())).fetchone())
+        row = self._database.read(lambda conn: conn.execute(query, (column(group_id), time.time())).fetchone())
         return row[0] if row else None
 
     def delete_group(self, group_id: str) -> None:
         with self._database.transaction() as conn:
-            conn.execute("DELETE FROM celeriac_groups WHERE group_id = ?", (group_id,))
+            conn.execute("DELETE FROM celeriac_groups WHERE group_id = ?", (column(group_id),))
 
     def forget(self) -> None:
         """In a forked child: let go of the parent's connections."""
@@ -140,14 +141,14 @@ class SqliteChords:
         self._database.close()
 
     def _claim(self, conn: sqlite3.Connection, group: str, now: float, claim_s: float) -> ChordClaim:
-        token = uuid.uuid4().hex
-        won = conn.execute(CLAIM, (group, token, now + claim_s, now)).fetchall()
+        token, key = uuid.uuid4().hex, column(group)
+        won = conn.execute(CLAIM, (key, token, now + claim_s, now)).fetchall()
         if not won:
-            row = conn.execute("SELECT claimed FROM celeriac_chords WHERE group_id = ?", (group,)).fetchone()
+            row = conn.execute("SELECT claimed FROM celeriac_chords WHERE group_id = ?", (key,)).fetchone()
             return ChordClaim(group, "", max(0.0, row[0] - now) if row else 0.0)
         ((size, body),) = won
         query = "SELECT place, data FROM celeriac_chord_parts WHERE group_id = ? ORDER BY place, task_id"
-        parts = [(None if place == LAST else place, data) for place, data in conn.execute(query, (group,))]
+        parts = [(None if place == LAST else place, data) for place, data in conn.execute(query, (key,))]
         return ChordClaim(group, token, 0.0, size or 0, parts, body)
 
     def _end(self, now: float, least_s: float = 0.0) -> float | None:

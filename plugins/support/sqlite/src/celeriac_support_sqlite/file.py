@@ -272,6 +272,28 @@ class Database:
             )
 
 
+def column(text: str) -> str | bytes:
+    """Any text as a column takes it (R11): UTF-8 has no lone surrogates, so a text with some is bytes there."""
+    if text.isascii():
+        return text
+    data = text.encode("utf-8", "surrogatepass")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data
+    return text
+
+
+def text_of(value: str | bytes) -> str:
+    """What `column` was given."""
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
+
+
+def is_odd(text: str) -> bool:
+    """Whether `json_each` would give this text back as another: one that ends at its first NUL, or none at all."""
+    return "\0" in text or not isinstance(column(text), str)
+
+
 def begin(conn: sqlite3.Connection, path: str, timeout_s: float) -> None:
     """Begin a write transaction, waiting at most `timeout_s` for the others' to end.
 

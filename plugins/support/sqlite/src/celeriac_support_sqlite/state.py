@@ -15,7 +15,7 @@ from typing import Final
 
 from celeriac.spec import Change, Entry, Snapshot
 from celeriac.spec.state import holds
-from celeriac_support_sqlite.file import Database, Location
+from celeriac_support_sqlite.file import Database, Location, column, is_odd, text_of
 
 VERSION: Final = 1
 SCHEMA: Final = (
@@ -58,13 +58,13 @@ class SqliteState:
                 return None
             # At least the time in microseconds, so that versions grow even if the file was lost in between.
             version = max(_version(conn, space) + 1, int(now * 1_000_000))
-            conn.execute("INSERT OR REPLACE INTO celeriac_state_versions VALUES (?, ?)", (space, version))
+            conn.execute("INSERT OR REPLACE INTO celeriac_state_versions VALUES (?, ?)", (column(space), version))
             for change in changes:
                 if change.value is None:
-                    conn.execute(_DELETE, (space, change.key))
+                    conn.execute(_DELETE, (column(space), column(change.key)))
                 else:
                     expires = None if change.ttl_s is None else now + change.ttl_s
-                    conn.execute(_PUT, (space, change.key, version, expires, change.value))
+                    conn.execute(_PUT, (column(space), column(change.key), version, expires, change.value))
             conn.execute(_EXPIRE, (now, EXPIRED_PER_WRITE))
             return version
 
@@ -94,11 +94,14 @@ class SqliteState:
 
 
 def _version(conn: sqlite3.Connection, space: str) -> int:
-    row = conn.execute("SELECT version FROM celeriac_state_versions WHERE space = ?", (space,)).fetchone()
+    row = conn.execute("SELECT version FROM celeriac_state_versions WHERE space = ?", (column(space),)).fetchone()
     return 0 if row is None else int(row[0])
 
 
 def _entries(conn: sqlite3.Connection, space: str, keys: Sequence[str] | None, now: float) -> dict[str, Entry]:
+    if keys is not None and any(map(is_odd, keys)):
+        entries = _entries(conn, space, None, now)
+        return {key: entries[key] for key in keys if key in entries}
     wanted = None if keys is None else json.dumps(list(keys))
-    rows = conn.execute(_READ, (space, wanted, now)).fetchall()
-    return {key: Entry(value, version, expires) for key, value, version, expires in rows}
+    rows = conn.execute(_READ, (column(space), wanted, now)).fetchall()
+    return {text_of(key): Entry(value, version, expires) for key, value, version, expires in rows}

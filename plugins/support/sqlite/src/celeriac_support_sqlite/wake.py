@@ -41,7 +41,7 @@ def folder_of(path: str) -> str:
 
 def topic(name: str) -> int:
     """The byte in every page that stands for this name; others may share it, which costs a spurious wake-up."""
-    return _FIRST_TOPIC + crc32(name.encode("utf-8", "surrogateescape")) % TOPICS
+    return _FIRST_TOPIC + crc32(name.encode("utf-8", "surrogatepass")) % TOPICS
 
 
 class Ear:
