@@ -173,6 +173,24 @@ def test_an_unroutable_follow_up_is_refused_while_the_delivery_is_still_held(
     assert len(consumer.receive(1)) == 1
 
 
+def test_a_follow_up_whose_queue_went_after_it_was_settled_costs_the_link_and_no_more(
+    transport: SqliteTransport, bench: Bench, open_consumer: Open
+) -> None:
+    """It used to be tried again with every pass, which failed until the worker gave up."""
+    transport.declare([QueueSpec("q2", "shop", "direct", "key")])
+    transport.send([make_payload("q"), make_payload("q")])
+    consumer = open_consumer()
+    first, second = bench.take(consumer, 2)
+    consumer.settle([Settlement(first.tag)], publish=[make_payload(route=Route("key", "shop"))])
+    consumer.settle([Settlement(second.tag)])
+    transport.delete("q2")
+    with pytest.raises(TransportLost, match="no queue is bound"):
+        consumer.receive(1)
+    consumer.close()
+    (again,) = bench.take(open_consumer(), 2)
+    assert (again.raw, again.attempt, again.spared) == (first.raw, 2, 1)
+
+
 def test_an_idle_consumer_does_not_wait_for_writers(
     transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
 ) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from celeriac.exceptions import TransportLost
+from celeriac.exceptions import PublishRejected, TransportLost
 from celeriac.spec import Delivery, Payload, Poller, QueueSpec, Settlement, envelope
 from celeriac_broker_sqlite import store
 from celeriac_broker_sqlite.store import Claimed, Packed
@@ -223,7 +223,11 @@ class SqliteConsumer:
             if is_owner:
                 now = time.time()
                 for unit in pending:
-                    self._perform(unit, now, changed)
+                    try:
+                        self._perform(unit, now, changed)
+                    except PublishRejected as exc:  # when it was settled there was such a queue
+                        self._pending = [other for other in pending if other is not unit]
+                        raise StoreTrouble("lost", str(exc)) from exc
                 if limit > 0:
                     claimed = self._claim(limit, now)
             conn.execute("COMMIT")
