@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import BackendLost, BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import Chord, ChordPart, StoredResult
+from celeriac.spec import Chord, ChordClaim, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
 from celeriac_backend_filesystem.backend import OWN_FOLDER, FilesystemBackend
 
@@ -43,6 +43,18 @@ def test_results_and_groups_are_celerys_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "celery-taskset-meta-g").read_bytes()) == {"result": [["g", None], []]}
     assert sorted(os.listdir(tmp_path)) == [OWN_FOLDER, "celery-task-meta-a", "celery-taskset-meta-g"]
     assert all(name.startswith("lock-") for name in os.listdir(tmp_path / OWN_FOLDER))
+
+
+def test_R11_groups_named_like_folders_are_apart(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    for group in ("", ".", ".."):
+        (claim,) = _joined(backend, group)
+        backend.close_chords([claim])
+
+
+def _joined(backend: FilesystemBackend, group: str) -> list[ChordClaim]:
+    backend.open_chords([Chord(group, 1, b"body", 60.0)])
+    return backend.join([ChordPart(group, "a", 0, b"a")])
 
 
 def test_a_result_that_is_too_big_for_the_file_system_is_kept_as_a_failure(tmp_path: Path) -> None:

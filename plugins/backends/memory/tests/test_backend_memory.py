@@ -6,13 +6,15 @@ import os
 import time
 import uuid
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from celeriac.exceptions import BackendUnreachable, SettingError, Unsupported
-from celeriac.spec import StoredResult
+from celeriac.spec import Chord, ChordPart, StoredResult
 from celeriac.testing.kit import KitHost
+from celeriac_backend_memory import backend as backend_module
 from celeriac_backend_memory import celeriac_make_backend
 from celeriac_backend_memory.backend import EXPIRED_PER_STORE, MemoryBackend
 
@@ -44,6 +46,18 @@ def test_expired_results_go_with_the_next_ones_a_few_at_a_time(url: str, expires
     make(url).store([StoredResult("new", "SUCCESS", b"x")])
     assert backend.cleanup() == 5
     assert backend.fetch(["new", "t1"]) == {"new": b"x"}
+
+
+def test_chords_and_groups_go_too_without_a_cleaning_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cleaning up is for backends that do not let things expire, so nobody does it here."""
+    monkeypatch.setattr(backend_module, "EXPIRE_CHORDS_AT", 4)
+    backend, now = make(url, result_expires=60), time.monotonic()
+    for hour in range(1, 30):
+        monkeypatch.setattr(backend_module, "time", SimpleNamespace(monotonic=lambda hour=hour: now + hour * 3600))
+        backend.open_chords([Chord(f"g{hour}", 1, b"body", 60.0)])
+        backend.close_chords(backend.join([ChordPart(f"g{hour}", "a", 0, b"a")]))
+        backend.save_group(f"g{hour}", [])
+    assert len(backend._shelf.chords._joins) + len(backend._shelf.chords._groups) < 20
 
 
 @pytest.mark.parametrize("expires", [0, None])

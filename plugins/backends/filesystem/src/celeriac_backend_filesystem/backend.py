@@ -295,7 +295,7 @@ class FilesystemBackend:
 def _fitting(text: str) -> str:
     """An id as a file's name takes it: as it is, or its hash (R11)."""
     data = text.encode("utf-8", "surrogatepass")
-    if len(data) > LONGEST_ID_BYTES or "/" in text or "\0" in text:
+    if len(data) > LONGEST_ID_BYTES or "/" in text or "\0" in text or text in ("", ".", ".."):
         return "sha256-" + hashlib.sha256(data).hexdigest()
     return text
 

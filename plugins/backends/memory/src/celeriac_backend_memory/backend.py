@@ -37,6 +37,8 @@ from celeriac.states import READY_STATES, SUCCESS
 
 #: Expired results removed by one `store`, at most: a bound for the time it may take.
 EXPIRED_PER_STORE: Final = 64
+#: Chords and groups from which on those that have expired are looked for.
+EXPIRE_CHORDS_AT: Final = 1024
 
 
 class _Kept(Struct):
@@ -81,10 +83,12 @@ class Chords:
         self._lock = threading.Lock()
         self._joins: dict[str, _Join] = {}
         self._groups: dict[str, tuple[float, bytes]] = {}
+        self._expire_at = EXPIRE_CHORDS_AT
 
     def open(self, chords: Iterable[Chord], lifetime_s: float) -> None:
         with self._lock:
             now = time.monotonic()
+            self._expire_some(now)
             for chord in chords:
                 join = self._of(chord.group, now, lifetime_s)
                 if join.done or join.size is not None:
@@ -131,7 +135,9 @@ class Chords:
 
     def save_group(self, group_id: str, data: bytes, lifetime_s: float) -> None:
         with self._lock:
-            self._groups[group_id] = time.monotonic() + lifetime_s, data
+            now = time.monotonic()
+            self._expire_some(now)
+            self._groups[group_id] = now + lifetime_s, data
 
     def load_group(self, group_id: str) -> bytes | None:
         with self._lock:
@@ -144,14 +150,22 @@ class Chords:
 
     def expire(self) -> int:
         with self._lock:
-            now = time.monotonic()
-            joins = [group for group, join in self._joins.items() if join.expires <= now]
-            groups = [group for group, (expires, _) in self._groups.items() if expires <= now]
-            for group in joins:
-                del self._joins[group]
-            for group in groups:
-                del self._groups[group]
-            return len(joins) + len(groups)
+            return self._expire(time.monotonic())
+
+    def _expire_some(self, now: float) -> None:
+        """When they are twice as many as were left the last time: so that looking at all costs each little."""
+        if len(self._joins) + len(self._groups) >= self._expire_at:
+            self._expire(now)
+            self._expire_at = max(EXPIRE_CHORDS_AT, 2 * (len(self._joins) + len(self._groups)))
+
+    def _expire(self, now: float) -> int:
+        joins = [group for group, join in self._joins.items() if join.expires <= now]
+        groups = [group for group, (expires, _) in self._groups.items() if expires <= now]
+        for group in joins:
+            del self._joins[group]
+        for group in groups:
+            del self._groups[group]
+        return len(joins) + len(groups)
 
     def _of(self, group: str, now: float, lifetime_s: float) -> _Join:
         join = self._joins.get(group)
