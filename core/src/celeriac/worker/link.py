@@ -664,7 +664,7 @@ class Link:
                 except (ImproperlyConfigured, QueueNotFound, UnicodeEncodeError) as exc:
                     # It may well be there under other terms; if it is not, the broker refuses the message itself, as it
                     # does a name that is no UTF-8.
-                    _log.error("Cannot declare queue %s: %s", queue, exc)
+                    _log.error("Cannot declare queue %r: %s", queue, exc)
 
     def _try(self, verb: Callable[..., Any], *args: Any) -> None:
         try:
