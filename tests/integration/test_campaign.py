@@ -14,6 +14,7 @@ KINDS = {
 }
 
 
+@pytest.mark.timeout(300)  # it takes 20 to 40 s, and three times as long on a busy machine
 @pytest.mark.parametrize(
     "broker",
     [

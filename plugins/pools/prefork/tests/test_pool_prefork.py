@@ -86,7 +86,7 @@ def test_a_signal_to_a_child_never_runs_the_workers_handler() -> None:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))
-    before_fd = signal.set_wakeup_fd(writer.fileno())
+    signal.set_wakeup_fd(writer.fileno())
     try:
         with started() as driver:
             one = job("sleep 0.3")
@@ -99,7 +99,7 @@ def test_a_signal_to_a_child_never_runs_the_workers_handler() -> None:
             with pytest.raises(BlockingIOError):
                 reader.recv(1)
     finally:
-        signal.set_wakeup_fd(before_fd)
+        signal.set_wakeup_fd(-1)  # not what was there: it may be a descriptor that another test has closed since
         signal.signal(signal.SIGUSR2, before)
         reader.close()
         writer.close()
