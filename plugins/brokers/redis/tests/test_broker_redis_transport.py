@@ -458,6 +458,8 @@ def test_the_attempt_travels_in_the_message() -> None:
     assert kept == {"id": "x", "stamps": [], "n": 12345678901234567890, "redelivered": True}
     assert json.loads(twice)["properties"]["delivery_info"] == {"redelivered": True}
     assert mark_lost(b"garbage") == b"garbage"
+    odd = b'{"\xdf": 1, "headers": {"redelivered": true}}'
+    assert mark_new(odd) == mark_lost(odd) == odd
 
 
 def test_a_message_that_only_mentions_redelivery_is_on_its_first_delivery(desk: Any) -> None:

@@ -69,10 +69,12 @@ def mark_new(raw: bytes) -> bytes:
     """The message without any sign of earlier deliveries; unchanged if it has none or is not an envelope."""
     if not attempt_of(raw)[1]:
         return raw
-    message = json.loads(raw)
-    del message["headers"]["redelivered"]
-    message["headers"].pop(ATTEMPT, None)
-    message["headers"].pop(SPARED, None)
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):  # the reader above skips what it is not to read, whatever it is
+        return raw
+    for name in ("redelivered", ATTEMPT, SPARED):
+        message["headers"].pop(name, None)
     properties = message.get("properties")
     if isinstance(properties, dict) and isinstance(info := properties.get("delivery_info"), dict):
         info.pop("redelivered", None)
