@@ -86,9 +86,8 @@ def make_payload(message: Message, codec: Codec, route: Route) -> Payload:
     due = None
     if message.eta is not None:
         due = message.eta.timestamp()
-    if message.expires is not None:
-        left_s = message.expires.timestamp() - datetime.now(message.expires.tzinfo).timestamp()
-        properties["expiration"] = str(max(0, int(left_s * 1000)))
+    # Of `expires` the worker hears, in the headers. RabbitMQ would heed it as the property `expiration` by dropping the
+    # call in its queue without a word to whoever waits for its end.
     if message.properties:
         properties.update(message.properties)
         if type(properties.get("expiration")) in (int, float):  # seconds, as for Celery; on the wire it is a text
