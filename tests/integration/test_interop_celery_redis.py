@@ -173,6 +173,10 @@ def test_a_plain_call_comes_back(pair: Pair) -> None:
     assert pair.result("echo", "ä", None, kwargs={"k": [1.5, {"v": True}]}) == [["ä", None], {"k": [1.5, {"v": True}]}]
 
 
+def test_the_name_of_a_file_that_is_no_utf_8_is_an_argument_as_others_are(pair: Pair) -> None:
+    assert pair.result("echo", "r\udce9sum\udce9.txt") == [["r\udce9sum\udce9.txt"], {}]
+
+
 def test_the_worker_is_the_other_one_and_sees_the_callers_headers(pair: Pair) -> None:
     task_id = pair.call("about")
     about = pair.get(task_id)

@@ -170,12 +170,13 @@ def written(
         result: In its stored form, or an exception.
     """
     try:
+        task_id.encode()  # half a character in it, which JSON can carry, is no store's to judge
         stored = store.failure(result) if isinstance(result, BaseException) else result
         return [store.make(task_id, state, stored, traceback, request)]
     except (EndedByPool, SystemExit, KeyboardInterrupt):
         raise
     except BaseException:  # the store's fault, which may be a panic, or the message's
-        _log.exception("That %s is in state %s cannot be stored", task_id, state)
+        _log.exception("That %r is in state %s cannot be stored", task_id, state)
         return []
 
 

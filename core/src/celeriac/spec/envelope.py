@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -56,6 +57,12 @@ class _Sized(Struct):
     headers: msgspec.Raw = msgspec.Raw(b"")
     properties: msgspec.Raw = msgspec.Raw(b"")
 
+
+#: What may begin with a backslash in JSON and be half a character, and what may only seem so: a backslash, and a pair.
+_ESCAPES: Final = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+_UNKNOWN: Final = rb"\ufffd"
 
 _read_sized = msgspec.json.Decoder(_Sized).decode
 _read_head = msgspec.json.Decoder(_HeadEnvelope).decode
@@ -103,7 +110,8 @@ def read_head(raw: bytes) -> Head | Malformed:
             _check_headers(raw)
         headers = _read_head(raw).headers
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-        return Malformed(f"not a message envelope: {exc}")
+        mended = mend(raw, exc)
+        return Malformed(f"not a message envelope: {exc}") if mended is None else read_head(mended)
     expires = headers.expires
     return Head(
         headers.id,
@@ -127,6 +135,9 @@ def unpack(raw: bytes) -> Payload:
             _check_headers(raw)
         envelope = _read_envelope(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        mended = mend(raw, exc)
+        if mended is not None:
+            return unpack(mended)
         raise ValueError(f"not a message envelope: {exc}") from exc
     properties = envelope.properties
     info = properties.get("delivery_info")
@@ -165,6 +176,18 @@ def renew(raw: bytes) -> bytes:
         return raw
     message["headers"] = kept
     return json.dumps(message).encode("utf-8")
+
+
+def mend(raw: bytes, exc: Exception) -> bytes | None:
+    """An envelope that can be read, in place of one that could not (`exc` says why); None if it is none.
+
+    Celery's clients write halves of characters (lone surrogates), as in the names of files among the arguments that
+    they show: for each stands now the character that says that something cannot be shown.
+    """
+    if not isinstance(exc, msgspec.DecodeError):
+        return None
+    mended = _ESCAPES.sub(lambda found: _UNKNOWN if len(found[0]) == len(_UNKNOWN) else found[0], raw)
+    return None if mended == raw else mended
 
 
 def _check_headers(raw: bytes) -> None:

@@ -58,6 +58,44 @@ def test_a_head_of_wrong_types_is_malformed(tools: Any, headers: dict[str, Any])
     assert next(iter(headers)) in head.reason
 
 
+def with_half_a_character(payload: Payload) -> bytes:
+    """A message as a client writes it that takes any text of Python's: `@@@` in this one is half a character there."""
+    return record(payload).replace(b"@@@", "\ud800".encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "read"),
+    [
+        ({"argsrepr": "('@@@',)"}, {"argsrepr": "('\ufffd',)"}),
+        ({"id": "one@@@", "root_id": "a"}, {"id": "one\ufffd"}),
+        ({"group": "@@@@@@"}, {"group": "\ufffd\ufffd"}),
+        ({"stamps": {"a": ["b", "@@@"]}}, {"stamps": {"a": ["b", "\ufffd"]}}),
+    ],
+)
+def test_half_a_character_is_read_as_unknown(tools: Any, headers: dict[str, Any], read: dict[str, Any]) -> None:
+    payload = tools.payload("q", **headers)
+    raw = with_half_a_character(payload)
+    payload.headers.update(read)
+    found = message.unpack(raw)
+    assert found.headers == payload.headers
+    head, _ = message.scan(raw)
+    assert isinstance(head, Head)
+    assert (head.id, head.stamps or {}) == (payload.headers["id"], payload.headers["stamps"])
+
+
+def test_half_a_character_is_not_sent_and_whole_ones_are(tools: Any) -> None:
+    for words in ({"headers": {"file": "\udcff"}}, {"properties": {"reply_to": "\ud800"}}):
+        payload = tools.payload("q")
+        payload.headers.update(words.get("headers", {}))
+        payload.properties.update(words.get("properties", {}))
+        with pytest.raises(PublishRejected, match="half a character"):
+            message.pack_header(payload)
+    payload = tools.payload("q", id="\ud55c\uae00", group="\ud7ff\ue000")  # Hangul, which begins with the same byte
+    raw = record(payload)
+    assert isinstance(message.scan(raw)[0], Head)
+    assert message.unpack(raw) == payload
+
+
 def test_a_message_without_headers_is_of_protocol_1(tools: Any) -> None:
     payload = tools.payload("q")
     payload.headers.clear()

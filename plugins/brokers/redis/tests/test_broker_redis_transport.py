@@ -457,6 +457,8 @@ def test_the_attempt_travels_in_the_message() -> None:
     assert kept.pop("x-celeriac-attempt") == 3
     assert kept == {"id": "x", "stamps": [], "n": 12345678901234567890, "redelivered": True}
     assert json.loads(twice)["properties"]["delivery_info"] == {"redelivered": True}
+    half = mark_lost(raw.replace(b'"x"', rb'"\udcff"'))
+    assert [attempt_of(message) for message in (half, mark_lost(half))] == [(2, True, 0), (3, True, 0)]
     assert mark_lost(b"garbage") == b"garbage"
     odd = b'{"\xdf": 1, "headers": {"redelivered": true}}'
     assert mark_new(odd) == mark_lost(odd) == odd

@@ -23,6 +23,7 @@ from celeriac.spec import CLAIM_HEADER, Head, Malformed, Payload, Route
 from celeriac_broker_amqp import methods
 from celeriac_broker_amqp.plain import make_headers, read_plain, write_plain
 from celeriac_broker_amqp.table import (
+    HALF,
     BadTable,
     find_entries,
     find_values,
@@ -89,6 +90,9 @@ _read_size = Struct(">Q").unpack_from
 _write_size = Struct(">QH").pack
 _write_header = Struct(">HHQH").pack
 _LONGLONG = Struct(">Q")
+
+#: With it begins what Python writes for half a character, and in UTF-8 some whole ones.
+_MAY_BE_HALF: Final = b"\xed"
 
 _SHORT_TEXTS: dict[str, bytes] = {}
 _SHORT_TEXTS_KEPT: Final = 256
@@ -298,12 +302,15 @@ def pack_header(payload: Payload) -> bytes:
         PublishRejected: A header or property has a value that AMQP cannot carry.
     """
     try:
-        return _pack_header(payload)
+        header = _pack_header(payload)
+        if _MAY_BE_HALF in header and (name := _find_half(payload)) is not None:
+            raise ValueError(f"{name!r} has half a character in it (a lone surrogate)")
     except (ValueError, TypeError, error) as exc:
         task_id = payload.headers.get("id", "?")
         raise PublishRejected(
-            f"message {task_id} was not sent: AMQP cannot carry one of its headers or properties: {exc}"
+            f"message {task_id!r} was not sent: AMQP cannot carry one of its headers or properties: {exc}"
         ) from exc
+    return header
 
 
 def _pack_header(payload: Payload) -> bytes:
@@ -328,6 +335,22 @@ def _pack_header(payload: Payload) -> bytes:
             out.append(_pack_number(value) if is_number else methods.short_text(str(value)))
     out[0] = _write_header(60, 0, len(payload.body), flags)
     return b"".join(out)
+
+
+def _find_half(payload: Payload) -> str | None:
+    """The header or property in which there is half a character, which `table` would not read as it was written."""
+    for name, value in (*payload.headers.items(), *payload.properties.items()):
+        if not (_is_whole(name) and _is_whole(value)):
+            return name
+    return None
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii() or HALF.search(value) is None
+    if isinstance(value, Mapping):
+        return all(map(_is_whole, value)) and all(map(_is_whole, value.values()))
+    return all(map(_is_whole, value)) if isinstance(value, (list, tuple)) else True
 
 
 def _write_headers(headers: Mapping[str, Any]) -> bytes:

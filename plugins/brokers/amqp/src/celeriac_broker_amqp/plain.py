@@ -152,7 +152,7 @@ def make_headers(texts: list[bytes], tail: bytes) -> dict[str, Any]:
     Raises:
         UnicodeDecodeError: A text is none.
     """
-    task, task_id, root, args, kwargs, origin, *parent = [text.decode("utf-8", "surrogatepass") for text in texts]
+    task, task_id, root, args, kwargs, origin, *parent = [text.decode() for text in texts]
     return {
         "lang": "py",
         "task": task,

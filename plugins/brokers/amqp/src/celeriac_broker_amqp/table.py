@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import calendar
 import datetime
+import re
 from collections.abc import Container, Mapping
 from decimal import Decimal
 from struct import Struct, error
@@ -20,6 +21,8 @@ from typing import Any, Final
 MAX_ENTRIES: Final = 256
 MAX_DEPTH: Final = 32
 MAX_TABLE_BYTES: Final = 128 * 1024
+#: Half a character: a lone surrogate, which is text to Python and not to UTF-8.
+HALF: Final = re.compile("[\ud800-\udfff]")
 
 _long = Struct(">I").pack
 _read_long = Struct(">I").unpack_from
@@ -269,9 +272,17 @@ def _read_items(data: bytes, pos: int, end: int, depth: int) -> list[Any]:
 
 
 def _text(data: bytes) -> Any:
-    """A long string is text if it can be, else bytes, as py-amqp has it."""
+    """A long string is text if it can be, else bytes, as py-amqp has it.
+
+    Python clients write halves of characters (lone surrogates), as in names of files. AMQP carries them, but neither
+    stores nor other brokers do: each is read as the character that stands for what cannot be shown.
+    """
     try:
-        return data.decode("utf-8", "surrogatepass")
+        return data.decode()
+    except UnicodeDecodeError:
+        pass
+    try:
+        return HALF.sub("\ufffd", data.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError:
         return data
 

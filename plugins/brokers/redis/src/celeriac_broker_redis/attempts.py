@@ -13,6 +13,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
+from celeriac.spec.envelope import mend
+
 ATTEMPT: Final = "x-celeriac-attempt"
 SPARED: Final = "x-celeriac-spared"
 #: Only messages with this text in them are read by `attempt_of`; the others are on their first delivery.
@@ -36,8 +38,9 @@ def attempt_of(raw: bytes) -> tuple[int, bool, int]:
     """The number of this delivery, whether an earlier one was lost, and how many were spared. Never raises."""
     try:
         headers = _read(raw).headers
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return 1, False, 0
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        mended = mend(raw, exc)
+        return (1, False, 0) if mended is None else attempt_of(mended)
     if headers.redelivered is not True:
         return 1, False, 0
     attempt, spared = headers.attempt, headers.spared
