@@ -8,11 +8,13 @@ from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
+import pytz
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celeriac import Celery
 from celeriac.schedules import ParseException, crontab, crontab_parser, schedule
+from celeriac.utils.time import make_aware
 
 UTC = timezone.utc
 MINUTE = timedelta(minutes=1)
@@ -250,3 +252,15 @@ def test_in_another_zone_it_is_another_schedule() -> None:
     assert len({crontab(hour=4, app=app).describe() for app in apps}) == 3
     assert len({schedule(86400, relative=True, app=app).describe() for app in apps}) == 3
     assert len({schedule(86400, app=app).describe() for app in apps}) == 1
+
+
+@pytest.mark.parametrize("where", ["app", "schedule"])
+def test_a_zone_of_pytz_counts_as_the_plain_one_of_its_name(where: str) -> None:
+    zone = pytz.timezone("Europe/Berlin")
+    app = Celery("crontabs", set_as_current=False, timezone=zone if where == "app" else "UTC")
+    at_four = crontab(app=app, minute=0, hour=4)
+    if where == "schedule":
+        at_four.tz = zone
+    for month, hour in ((1, 3), (7, 2)):
+        assert at_four.next_slot(datetime(2026, month, 1, tzinfo=UTC)) == datetime(2026, month, 1, hour, tzinfo=UTC)
+    assert make_aware(datetime(2026, 7, 1, 4), zone) == datetime(2026, 7, 1, 2, tzinfo=UTC)

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from celeriac.app.settings_table import Setting
 from celeriac.exceptions import SettingError, mask_url
+from celeriac.utils.times import plain_zone
 
 TRUE_WORDS: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
 FALSE_WORDS: Final = frozenset({"false", "no", "off", "0", "n", "f", ""})
@@ -213,7 +214,7 @@ def read_delivery_mode(value: Any) -> int:
 
 def read_timezone(value: Any) -> Any:
     if isinstance(value, dt.tzinfo):
-        return value
+        return plain_zone(value)
     if not isinstance(value, str):
         raise ValueError
     if value.upper() in ("UTC", "LOCAL", ""):

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Any, ClassVar, Final, NamedTuple
 
 from celeriac._state import get_current_app
-from celeriac.utils.times import UTC, as_delta
+from celeriac.utils.times import UTC, as_delta, plain_zone
 
 HOUR: Final = timedelta(hours=1)
 _UNITS: Final = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
@@ -111,7 +111,7 @@ class BaseSchedule:
 
     @tz.setter
     def tz(self, zone: tzinfo) -> None:
-        self.__dict__["tz"] = zone
+        self.__dict__["tz"] = plain_zone(zone)
 
     def _in_zone(self) -> str:
         """For `describe`: in another zone it is another schedule."""

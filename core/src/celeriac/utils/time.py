@@ -6,7 +6,7 @@ import random
 from datetime import datetime, timezone, tzinfo
 from typing import Any
 
-from celeriac.utils.times import as_delta, parse_iso
+from celeriac.utils.times import as_delta, parse_iso, plain_zone
 
 __all__ = [
     "get_exponential_backoff_interval",
@@ -43,7 +43,7 @@ def is_naive(dt: datetime) -> bool:
 
 def make_aware(dt: datetime, tz: tzinfo) -> datetime:
     """A naive datetime as one of this zone."""
-    return dt.replace(tzinfo=tz)
+    return dt.replace(tzinfo=plain_zone(tz))
 
 
 def maybe_make_aware(dt: datetime, tz: tzinfo | None = None, naive_as_utc: bool = True) -> datetime:

@@ -39,6 +39,17 @@ class LocalZone(tzinfo):
 LOCAL = LocalZone()
 
 
+def plain_zone(zone: tzinfo) -> tzinfo:
+    """A zone that gives any wall time its offset. One of pytz's does not: put to a time, it counts as in the year 1890,
+    so Berlin is 53 minutes early. For such a one this is the standard library's of the same name."""
+    name = getattr(zone, "zone", None)
+    if isinstance(name, str) and hasattr(zone, "localize"):
+        from zoneinfo import ZoneInfo
+
+        return ZoneInfo(name)
+    return zone
+
+
 def now_iso() -> str:
     """The time now as `2026-01-02T03:04:05.678901+00:00`; the text of the second is made once."""
     global _cached_second, _cached_text
