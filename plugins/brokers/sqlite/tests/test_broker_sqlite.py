@@ -814,6 +814,29 @@ def test_B28_a_child_never_closes_what_it_inherited(
     assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
 
 
+@pytest.mark.parametrize(("is_killed", "spared"), [(False, 1), (True, 0)], ids=["alive", "killed"])
+def test_B14_a_worker_whose_signs_of_life_somebody_removed_has_not_crashed_unless_it_is_dead(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open, is_killed: bool, spared: int
+) -> None:
+    transport.send([make_payload("q")])
+    victim = run_python(FORKING_VICTIM, f"sqlite:///{path}")
+    assert victim.stdout is not None
+    child = int(victim.stdout.readline())
+    try:
+        if is_killed:
+            victim.kill()  # and nobody has asked how it ended: a zombie is dead, too
+            eventually(lambda: b") Z" in Path(f"/proc/{victim.pid}/stat").read_bytes())
+        for left in Path(folder_of(str(path))).glob(f"{victim.pid}-*"):
+            left.unlink()
+        (delivery,) = bench.take(open_consumer(), 1)
+        assert (delivery.attempt, delivery.redelivered, delivery.spared) == (2, True, spared)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        victim.kill()
+        victim.wait()
+        victim.stdout.close()
+
+
 def test_a_user_s_own_tables_may_stand_in_the_same_file(path: Path, transport: SqliteTransport) -> None:
     peek(path, "CREATE TABLE orders (id INTEGER PRIMARY KEY)")
     transport.send([make_payload("q")])

@@ -30,7 +30,7 @@ from celeriac_support_sqlite.file import (
     rollback,
     trouble,
 )
-from celeriac_support_sqlite.wake import Ear, folder_of, is_alive, remove, topic
+from celeriac_support_sqlite.wake import Ear, folder_of, is_alive, lost_its_page, remove, topic
 
 if TYPE_CHECKING:
     from celeriac_broker_sqlite.transport import SqliteTransport
@@ -336,7 +336,9 @@ class SqliteConsumer:
             # Once more, now that nobody can write: it may have woken up meanwhile.
             queues: set[str] = set()
             if not is_alive(self._folder, page, self._lease_s):
-                queues = store.remove_owner(self._conn, owner, spared=page in self._transport.left)
+                # Of one that lives, but whose page somebody has removed, no process has died.
+                outlived = page in self._transport.left or lost_its_page(self._folder, page)
+                queues = store.remove_owner(self._conn, owner, spared=outlived)
             self._conn.execute("COMMIT")
         except BaseException:
             rollback(self._conn)

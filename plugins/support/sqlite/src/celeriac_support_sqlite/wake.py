@@ -262,6 +262,18 @@ def is_alive(folder: str, name: str, lease_s: float) -> bool:
     return False
 
 
+def lost_its_page(folder: str, name: str) -> bool:
+    """Whether only the listener's page is gone, and its process is there: somebody has cleared the folder. False where
+    it cannot be told."""
+    if os.path.exists(os.path.join(folder, f"{name}.page")):
+        return False
+    try:
+        with open(f"/proc/{name.partition('-')[0]}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
 def remove(folder: str, name: str) -> None:
     """Remove what a listener left; one that lives after all learns from it that it was given up."""
     for suffix in (".page", ".fifo"):
