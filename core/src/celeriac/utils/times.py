@@ -40,8 +40,8 @@ LOCAL = LocalZone()
 
 
 def plain_zone(zone: tzinfo) -> tzinfo:
-    """A zone that gives any wall time its offset. One of pytz's does not: put to a time, it counts as in the year 1890,
-    so Berlin is 53 minutes early. For such a one this is the standard library's of the same name."""
+    """A zone that gives any wall time its offset. One of pytz's does not: put to a time, it counts as before there were
+    zones, 53 minutes from UTC in Berlin. For such a one this is the standard library's of the same name."""
     name = getattr(zone, "zone", None)
     if isinstance(name, str) and hasattr(zone, "localize"):
         from zoneinfo import ZoneInfo
