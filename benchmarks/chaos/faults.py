@@ -327,7 +327,7 @@ def app_stopped(scene: Scene) -> Generator[float, None, str]:
 @fault("amqp")
 def memory_alarm(scene: Scene) -> Generator[float, None, str]:
     """Publishers are blocked."""
-    scene.place.rabbitmqctl("set_vm_memory_high_watermark", "0.0001")
+    scene.place.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "1")
     yield 2.0
     alarmed = "memory" in scene.place.rabbitmqctl("-q", "status").lower().partition("alarms")[2][:200]
     scene.place.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "2GB")

@@ -147,8 +147,11 @@ def listen() -> Iterator[Callable[..., Listener]]:
         consumer.close()
 
 
-def evaluate(service: RabbitMQService, expressions: str) -> None:
-    """Evaluate Erlang on the node of a service. Not by rabbitmqctl, which starts an Erlang of its own for seconds."""
+def evaluate(service: RabbitMQService, expressions: str) -> str:
+    """Evaluate Erlang on the node of a service, and return the last value as Erlang writes it.
+
+    Not by rabbitmqctl, which starts an Erlang of its own for seconds.
+    """
     assert service.folder is not None
     cookie = (service.folder / ".erlang.cookie").read_text()
     environment = service.environment()
@@ -162,12 +165,17 @@ def evaluate(service: RabbitMQService, expressions: str) -> None:
         timeout=60,
     )
     assert done.stdout.startswith("{ok,"), (expressions, done.stdout, done.stderr)
+    return done.stdout.removeprefix("{ok,").strip().removesuffix("}").strip()
 
 
 def set_memory_alarm(service: RabbitMQService, alarm: bool) -> None:
-    """Make the node believe that it has no memory left, or enough again."""
-    limit = "0.0001" if alarm else "{absolute, 2000000000}"
-    evaluate(service, f"vm_memory_monitor:set_vm_memory_high_watermark({limit})")
+    """Make the node believe that it has no memory left, or enough again, and wait until its connections know.
+
+    The monitor of memory only notifies those who tell the connections: what is published before they did is taken.
+    """
+    limit = 1 if alarm else 2_000_000_000
+    evaluate(service, f"vm_memory_monitor:set_vm_memory_high_watermark({{absolute, {limit}}})")
+    wait_until(lambda: (evaluate(service, "rabbit_alarm:get_alarms()") != "[]") is alarm, "the node to know")
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
