@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
 from celeriac.spec import QueueSpec, Settlement
-from celeriac.testing.services import RedisService
+from celeriac.testing.services import RedisService, ask
 from celeriac_broker_redis import waits
 from celeriac_support_redis.standin import StandIn
 from celeriac_support_redis.wire import ReplyError, WireUnreachable, pack
@@ -823,3 +823,43 @@ def test_what_celerys_workers_left_that_no_queue_takes_does_not_hold_up_the_rest
 
     desk.until(sweep)
     assert server.call("HLEN", "unacked") == 440, "the others wait for a queue"
+
+
+# -- a server that has lost its last writes -----------------------------------------------------------------
+
+
+def lose_since(private_redis: RedisService, during: Any) -> None:
+    """The server as a replica that lagged, or its disk, has it: without what `during` wrote."""
+    assert ask(private_redis.port, b"SAVE\r\n", enough=5) == b"+OK\r\n"
+    during()
+    private_redis.kill()
+    private_redis.restart()
+
+
+def test_acknowledgements_that_the_server_lost_are_made_up_for_by_another_run(desks: Any, private_service: Any) -> None:
+    redis = private_service(RedisService())
+    desk = desks(redis.url)
+    consumer = desk.consumer()
+    desk.send("a", "b", "running")
+    *done, running = desk.receive(consumer, 3)
+    lose_since(redis, lambda: desk.settle(consumer, done))
+    again = desk.receive(consumer, 2)
+    assert [(delivery.head.id, delivery.attempt, delivery.spared) for delivery in again] == [("a", 2, 1), ("b", 2, 1)]
+    assert consumer.renew() == []
+    desk.settle(consumer, [running, *again])
+    assert not consumer.receive(3)
+    assert ask(redis.port, b"HLEN unacked\r\n", enough=4) == b":0\r\n"
+
+
+def test_a_message_whose_way_out_of_an_inbox_the_server_lost_stays_in_none(desks: Any, private_service: Any) -> None:
+    redis = private_service(RedisService())
+    desk = desks(redis.url)
+    consumer = desk.consumer()
+    desk.idle(consumer)
+    desk.send("a")
+    (done,) = desk.receive(consumer, 1)
+    lose_since(redis, lambda: desk.settle(consumer, [done]))
+    (again,) = desk.receive(consumer, 1)
+    assert (again.head.id, again.attempt, again.spared) == ("a", 2, 1)
+    desk.settle(consumer, [again])
+    assert b"inbox" not in ask(redis.port, b"KEYS *\r\n", enough=20)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -91,12 +91,13 @@ class Claim(Struct, frozen=True):
 
 
 class Settled(Struct, frozen=True):
-    """A settlement on its way: how many replies it gets, its bytes, what it removes from inboxes, and whether it is to
-    be offered again whatever the answer: what it settles was not recorded yet."""
+    """A settlement on its way: how many replies it gets, its bytes, what it removes from inboxes, the tags that it
+    settles, and whether it is to be offered again whatever the answer: what it settles was not recorded yet."""
 
     replies: int
     data: bytes
-    adoptions: list[Adoption] = []
+    adoptions: list[Adoption]
+    tags: list[bytes]
     again: bool = False
 
 
@@ -245,11 +246,12 @@ class RedisConsumer:
             self._attempt(lambda: self._claim(0))
         if publish or joined is not None:
             if acks or adopted or others or not batch:
-                self._post(Settled(1, self._settling(acks, odd, adopted, others, words, joined), adopted))
+                self._post(Settled(1, self._settling(acks, odd, adopted, others, words, joined), adopted, acks))
         elif acks or adopted:
             self._post(self._acknowledging(acks, odd, adopted))
         if others:
-            self._post(Settled(1, self._ending(others)))
+            tags = [tag % settlement.tag for settlement in others]
+            self._post(Settled(1, self._ending(others), [], tags))
 
     def flush(self, timeout_s: float) -> None:
         """See `Consumer.flush`."""
@@ -275,7 +277,7 @@ class RedisConsumer:
                 commands.append(("HDEL", keys.odd, *acks))
         if adopted:
             commands.append(("DEL", *(adoption.inbox for adoption in adopted)))
-        return Settled(len(commands), b"".join(map(pack, commands)), adopted)
+        return Settled(len(commands), b"".join(map(pack, commands)), adopted, acks)
 
     def _words(self, publish: Sequence[Payload]) -> list[Any]:
         """What has these messages sent, in words for `scripts.SETTLE`; raises as `Producer.commands`."""
@@ -372,7 +374,7 @@ class RedisConsumer:
         """All its replies are here. One that the server refuses for now is kept; see `_check` for other errors."""
         error, self._error = self._error, None
         if error is None and entry.again:
-            self._refused.append(Settled(entry.replies, entry.data, entry.adoptions))
+            self._refused.append(Settled(entry.replies, entry.data, entry.adoptions, entry.tags))
             return
         if error is None:
             self._refused_s = REFUSED_S[0]
@@ -575,7 +577,7 @@ class RedisConsumer:
         we wrote since may have found nothing to settle."""
         for at, entry in enumerate(self._pending):
             if type(entry) is Settled:
-                self._pending[at] = Settled(entry.replies, entry.data, entry.adoptions, True)
+                self._pending[at] = Settled(entry.replies, entry.data, entry.adoptions, entry.tags, True)
 
     def _deliver(self, source: Source, raws: list[bytes], number: int) -> int:
         """Make deliveries of messages with consecutive numbers; returns their bytes."""
@@ -743,21 +745,28 @@ class RedisConsumer:
             # gone already, or that we may not; then we have closed it, which is the next best. After a restart or a
             # failover these numbers are other clients'.
             run_id, self._run_id = self._run_id, self._leases.run_id
-            if run_id == self._run_id != UNKNOWN_RUN:
+            is_same = run_id == self._run_id != UNKNOWN_RUN
+            if is_same:
                 self._wire.write(b"".join(pack(("CLIENT", "KILL", "ID", client_id)) for client_id in old))
                 self._wire.read(len(old))
-            self._catch_up(blocked)
+            self._catch_up(blocked, may_lack=not is_same)
         except (WireLost, ReplyError) as again:
             raise self._lost(again) from exc
         structlog.get_logger(__name__).warning("transport.reopened", reason=str(exc))
 
-    def _catch_up(self, blocked: Sequence[Line]) -> None:
-        """Find what claims and waits brought while nobody heard, and settle again what may not have been."""
+    def _catch_up(self, blocked: Sequence[Line], *, may_lack: bool) -> None:
+        """Find what claims and waits brought while nobody heard, and settle again what may not have been.
+
+        Args:
+            may_lack: The server may not have our last writes, though it confirmed them.
+        """
         pending, self._pending, self._error = self._pending, deque(), None
         self._claiming, self._replied, self._dry = 0, 0, False
         for entry in pending:
             if type(entry) is Claim:
                 self._look_up(entry)
+        if may_lack:
+            self._make_up(pending, blocked)
         for line in blocked:
             raws = self._wire.call("LRANGE", line.inbox, 0, 0)
             if raws:
@@ -769,6 +778,18 @@ class RedisConsumer:
         settled = [entry for entry in pending if type(entry) is Settled]
         self._pending.extend(settled)
         self._wire.write(b"".join(entry.data for entry in settled))
+
+    def _make_up(self, pending: Iterable[Claim | Settled], blocked: Sequence[Line]) -> None:
+        """What the server shows as ours, and we know nothing of, was settled, and that is lost with all that went with
+        it: a result, follow-ups. So it goes back."""
+        # A wait that a mere cut has ended may just have got its message; after a failover it is the safer to flag it.
+        waiting = {line.inbox for line in blocked} if self._run_id == UNKNOWN_RUN else set()
+        settled = [entry for entry in (*pending, *self._refused) if type(entry) is Settled]
+        adoptions = [*self._adopting.values(), *(adoption for entry in settled for adoption in entry.adoptions)]
+        self._leases.make_up(
+            {self._tag % number for number in self._held}.union(*(entry.tags for entry in settled)),
+            waiting.union(adoption.inbox for adoption in adoptions),
+        )
 
     def _look_up(self, claim: Claim) -> None:
         """Deliver what a claim took, if it was performed; note the adoptions that were not."""

@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import structlog
@@ -157,6 +158,20 @@ class Leases:
         self._run(DESPITE_ALL, [self._keys.odd], ["ZADD", self._keys.owners, self._now() - 1, token])
         self._rescue(token, self._tags_of([token])[token], 0.0, spared=True)
 
+    def make_up(self, known: AbstractSet[bytes], busy: AbstractSet[str]) -> None:
+        """Return what stands under this consumer's token and is none of these tags, and what lies in its inboxes but
+        these. No process has died of it, so it is spared."""
+        tags = [tag for tag in self._tags_of([self._token])[self._token] if tag not in known]
+        returned = self._empty_inboxes(self._token, spared=True, busy=busy) + self._return_all(tags, "", spared=True)
+        if returned:
+            structlog.get_logger(__name__).error(
+                "store.outdated",
+                store=str(self._conf.address),
+                returned=returned,
+                hint="It lacks its last writes: a crash, or a failover to a replica that lagged. Tasks that had ended"
+                " are run again; what was sent in that time may be lost.",
+            )
+
     def abandon(self) -> None:
         """Let go of the connection."""
         wire, self._wire, self._lock = self._wire, None, threading.Lock()
@@ -222,9 +237,7 @@ class Leases:
 
     def _rescue(self, token: str, tags: Sequence[bytes], gone_s: float, *, spared: bool = False) -> int:
         """Return what one dead consumer held."""
-        returned = self._empty_inboxes(token, spared)
-        for at in range(0, len(tags), SWEEP_BATCH):
-            returned += self._return(tags[at : at + SWEEP_BATCH], token, "", spared=spared)
+        returned = self._empty_inboxes(token, spared) + self._return_all(tags, token, spared=spared)
         if not returned and gone_s > FADING_S:
             self._forget(token)
         return returned
@@ -244,10 +257,10 @@ class Leases:
                 break
         return {token: [tag for _, tag in sorted(own.items())] for token, own in numbers.items()}
 
-    def _empty_inboxes(self, token: str, spared: bool) -> int:
+    def _empty_inboxes(self, token: str, spared: bool, busy: AbstractSet[str] = frozenset()) -> int:
         returned = 0
         for source in self._call([("SMEMBERS", self._keys.waits(token))])[0]:
-            inboxes = self._keys.inboxes(token, source.decode())
+            inboxes = [inbox for inbox in self._keys.inboxes(token, source.decode()) if inbox not in busy]
             for inbox, raws in zip(inboxes, self._call([("LRANGE", inbox, 0, -1) for inbox in inboxes]), strict=True):
                 if raws:
                     words = [word for raw in raws for word in (raw, mark_lost(raw, spared=spared))]
@@ -267,6 +280,10 @@ class Leases:
         returned = self._return(tags, "", f"{oldest:.6f}") if tags else 0
         self._passed_over = self._passed_over + len(tags) - returned if len(tags) == SWEEP_BATCH else 0
         return returned
+
+    def _return_all(self, tags: Sequence[bytes], token: str, *, spared: bool) -> int:
+        pieces = [tags[at : at + SWEEP_BATCH] for at in range(0, len(tags), SWEEP_BATCH)]
+        return sum(self._return(piece, token, "", spared=spared) for piece in pieces)
 
     def _return(self, tags: Sequence[bytes], token: str, oldest: str, *, spared: bool = False) -> int:
         """Send entries back to their lists, flagged, if they are still as abandoned as they were."""
