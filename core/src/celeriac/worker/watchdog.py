@@ -66,6 +66,7 @@ class Watchdog(threading.Thread):
         self._epoch = 0
         self._calm_at = time.monotonic()
         self._suspects: dict[str, int] = {}
+        self._judged_from = 0
         self._told_stall = False
         self.rebuilds = 0
 
@@ -108,11 +109,14 @@ class Watchdog(threading.Thread):
         elif link.consumer is None or link.epoch != self._epoch or not self._loop.room or link.is_blocked:
             self._epoch = link.epoch
             self._calm(now)
+        elif self._suspects and self._loop.turns < self._judged_from:
+            pass  # a loop that has not looked, for a task that runs in it or for want of a processor, is not deaf
         elif now - self._calm_at >= self._patience_s:
             self._look_at_queues(now)
 
     def _look_at_queues(self, now: float) -> None:
-        """Ask twice, a moment apart: what arrived just now, and is here in a millisecond, is no sign of deafness."""
+        """Ask twice, a whole turn of the loop apart: what arrived just now, and is here in a millisecond, is no sign of
+        deafness."""
         try:
             ready = {queue.name: self._transport.depth(queue.name) for queue in list(self._link.queues)}
         except OperationalError as exc:
@@ -128,6 +132,7 @@ class Watchdog(threading.Thread):
             self._calm(now)
         elif not self._suspects:
             self._suspects = waiting
+            self._judged_from = self._loop.turns + 2  # the next turn has begun and ended by then
         elif self._link.received == self._received:
             self._act(waiting)
             self._calm(time.monotonic())
