@@ -13,6 +13,7 @@ the test of a pool without it checks what holds instead, so nothing is skipped.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -22,7 +23,8 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -37,9 +39,11 @@ from celeriac.testing.scripted import ScriptedProgram, append, descriptors
 __all__ = ["PoolConformance", "PoolDriver", "ScriptedProgram", "brief", "job"]
 
 #: What a test waits for comes long before; only a broken pool needs so much.
-PATIENCE_S: Final = 15.0
+PATIENCE_S: Final = 40.0
 #: What a busy machine may add to a bound of the contract.
-SLACK_S: Final = 5.0
+SLACK_S: Final = 20.0
+#: How long a job takes that the pool has to end before; longer than all that the contract and the machine may take.
+ENDLESS_S: Final = 50
 
 _tokens = iter(range(1, sys.maxsize))
 
@@ -143,7 +147,7 @@ class _Started:
         self._poller = _Poller()
         # Only `ScriptedProgram` and its like have a recipe.
         recipe = program.recipe if suite.spawns else None  # type: ignore[attr-defined]
-        chosen: dict[str, Any] = {"slots": suite.slots, "start_timeout_s": 30.0, "recipe": recipe, **options}
+        chosen: dict[str, Any] = {"slots": suite.slots, "start_timeout_s": 60.0, "recipe": recipe, **options}
         pool = suite.make_pool(program, PoolOptions(poller=self._poller, **chosen))
         self._driver = PoolDriver(pool, self._poller, suite.patience_s)
 
@@ -180,11 +184,6 @@ class PoolConformance:
     #: What a test waits for at most.
     patience_s = PATIENCE_S
 
-    @property
-    def long_s(self) -> float:
-        """How long a job takes that others must not wait for; long only where nobody waits for it at the end."""
-        return 4.0 if self.runs_beside else 0.2
-
     def make_pool(self, program: SlotProgram, options: PoolOptions) -> Pool:
         """Make the pool under test, not started."""
         raise NotImplementedError("a subclass says how to make its pool")
@@ -213,25 +212,25 @@ class PoolConformance:
                 driver.submit(one)
                 assert driver.final(one).outcome == "succeeded"
 
-    def test_P1_a_job_does_not_wait_behind_another_while_a_slot_is_idle(self) -> None:
-        with self.started() as driver:
-            long, short = job(f"sleep {self.long_s}"), [job("pass") for _ in range(5)]
+    def test_P1_a_job_does_not_wait_behind_another_while_a_slot_is_idle(self, tmp_path: Path) -> None:
+        with self.started() as driver, self._long(tmp_path) as script:
+            long, short = job(script), [job("pass") for _ in range(5)]
             driver.submit(long, *short)
             driver.outcomes(short)
             assert (long.token in driver.open) == (self.slots > 1)
 
-    def test_P1_jobs_expected_to_be_brief_do_not_wait_behind_one_that_is_not(self) -> None:
-        with self.started() as driver:
-            first = brief(f"sleep {self.long_s}")
+    def test_P1_jobs_expected_to_be_brief_do_not_wait_behind_one_that_is_not(self, tmp_path: Path) -> None:
+        with self.started() as driver, self._long(tmp_path) as script:
+            first = brief(script)
             driver.submit(first, *(others := [brief() for _ in range(60)]))
             driver.outcomes(others)
             assert (first.token in driver.open) == (self.slots > 1)
 
-    def test_P1_reports_do_not_wait_for_the_job_that_follows(self) -> None:
+    def test_P1_reports_do_not_wait_for_the_job_that_follows(self, tmp_path: Path) -> None:
         if not self.runs_beside:
             return  # where jobs run inside `collect`, it returns between them
-        with self.started(slots=1) as driver:
-            before, long = [brief() for _ in range(10)], brief(f"sleep {self.long_s}")
+        with self.started(slots=1) as driver, self._long(tmp_path) as script:
+            before, long = [brief() for _ in range(10)], brief(script)
             driver.submit(*before, long)
             driver.outcomes(before)
             assert long.token in driver.open
@@ -267,20 +266,23 @@ class PoolConformance:
             assert sorted(lines(ran), key=int) == expected
 
     def test_P1_stop_lets_the_busy_end_within_their_grace_and_returns_the_rest(self, tmp_path: Path) -> None:
+        ran, go_on = tmp_path / "ran", tmp_path / "go-on"
         with self.started() as driver:
-            # Long enough for the stop to come first, however busy the machine is.
-            busy = [job(f"note {tmp_path / 'ran'} x; sleep 1.5") for _ in range(self.slots)]
+            busy = [job(f"note {ran} x; until {go_on}") for _ in range(self.slots)]
             waiting = [job("pass") for _ in range(10)]
             driver.submit(*busy, *waiting)
-            self._wait_until_they_run(driver, tmp_path / "ran", len(busy))
-            driver.stop(grace_s=15.0)
+            self._wait_until_they_run(driver, ran, len(busy))
+            in_the_stop = threading.Timer(1.0, go_on.touch)
+            in_the_stop.start()
+            driver.stop(grace_s=PATIENCE_S)
+            in_the_stop.join()
             assert set(driver.outcomes(busy)) == {"succeeded" if self.runs_beside else "returned"}
             assert driver.outcomes(waiting) == ["returned"] * 10
             assert driver.pool.stop(grace_s=1.0) == []
 
     def test_P1_stop_ends_what_is_busy_beyond_its_grace(self, tmp_path: Path) -> None:
         with self.started() as driver:
-            busy = job(f"note {tmp_path / 'ran'} x; sleep 12")
+            busy = job(f"note {tmp_path / 'ran'} x; sleep {ENDLESS_S}")
             driver.submit(busy)
             self._wait_until_they_run(driver, tmp_path / "ran", 1)
             began = time.monotonic()
@@ -308,12 +310,15 @@ class PoolConformance:
     def test_P3_the_soft_limit_is_raised_in_the_job_once(self, how: str) -> None:
         with self.started() as driver:
             enforces = "soft_limit" in driver.pool.abilities
-            slow = job(f"{how} {5 if enforces else 0.4}", soft_limit_s=0.2)
-            quick = [brief(soft_limit_s=30.0) for _ in range(50)]
+            slow = job(f"{how} {ENDLESS_S if enforces else 0.4}", soft_limit_s=0.2)
+            quick = [brief(soft_limit_s=60.0) for _ in range(50)]
+            began = time.monotonic()
             driver.submit(slow, *quick)
             report = driver.final(slow)
-            assert report.timed_out == enforces
-            assert 0.2 <= report.runtime_s < 4.5
+            # On a slow machine it may strike before the program has reached the script.
+            assert (report.timed_out or report.outcome == "timed_out") == enforces
+            assert time.monotonic() - began >= 0.2
+            assert report.runtime_s < ENDLESS_S
             assert driver.outcomes(quick) == ["succeeded"] * 50
 
     def test_P3_a_soft_limit_never_strikes_the_next_job(self) -> None:
@@ -331,7 +336,7 @@ class PoolConformance:
                 driver.submit(one)
                 assert driver.final(one).outcome == "succeeded"
                 return
-            jobs = [job("stubborn 9", soft_limit_s=0.1, hard_limit_s=0.4) for _ in range(self.slots)]
+            jobs = [job(f"stubborn {ENDLESS_S}", soft_limit_s=0.1, hard_limit_s=0.4) for _ in range(self.slots)]
             began = time.monotonic()
             driver.submit(*jobs, *(others := [brief() for _ in range(20)]))
             assert driver.outcomes(jobs) == ["timed_out"] * self.slots
@@ -340,43 +345,41 @@ class PoolConformance:
             assert time.monotonic() - began < 0.4 + 2.0 + SLACK_S
 
     def test_P3_a_pool_that_cannot_end_a_job_says_that_it_is_stuck(self, tmp_path: Path) -> None:
-        go_on = tmp_path / "go-on"
+        ran, go_on = tmp_path / "ran", tmp_path / "go-on"
         with self.started() as driver:
             if "stuck" not in driver.pool.abilities:
                 return
             pool: Any = driver.pool
+            script = f"note {ran} x; until {go_on}"
+            late, in_time, free = job(script, hard_limit_s=0.1), job(script, hard_limit_s=600.0), job(script)
             seen: dict[int, float] = {}
             over = threading.Event()
 
             def look() -> None:  # as the watchdog does: beside the worker's thread
                 while not over.wait(0.01):
+                    all_run = len(lines(ran)) >= min(self.slots, 2)
                     seen.update(pool.stuck())
+                    if all_run and late.token in seen:
+                        go_on.touch()
 
             watch = threading.Thread(target=look)
             watch.start()
-            late, in_time, free = (
-                job(f"until {go_on}" if self.runs_beside else "sleep 0.6", hard_limit_s=0.1),
-                job("sleep 0.2", hard_limit_s=60.0),
-                job("sleep 0.3"),
-            )
             try:
                 driver.submit(late, in_time, free)
-                if self.runs_beside:
-                    _poll(lambda: late.token in seen, "the stuck job", patience_s=self.patience_s, between=driver.turn)
-                go_on.touch()
                 assert driver.outcomes([late, in_time, free]) == ["succeeded"] * 3
                 assert pool.stuck() == {}
             finally:
                 over.set()
                 watch.join()
+                go_on.touch()
             assert seen == {late.token: 0.1}
 
     def test_P3_limits_of_brief_jobs_hold_too(self) -> None:
         with self.started() as driver:
             if "hard_limit" not in driver.pool.abilities:
                 return
-            jobs = [brief(hard_limit_s=0.3) for _ in range(40)]
-            slow = brief("sleep 9", hard_limit_s=0.3)
+            jobs = [brief(hard_limit_s=60.0) for _ in range(40)]
+            slow = brief(f"sleep {ENDLESS_S}", hard_limit_s=0.3)
             driver.submit(*jobs[:20], slow, *jobs[20:])
             report = driver.final(slow)
             assert (report.outcome, report.detail) == ("timed_out", "0.3")
@@ -464,7 +467,7 @@ class PoolConformance:
             driver.outcomes(jobs)
             processes = len(driver.pool.pids())
             driver.until(lambda: lines(notes).count("begin") == processes, "all slots")
-            driver.stop(grace_s=5.0)
+            driver.stop(grace_s=PATIENCE_S)
         assert Counter(lines(notes)) == {"begin": processes, "end": processes}
 
     # -- P6: cancel ------------------------------------------------------------------------------------------------
@@ -501,7 +504,8 @@ class PoolConformance:
             return  # nobody can ask while it runs
         with self.started() as driver:
             terminates = "terminate" in driver.pool.abilities
-            victim, neighbour = job(f"note {ran} x; sleep {20 if terminates else 0.3}"), job(f"note {ran} x; sleep 0.6")
+            takes_s = ENDLESS_S if terminates else 0.3
+            victim, neighbour = job(f"note {ran} x; sleep {takes_s}"), job(f"note {ran} x; sleep 0.6")
             driver.submit(victim, neighbour)
             self._wait_until_they_run(driver, ran, 2)
             assert driver.pool.cancel(victim.token) == terminates
@@ -554,7 +558,7 @@ class PoolConformance:
     def _be_a_worker(self, pids_file: Path) -> None:
         try:
             with self.started() as driver:
-                driver.submit(job("sleep 60"))
+                driver.submit(job(f"sleep {ENDLESS_S}"))
                 append(pids_file, ",".join(map(str, driver.pool.pids())))
                 driver.idle(60)
         finally:
@@ -585,7 +589,7 @@ class PoolConformance:
             driver.submit(forks, *others)
             assert driver.outcomes([forks, *others]) == ["succeeded"] * 11
             if "hard_limit" in driver.pool.abilities:
-                slow = job("fork 5", hard_limit_s=0.4)
+                slow = job(f"fork {ENDLESS_S}", hard_limit_s=0.4)
                 driver.submit(slow)
                 assert driver.final(slow).outcome == "timed_out"
             driver.idle(0.1)
@@ -619,10 +623,16 @@ class PoolConformance:
             before = [(sys.getrefcount(one), sys.getrefcount(one.raw)) for one in jobs]
             driver.submit(*jobs)
             driver.outcomes(jobs)
-            driver.idle(0.05)
-            assert [(sys.getrefcount(one), sys.getrefcount(one.raw)) for one in jobs] == before
+            # A thread lets go of a job only after it has reported it.
+            _poll(
+                lambda: [(sys.getrefcount(one), sys.getrefcount(one.raw)) for one in jobs] == before,
+                "the end of all that is kept of the jobs",
+                patience_s=self.patience_s,
+                between=driver.turn,
+            )
 
     def test_P10_a_pool_that_has_stopped_leaves_no_descriptor_open(self) -> None:
+        gc.collect()  # what tests before have left open
         for _ in range(2):  # the first round opens what stays open for good, such as /dev/urandom
             before = descriptors()
             with self.started() as driver:
@@ -645,7 +655,7 @@ class PoolConformance:
                 one = job(f"inherits {descriptors()[str(theirs.fileno())]}")
                 driver.submit(one)
                 assert driver.final(one).detail == "descriptor: False, memory: False"
-                driver.stop(grace_s=10.0)
+                driver.stop(grace_s=PATIENCE_S)
             assert lines(tmp_path / "notes") == ["begin", "end"]
         finally:
             scripted.SECRET.clear()
@@ -669,12 +679,21 @@ class PoolConformance:
             assert driver.outcomes(jobs) == ["succeeded"] * 4
             driver.until(lambda: len(driver.pool.pids()) == 1, "the end of three slots")
             more = [job("sleep 0.05") for _ in range(6)]
-            driver.submit(*more)
             began = time.monotonic()
+            driver.submit(*more)
             assert driver.outcomes(more) == ["succeeded"] * 6
             assert time.monotonic() - began >= 0.29
 
     # -- helpers ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _long(self, folder: Path) -> Iterator[str]:
+        """The script of a job that others must not wait for: it takes as long as the block, where jobs run beside."""
+        go_on = folder / "go-on"
+        try:
+            yield f"until {go_on}" if self.runs_beside else "sleep 0.2"
+        finally:
+            go_on.touch()
 
     def _wait_until_they_run(self, driver: PoolDriver, path: Path, count: int) -> None:
         if not self.runs_beside:

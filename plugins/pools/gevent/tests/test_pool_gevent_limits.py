@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gevent import monkey
 from msgspec import structs
 
 from celeriac.exceptions import PoolBroken
-from celeriac.spec import Pool, PoolOptions, SlotProgram, StoredResult
+from celeriac.spec import JobReport, Pool, PoolOptions, SlotProgram, StoredResult
 from celeriac.testing.kit import eventually
 from celeriac.testing.pool_suite import PoolConformance, ScriptedProgram, job
 from celeriac_pool_gevent import pool as gevent_pool
@@ -26,9 +27,23 @@ class _Suite(PoolConformance):
         return GeventPool(program, options, patch_late=True)
 
 
-def test_limits_and_cancelling_reach_one_that_waits_beside_one_that_computes() -> None:
-    with _Suite().started(slots=4) as driver:
-        busy = job("spin 6", announce=True)
+class Computing(ScriptedProgram):
+    """A job of its own computes until there is a file, and lets nobody else run."""
+
+    def run(self, job: Any, emit: Any) -> Any:
+        if job.raw.startswith(b"compute"):
+            until = Path(job.raw.split()[1].decode())
+            emit(JobReport(job.token, "accepted"))
+            gives_up = time.monotonic() + 60.0
+            while not until.exists() and time.monotonic() < gives_up:
+                pass
+            job = structs.replace(job, raw=b"pass", announce=False)
+        return super().run(job, emit)
+
+
+def test_limits_and_cancelling_reach_one_that_waits_beside_one_that_computes(tmp_path: Path) -> None:
+    with _Suite().started(Computing(), slots=4) as driver:
+        busy = job(f"compute {tmp_path / 'go-on'}")
         late, soft, cancelled = job("sleep 60", hard_limit_s=0.3), job("sleep 60", soft_limit_s=0.3), job("sleep 60")
         driver.submit(late, soft, cancelled, busy)
         driver.until(lambda: any(report.outcome == "accepted" for report in driver.reports), "the busy one")
@@ -37,6 +52,7 @@ def test_limits_and_cancelling_reach_one_that_waits_beside_one_that_computes() -
         assert driver.final(soft).timed_out
         assert driver.final(cancelled).outcome == "cancelled"
         assert busy.token in driver.open
+        (tmp_path / "go-on").touch()
         assert driver.final(busy).outcome == "succeeded"
 
 
@@ -54,7 +70,7 @@ class Deaf(ScriptedProgram):
             import signal
 
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-            super().run(structs.replace(job, raw=b"spin 1.5", announce=False), emit)
+            monkey.get_original("time", "sleep")(2.5)  # which lets nobody else run
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
             job = structs.replace(job, raw=b"pass", announce=False)
         return super().run(job, emit)
@@ -76,7 +92,7 @@ def test_what_no_signal_reaches_is_ended_with_its_process(monkeypatch: pytest.Mo
 def test_a_limit_does_not_strike_what_has_yet_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gevent_pool, "KILL_AFTER_S", 0.5)
     with _Suite().started(Deaf(), slots=2) as driver:
-        deaf, late = job("deaf for long"), job("pass", announce=True, hard_limit_s=0.2)
+        deaf, late = job("deaf for long"), job("pass", announce=True, hard_limit_s=1.0)
         driver.submit(deaf)
         driver.submit(late)
         assert driver.outcomes([deaf, late]) == ["succeeded", "succeeded"]
