@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -13,8 +13,8 @@ from celeriac.spec import envelope
 from celeriac.spec.data import UNKNOWN_COST_S, Delivery, Head
 from celeriac.testing.broker_suite import make_payload
 from celeriac.testing.kit import make_transport
-from celeriac.utils.times import after
 from celeriac.worker.admission import RUN, Admission, Bucket, Courtesy, Waiting, parse_rate
+from celeriac.worker.clock import SYSTEM
 from celeriac.worker.marks import is_same_call
 from celeriac.worker.plans import TaskPlan
 from celeriac.worker.window import BRIEF_S, CAP, Window
@@ -74,13 +74,27 @@ def test_acknowledging_early_or_late_is_the_tasks_own() -> None:
     assert not plan(acks_on_failure_or_timeout=False).ack_on_timeout
 
 
+#: The time of every admission here: it stands still.
+NOW = 1_790_000_000.0
+
+
+def admit(*, can_delay: bool = True, patience_s: float = 10, rates: bool = True, **options: Any) -> Admission:
+    clock = SYSTEM._replace(unix=lambda: NOW)
+    return Admission(can_delay=can_delay, patience_s=patience_s, rates=rates, clock=clock, **options)
+
+
+def at(seconds: float) -> str:
+    """The moment so long after now, as messages have it."""
+    return datetime.fromtimestamp(NOW + seconds, timezone.utc).isoformat()
+
+
 def head(**fields: Any) -> Head:
     return Head("id", "t", **fields)
 
 
 @pytest.fixture
 def admission() -> Admission:
-    return Admission(can_delay=True, patience_s=10, rates=True)
+    return admit()
 
 
 def test_most_messages_run(admission: Admission) -> None:
@@ -89,28 +103,28 @@ def test_most_messages_run(admission: Admission) -> None:
 
 def test_revoked_and_expired_ones_do_not(admission: Admission) -> None:
     assert admission.judge(head(), plan(), 0) is RUN
-    other = Admission(can_delay=True, patience_s=10, rates=True)
+    other = admit()
     other.revoked.hear({id_key("id"): Revocation()})
     assert other.judge(head(), plan(), 0).what == "revoked"
-    assert admission.judge(head(expires=after(-1).isoformat()), plan(), 0).what == "expired"
-    assert admission.judge(head(expires=after(5).isoformat()), plan(), 0) is RUN
+    assert admission.judge(head(expires=at(-1)), plan(), 0).what == "expired"
+    assert admission.judge(head(expires=at(5)), plan(), 0) is RUN
 
 
 def test_a_far_eta_goes_back_to_a_broker_that_can_hold_it() -> None:
-    far, near = head(eta=after(60).isoformat()), head(eta=after(1).isoformat())
-    can = Admission(can_delay=True, patience_s=10, rates=True)
+    far, near = head(eta=at(60)), head(eta=at(1))
+    can = admit()
     assert can.judge(far, plan(), 0).what == "defer"
     assert can.judge(near, plan(), 0).what == "wait"
-    assert can.judge(head(eta=after(-1).isoformat()), plan(), 0) is RUN
-    cannot = Admission(can_delay=False, patience_s=10, rates=True)
+    assert can.judge(head(eta=at(-1)), plan(), 0) is RUN
+    cannot = admit(can_delay=False)
     assert cannot.judge(far, plan(), 0).what == "wait"
     assert cannot.judge(far, plan(), 1000).what == "defer"
 
 
 def test_the_app_says_how_many_may_wait_in_the_worker() -> None:
-    near = head(eta=after(1).isoformat())
+    near = head(eta=at(1))
     for can_delay in (True, False):
-        one = Admission(can_delay=can_delay, patience_s=10, rates=True, eta_limit=1)
+        one = admit(can_delay=can_delay, eta_limit=1)
         assert one.judge(near, plan(), 0).what == "wait"
         assert one.judge(near, plan(), 1).what == "defer"
 
@@ -126,19 +140,18 @@ def test_an_unknown_task_is_offered_to_others_for_a_while(admission: Admission) 
     assert admission.judge(head(), None, 0).what == "unknown"
     verdict = admission.judge_unknown(head(), None)
     assert verdict.what == "unknown"
-    assert 0 < verdict.when - time.time() < 1
-    hasty = Admission(can_delay=True, patience_s=0, rates=True)
+    assert 0 < verdict.when - NOW < 1
+    hasty = admit(patience_s=0)
     verdict = hasty.judge_unknown(head(), None)
     assert verdict.what == "dead"
     assert "unknown task" in verdict.reason
 
 
 def test_how_long_a_task_is_unknown_is_counted_from_what_the_message_says(admission: Admission) -> None:
-    now = time.time()
-    patient = Admission(can_delay=True, patience_s=600, rates=True)
-    assert patient.judge_unknown(head(), now - 599).what == "unknown"
-    assert patient.judge_unknown(head(), now - 601).what == "dead"
-    assert patient.judge_unknown(head(), now + 10_000).what == "unknown", "nobody's clock makes it wait for ever"
+    patient = admit(patience_s=600)
+    assert patient.judge_unknown(head(), NOW - 599).what == "unknown"
+    assert patient.judge_unknown(head(), NOW - 601).what == "dead"
+    assert patient.judge_unknown(head(), NOW + 10_000).what == "unknown", "nobody's clock makes it wait for ever"
 
 
 def test_a_rate_spaces_starts_out(admission: Admission) -> None:
@@ -146,32 +159,32 @@ def test_a_rate_spaces_starts_out(admission: Admission) -> None:
     assert admission.judge(head(), limited, 0) is RUN
     verdict = admission.judge(head(), limited, 0)
     assert verdict.what == "wait"
-    assert 0.05 < verdict.when - time.time() <= 0.1
-    assert Admission(can_delay=True, patience_s=1, rates=False).judge(head(), limited, 0) is RUN
+    assert verdict.when - NOW == pytest.approx(0.1)
+    assert admit(rates=False).judge(head(), limited, 0) is RUN
 
 
 def test_no_more_messages_wait_for_their_rate_than_for_their_time_and_the_others_come_again_in_turn() -> None:
-    limited, one = plan(rate_limit="1/s"), Admission(can_delay=True, patience_s=10, rates=True, eta_limit=20)
+    limited, one = plan(rate_limit="1/s"), admit(eta_limit=20)
     assert one.judge(head(), limited, 0) is RUN
     for n in range(20):
         assert one.judge(Head(f"w{n}", "t"), limited, n).what == "wait"
     laps = [one.judge(Head(f"d{n}", "t"), limited, 20) for n in range(3)]
     assert {lap.what for lap in laps} == {"defer"}
     assert [lap.when for lap in laps] == sorted({lap.when for lap in laps})
-    assert 8 < laps[0].when - time.time() < 12, "before those that wait have all had their turn"
+    assert 8 < laps[0].when - NOW < 12, "before those that wait have all had their turn"
     assert one.promised == 20
 
 
 def test_starts_that_were_promised_to_messages_which_went_elsewhere_are_free_again() -> None:
     """A worker that lost its link would start nothing for as long as all that it had held had to wait."""
-    limited, one = plan(rate_limit="1/s"), Admission(can_delay=True, patience_s=10, rates=True)
+    limited, one = plan(rate_limit="1/s"), admit()
     assert one.judge(head(), limited, 0) is RUN
     for n in range(100):
         assert one.judge(Head(f"w{n}", "t"), limited, n).what == "wait"
     one.forget_promises()
     verdict = one.judge(Head("w0", "t"), limited, 0)
     assert verdict.what == "wait"
-    assert verdict.when - time.time() <= 1.0, "and no sooner than a second after the last one"
+    assert verdict.when - NOW <= 1.0, "and no sooner than a second after the last one"
 
 
 @pytest.mark.parametrize(("text", "per_second"), [("10/s", 10), ("30/m", 0.5), ("36/h", 0.01), (5, 5), ("2", 2)])

@@ -100,8 +100,8 @@ def test_a_call_that_nobody_sealed_sets_off_nothing_when_it_is_refused(app: Cele
     with start_worker(app, pool="threads", perform_ping_check=False):
         transport: Any = app.make_transport()
         transport.send([make_payload("celery", body)])
-        eventually(lambda: len(transport.browse_dead("celery")) > 0, within_s=10)
-        app.send_task("pay", ["us"]).get(timeout=10)
+        eventually(lambda: len(transport.browse_dead("celery")) > 0, within_s=60)
+        app.send_task("pay", ["us"]).get(timeout=60)
     assert called == ["us"]
 
 
@@ -118,7 +118,7 @@ def test_an_errback_is_called_once_for_a_call_that_rejects_itself_and_has_no_res
 
     with start_worker(app, pool="threads", perform_ping_check=False):
         result = task.apply_async(link_error=errback.s())
-        eventually(lambda: called, within_s=10)
+        eventually(lambda: called, within_s=60)
         app.task(name="after")(lambda: None)
-        app.send_task("after").get(timeout=10)
+        app.send_task("after").get(timeout=60)
     assert called == [result.id]

@@ -12,10 +12,10 @@ def test_calls_that_wait_for_a_limit_do_not_wait_for_it_when_it_is_lifted() -> N
     task = app.task(name="t", rate_limit="1/h")(lambda: "done")
     with start_worker(app, pool="threads", perform_ping_check=False) as worker:
         results = [task.delay() for _ in range(3)]
-        eventually(lambda: worker.loop.promised() == 2, within_s=10)
-        app.control.rate_limit("t", 0, reply=True, timeout=10, limit=1)
-        assert [result.get(timeout=10) for result in results] == ["done"] * 3
+        eventually(lambda: worker.loop.promised() == 2, within_s=60)
+        app.control.rate_limit("t", 0, reply=True, timeout=60, limit=1)
+        assert [result.get(timeout=60) for result in results] == ["done"] * 3
         assert worker.loop.promised() == 0
-        app.control.rate_limit("t", "1/h", reply=True, timeout=10, limit=1)
-        assert task.delay().get(timeout=10) == "done", "nothing of the old limit is left"
+        app.control.rate_limit("t", "1/h", reply=True, timeout=60, limit=1)
+        assert task.delay().get(timeout=60) == "done", "nothing of the old limit is left"
     app.close()

@@ -119,7 +119,7 @@ def test_a_watch_goes_on_after_a_fault_of_the_store_s_plugin(monkeypatch: pytest
 
     watch = RevocationWatch(Broken(), lambda snapshot: None)  # type: ignore[arg-type]
     watch.start()
-    eventually(lambda: len(looks) > 1, within_s=10)
+    eventually(lambda: len(looks) > 1, within_s=60)
     assert watch.is_alive()
     watch.stop()
-    watch.join(10)
+    watch.join(60)

