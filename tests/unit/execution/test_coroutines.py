@@ -7,12 +7,14 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from celeriac.exceptions import SoftTimeLimitExceeded
+from celeriac.execution import coroutines
 from celeriac.execution.coroutines import Interruptible, complete
 
 
@@ -59,6 +61,66 @@ def test_what_a_coroutine_leaves_behind_does_not_run_on_in_the_next() -> None:
 
     complete(work())
     assert seen == ["cancelled"]
+
+
+def test_tasks_left_behind_that_swallow_their_cancellation_hold_up_neither_the_outcome_nor_the_next_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(coroutines, "LEFT_TASKS_S", 0.01)
+
+    async def clinger() -> None:
+        with suppress(GeneratorExit):
+            while True:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(600)
+
+    async def work() -> str:
+        asyncio.get_running_loop().create_task(clinger())
+        await asyncio.sleep(0)
+        return "done"
+
+    assert ended(work()) == "done"
+    assert "clinger" in caplog.text
+
+
+class Secretive(Exception):
+    """Does not say what it is."""
+
+    @property
+    def __class__(self) -> type:
+        raise RuntimeError("none of your business")
+
+    @__class__.setter
+    def __class__(self, kind: type) -> None: ...
+
+
+def test_an_error_that_raises_when_asked_what_it_is_is_raised_like_any_other() -> None:
+    async def work(eager: bool = False) -> None:
+        if eager:
+            complete(work())
+        await asyncio.sleep(0)
+        raise Secretive
+
+    for eager in (False, True):
+        assert type(ended(work(eager))) is Secretive
+
+
+def ended(coroutine: Any) -> Any:
+    """What it returns or raises, where it is an error and not a hang that it never ends."""
+    ends: list[Any] = []
+
+    def run() -> None:
+        try:
+            ends.append(complete(coroutine))
+            ends.append(complete(asyncio.sleep(0)))  # and so does the next
+        except BaseException as exc:
+            ends.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert ends, "it still runs"
+    return ends[0]
 
 
 @pytest.fixture

@@ -6,16 +6,21 @@ Called by `execute`. Importing asyncio is its business; nothing of it is needed 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Final
 
 from celeriac.exceptions import SoftTimeLimitExceeded
 
+#: So long may take to end what a coroutine has left behind in its loop, once it was cancelled.
+LEFT_TASKS_S: Final = 10.0
+
 _local = threading.local()
+_log = logging.getLogger("celeriac.task")
 
 
 class Interruptible:
@@ -81,8 +86,23 @@ os.register_at_fork(after_in_child=_leave_loop)
 _left_behind: Final[list[asyncio.AbstractEventLoop | None]] = []
 
 
-async def _await(waiting: Interruptible) -> Any:
-    return await waiting
+async def _await(waiting: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    """What it returns, or what it raises: asyncio is not shown the error, for it asks of which class that is, and one
+    that raises at being asked would leave the loop running for ever."""
+    try:
+        return await waiting, None
+    except BaseException as exc:
+        return None, exc
+
+
+def _unfold(ended: tuple[Any, BaseException | None]) -> Any:
+    value, exc = ended
+    if exc is None:
+        return value
+    try:
+        raise exc
+    finally:
+        del ended, exc  # else it, its traceback and this frame hold each other
 
 
 def complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -98,7 +118,7 @@ def complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """
     if asyncio._get_running_loop() is not None:
         with ThreadPoolExecutor(1) as beside:
-            return beside.submit(copy_context().run, asyncio.run, coroutine).result()
+            return _unfold(beside.submit(copy_context().run, asyncio.run, _await(coroutine)).result())
     loop: asyncio.AbstractEventLoop | None = getattr(_local, "loop", None)
     if loop is None or loop.is_closed():
         loop = _local.loop = asyncio.new_event_loop()
@@ -107,7 +127,7 @@ def complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
     try:
         while True:
             try:
-                return loop.run_until_complete(task)
+                return _unfold(loop.run_until_complete(task))
             except SoftTimeLimitExceeded as exc:
                 if task.done():
                     raise
@@ -120,5 +140,16 @@ def _tidy(loop: asyncio.AbstractEventLoop) -> None:
     left = asyncio.all_tasks(loop)
     for task in left:
         task.cancel()
-    if left:
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    if left and loop.run_until_complete(asyncio.wait(left, timeout=LEFT_TASKS_S))[1]:
+        # They hold on: the outcome of the run is known, so nobody waits, and what runs next has a loop without them.
+        names = ", ".join(sorted({_name_of(task) for task in left if not task.done()}))
+        _log.warning(
+            "A coroutine has left tasks behind that run on %g s after they were cancelled; they are given up where they "
+            "are: %s. A task has to let CancelledError through.",
+            LEFT_TASKS_S, names,
+        )  # fmt: skip
+        loop.close()
+
+
+def _name_of(task: asyncio.Task[Any]) -> str:
+    return getattr(task.get_coro(), "__qualname__", None) or task.get_name()
