@@ -113,6 +113,20 @@ def test_an_error_too_large_to_be_stored_is_stored_as_text(app: Celery) -> None:
     assert len(stored["traceback"]) <= 8192
 
 
+def test_a_traceback_is_bounded_whatever_its_error_has_to_say(app: Celery) -> None:
+    @app.task(name="endless")
+    def endless() -> None:
+        raise ValueError("x" * 10_000_000)
+
+    report = run(app, "endless")
+    traceback = report.traceback or ""
+    assert traceback.startswith("Traceback (most recent call last)")
+    assert " characters of this traceback are left out here]" in traceback
+    assert traceback.endswith("xxx\n")
+    assert len(traceback) < 300_000
+    assert result_in(report)["traceback"] == traceback
+
+
 def test_what_a_retry_says_is_bounded_like_a_result(app: Celery) -> None:
     app.conf.result_max_bytes = 20_000
 

@@ -144,8 +144,8 @@ def _tidy(loop: asyncio.AbstractEventLoop) -> None:
         # They hold on: the outcome of the run is known, so nobody waits, and what runs next has a loop without them.
         names = ", ".join(sorted({_name_of(task) for task in left if not task.done()}))
         _log.warning(
-            "A coroutine has left tasks behind that run on %g s after they were cancelled; they are given up where they "
-            "are: %s. A task has to let CancelledError through.",
+            "A coroutine has left tasks behind that run on %g s after they were cancelled; they are given up where "
+            "they are: %s. A task has to let CancelledError through.",
             LEFT_TASKS_S, names,
         )  # fmt: skip
         loop.close()

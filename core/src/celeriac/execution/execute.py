@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from celeriac.resultstore import ResultStore
 
 ERROR_CHARS: Final = 8192  # of a traceback that is kept although its error cannot be
+TRACEBACK_CHARS: Final = 2**18  # at most, of any other, whatever its error has to say: store and log get it
 MAX_NOTICES: Final = 100  # to one client, of results that are kept elsewhere
 MAX_CLIENTS: Final = 1000
 Emit = Callable[[JobReport], None]
@@ -654,6 +655,10 @@ def _guarded(hook: Callable[..., Any], *args: Any) -> None:
 
 def _traceback(exc: BaseException) -> str:
     try:
-        return format_traceback(exc)
+        text = format_traceback(exc)
+        if len(text) <= TRACEBACK_CHARS:
+            return text
+        left_out = f"\n[{len(text) - TRACEBACK_CHARS} characters of this traceback are left out here]\n"
+        return text[: TRACEBACK_CHARS // 2] + left_out + text[-TRACEBACK_CHARS // 2 :]
     except Exception as trouble:  # an exception whose own text raises
         return f"{type(exc).__qualname__} (its traceback cannot be shown: {type(trouble).__name__})\n"
