@@ -16,7 +16,7 @@ from celeriac.exceptions import ImproperlyConfigured, PublishRejected, Transport
 from celeriac.spec import DeadLetter, Delivery, Head, Malformed, Payload, QueueSpec, Route, Settlement
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp import deadletters
-from celeriac_broker_amqp.consumer import AmqpConsumer, Settled
+from celeriac_broker_amqp.consumer import AmqpConsumer, Settled, _choose_worn_at
 from celeriac_broker_amqp.transport import AmqpTransport
 
 KINDS = [pytest.param({}, id="classic"), pytest.param({"x_queue_type": "quorum"}, id="quorum")]
@@ -420,6 +420,51 @@ def test_a_link_that_is_lost_while_a_consumer_opens_says_so(
 def test_a_stream_is_refused_for_it_would_lose_calls(transport: AmqpTransport, listen: Any, tools: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="'log' is declared as a stream"):
         listen(transport, tools.spec("log", x_queue_type="stream"))
+
+
+def test_what_comes_back_to_a_quorum_queue_again_and_again_is_not_dropped(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    spec = tools.spec("q", x_queue_type="quorum", x_delivery_limit=2)
+    transport.declare([spec])
+    sent = [tools.payload("q") for _ in range(5)]
+    transport.send(sent)
+    for number in range(6):  # workers that stop, or die, before they come to any of it
+        consumer = listen(transport, spec).consumer
+        ready = consumer._subscriptions["q"].ready
+        tools.wait_until(
+            lambda consumer=consumer, ready=ready: consumer.receive(0) or len(ready) == 5, "all are here", 30.0
+        )
+        consumer.flush(10.0)
+        if number % 2:
+            consumer._link.drop()
+        consumer.close()
+    listener = listen(transport, spec)
+    came = listener.take(5, timeout_s=30.0)
+    assert {delivery.head.id for delivery in came if isinstance(delivery.head, Head)} == {
+        payload.headers["id"] for payload in sent
+    }
+    listener.consumer.settle(acks(came))
+    listener.consumer.close()
+    assert transport.depth("q") == 0, "none is there twice"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way", "worn_at"),
+    [
+        ({}, None, 10),
+        ({"x-delivery-limit": 50}, None, 10),
+        ({"x-delivery-limit": 5}, None, 2),
+        ({"x-delivery-limit": 1}, None, 1),
+        ({"x-delivery-limit": -1}, None, None),
+        ({}, Route("dead"), 10),
+        ({"x-delivery-limit": 5}, Route("dead"), None),
+    ],
+)
+def test_how_often_a_message_comes_back_before_it_is_published_anew(
+    arguments: dict[str, Any], way: Route | None, worn_at: int | None
+) -> None:
+    assert _choose_worn_at(QueueSpec("q", arguments=arguments), way) == worn_at
 
 
 def test_a_user_who_may_not_declare_queues_uses_those_that_are_there(

@@ -50,6 +50,8 @@ MAX_READY_BYTES: Final = 64 * 1024 * 1024
 #: Messages due sooner than this wait here, others at the broker; and at most so many of them.
 HOLD_S: Final = 2.0
 HOLD_COUNT: Final = 1000
+#: RabbitMQ 4 drops what came back to a quorum queue oftener than this, unless the queue says otherwise.
+DELIVERY_LIMIT: Final = 20
 #: How the exchange begins through which a delayed message came, whichever level was its last.
 _DELAYED: Final = (delays.PREFIX.encode(), topology.DELAYED_PREFIX.encode())
 
@@ -61,11 +63,13 @@ class _Subscription(Struct):
 
     Attributes:
         tags: Its consumer tags, the current one last; deliveries under an older one may still be on their way.
+        worn_at: What came back so often is published anew, lest RabbitMQ drop it; None: never.
     """
 
     spec: QueueSpec
     tags: list[str]
     ready: deque[tuple[int, int, bytes]]
+    worn_at: int | None
 
 
 class Settled:
@@ -180,7 +184,8 @@ class AmqpConsumer:
         way = self._declare(self._link, queue)
         if way is not None:
             self._ways[queue.name] = way
-        subscription = self._subscriptions[queue.name] = _Subscription(queue, [], deque())
+        worn_at = _choose_worn_at(queue, way)
+        subscription = self._subscriptions[queue.name] = _Subscription(queue, [], deque(), worn_at)
         self._consume(subscription)
 
     def unsubscribe(self, queue: str) -> None:
@@ -299,7 +304,7 @@ class AmqpConsumer:
         while ready:
             tag, _, record = ready.pop()
             self._ready_bytes -= len(record)
-            out.append(methods.reject(CHANNEL, tag))
+            out.append(methods.give_back(CHANNEL, tag))
             self._note_settled(tag)
         if out:
             self._link.send(b"".join(out))
@@ -316,7 +321,7 @@ class AmqpConsumer:
             while ready and ready[0][0] <= last:
                 tag, _, record = ready.popleft()
                 self._ready_bytes -= len(record)
-                out.append(methods.reject(CHANNEL, tag))
+                out.append(methods.give_back(CHANNEL, tag))
                 self._note_settled(tag)
         if out:
             self._link.send(b"".join(out))
@@ -376,14 +381,21 @@ class AmqpConsumer:
         arrived, link.deliveries = link.deliveries, []
         self._newest = arrived[-1][1]
         by_tag = self._by_tag
+        worn: list[tuple[int, Item]] = []
         for consumer_tag, tag, redelivered, record in arrived:
             try:
-                by_tag[consumer_tag].ready.append((tag, redelivered, record))
+                source = by_tag[consumer_tag]
+                if redelivered and (item := _renew(source, record)) is not None:
+                    worn.append((tag, item))
+                    continue
+                source.ready.append((tag, redelivered, record))
             except KeyError:  # under a consumer tag long forgotten: somebody else may have it
-                link.send(methods.reject(CHANNEL, tag))
+                link.send(methods.give_back(CHANNEL, tag))
                 self._note_settled(tag)
                 continue
             self._ready_bytes += len(record)
+        if worn:
+            self._followers.hold([tag for tag, _ in worn], [item for _, item in worn])
 
     def _consume_anew(self) -> None:
         """The broker cancelled a consumer: its queue was deleted, or moved to another node."""
@@ -505,7 +517,7 @@ class AmqpConsumer:
             acks = [self._holding.settled(tag) for tag in acks]
             returns = [self._holding.settled(tag) for tag in returns]
         if returns:
-            self._link.send(b"".join([methods.reject(CHANNEL, tag) for tag in returns]))
+            self._link.send(b"".join([methods.give_back(CHANNEL, tag) for tag in returns]))
             for tag in returns:
                 self._note_settled(tag)
         if items:
@@ -537,7 +549,7 @@ class AmqpConsumer:
         """Have RabbitMQ set aside those of these tags that are dead letters; returns the others."""
         dead = self._rejected.intersection(tags)
         self._rejected -= dead
-        self._link.send(b"".join([methods.reject(CHANNEL, tag, requeue=False) for tag in sorted(dead)]))
+        self._link.send(b"".join([methods.reject(CHANNEL, tag) for tag in sorted(dead)]))
         return [tag for tag in tags if tag not in dead]
 
     def _bury(self, delivery: Delivery, settlement: Settlement) -> Item | None:
@@ -697,6 +709,38 @@ def _lost(delivery: Delivery) -> int:
     """How many deliveries were lost for certain before this one."""
     marks = message.scan(delivery.raw)[1]
     return 0 if marks is None else marks.lost
+
+
+def _choose_worn_at(spec: QueueSpec, way: Route | None) -> int | None:
+    """How often a message may have come back to this queue before it is published anew.
+
+    A quorum queue counts returns, also of what no task had yet: of what a worker had asked for when it stopped or died.
+    One that has both a limit of its own and a place for what is beyond it is left to do as it says.
+    """
+    limit = spec.arguments.get("x-delivery-limit", DELIVERY_LIMIT)
+    if type(limit) is not int or limit < 0 or (way is not None and "x-delivery-limit" in spec.arguments):
+        return None
+    return max(min(limit, DELIVERY_LIMIT) // 2, 1)
+
+
+def _renew(source: _Subscription | Nook, record: bytes) -> Item | None:
+    """A message that came back so often that RabbitMQ will soon drop it, as it is published anew; None for others."""
+    if not isinstance(source, _Subscription) or source.worn_at is None:
+        return None
+    marks = message.scan(record)[1]
+    if marks is None or marks.returns < source.worn_at:
+        return None
+    return _anew(source.spec.name, record)
+
+
+def _anew(queue: str, record: bytes) -> Item | None:
+    """A message that came again, published anew, which to RabbitMQ is another: that it came before must stand in it.
+    None if it cannot be read."""
+    try:
+        _, _, header, body = message.split_record(record)
+        return mark_again(Item(Route(queue), message.with_headers(header, {}, message.DEATH_HEADERS), body))
+    except ValueError:
+        return None
 
 
 def _choose_prefetch(window: int) -> int:

@@ -91,9 +91,15 @@ def ack(channel: int, tag: int, multiple: bool) -> bytes:
     return _settle_frame(METHOD, channel, 13, BASIC_ACK, tag, multiple, FRAME_END)
 
 
-def reject(channel: int, tag: int, requeue: bool = True) -> bytes:
-    """The frame of basic.reject that puts the message back, or has the queue dead-letter it."""
-    return _settle_frame(METHOD, channel, 13, 60 << 16 | 90, tag, requeue, FRAME_END)
+def give_back(channel: int, tag: int) -> bytes:
+    """The frame of basic.nack that puts the message back. From RabbitMQ 4.3 on basic.reject says that its work failed,
+    which a quorum queue counts."""
+    return _settle_frame(METHOD, channel, 13, BASIC_NACK, tag, 2, FRAME_END)
+
+
+def reject(channel: int, tag: int) -> bytes:
+    """The frame of basic.reject that has the queue dead-letter the message."""
+    return _settle_frame(METHOD, channel, 13, 60 << 16 | 90, tag, 0, FRAME_END)
 
 
 def give_back_all(channel: int) -> bytes:
