@@ -206,6 +206,32 @@ def test_a_full_queue_holds_the_delivery_until_there_is_room(transport: AmqpTran
     assert transport.depth("next") == 1
 
 
+def test_a_full_queue_goes_on_being_worked_on_although_what_follows_has_no_room_in_it(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    spec = tools.spec("q", x_max_length=3, x_overflow="reject-publish")
+    listener = listen(transport, spec, window=2)
+    transport.send([tools.payload("q"), tools.payload("q")])
+    first, second = listener.take(2)
+    with pytest.raises(PublishRejected):
+        while True:
+            transport.send([tools.payload("q")])
+    again = tools.payload("q", id="again")
+    listener.consumer.settle([Settlement(first.tag)], publish=[again])
+    listener.consumer.settle([Settlement(second.tag)], publish=[tools.payload("q")])
+    came: list[Any] = []  # all that may be held at once is held, and there is room only if more comes
+    while "again" not in came:
+        (delivery,) = listener.take(1, timeout_s=30.0)
+        listener.consumer.settle([Settlement(delivery.tag)])
+        came.append(delivery.head.id if isinstance(delivery.head, Head) else None)
+    assert listener.consumer._prefetch > 2
+    tools.wait_until(
+        lambda: (listener.consumer.receive(9), listener.consumer._prefetch)[1] == 2,
+        "asks for no more than its window again",
+        30.0,
+    )
+
+
 def test_a_follower_that_no_queue_takes_is_set_aside(transport: AmqpTransport, listen: Any, tools: Any) -> None:
     transport.declare([QueueSpec("t", exchange="topics", exchange_type="topic", routing_key="a.*")])
     transport.send([tools.payload("q")])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import ImproperlyConfigured, PublishRejected, TransportLost
+from celeriac.exceptions import ImproperlyConfigured, PublishRejected, TransportLost, TransportUnreachable
 from celeriac.spec import Head, QueueSpec, Route, Settlement
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp import followers as module
@@ -235,4 +235,44 @@ def test_an_idle_connection_that_somebody_closes_costs_nothing(
     followers.hold([3], items(tools, 1))
     new.theirs.close()
     with pytest.raises(TransportLost):
+        followers.release()
+
+
+def test_what_follows_is_held_as_long_as_there_is_no_second_connection(
+    wires: list[Wire], tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNREACHABLE_WAIT_S", 0.0)
+    limit = TransportUnreachable("RabbitMQ allows no more connections.", url="amqp://", hint="")
+    answers: list[TransportUnreachable | Publisher] = [limit, limit, wires[0].publisher]
+
+    def open_publisher() -> Publisher:
+        answer = answers.pop(0)
+        if isinstance(answer, TransportUnreachable):
+            raise answer
+        return answer
+
+    followers = Followers(open_publisher, NoPoller(), "me", Terms(0.0))
+    followers.hold([1], items(tools, 1))
+    assert followers.release() == []
+    assert (followers.count, followers.stuck_count) == (1, 1)
+    assert followers.retry_in_s is not None
+    assert followers.release() == []
+    wires[0].take(1)
+    assert followers.release() == [1]
+    assert not answers
+
+
+def test_what_was_out_when_the_link_ended_is_never_taken_for_safe(
+    wires: list[Wire], followers: Followers, tools: Any
+) -> None:
+    too_large = b"message size 5 is larger than configured max size 4"
+    refusal = b"\x00\x14\x00\x28" + pack(">HB", 406, len(too_large)) + too_large + bytes(4)
+    followers.hold([1], items(tools, 1))
+    for wire in wires:
+        wire.say(1, refusal)
+    with pytest.raises(TransportLost, match="larger than"):
+        followers.release()
+    with pytest.raises(TransportLost, match="larger than"):
+        followers.hold([2], items(tools, 1))
+    with pytest.raises(TransportLost, match="larger than"):
         followers.release()

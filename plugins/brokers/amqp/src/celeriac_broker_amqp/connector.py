@@ -109,6 +109,11 @@ def _unreachable(url: str, parameters: Connection, exc: Exception) -> TransportU
     where, user, vhost = parameters.host, parameters.userid, parameters.virtual_host
     if isinstance(exc, amqp.AccessRefused):
         why, hint = f"refused user {user!r}", f"Check user and password, and that {user!r} may use {vhost!r}."
+    elif isinstance(exc, amqp.NotAllowed) and " limit " in exc.reply_text:
+        why, hint = (
+            f"allows no more connections: {exc.reply_text}",
+            "A worker needs several. See rabbitmqctl list_vhost_limits and list_user_limits.",
+        )
     elif isinstance(exc, amqp.NotAllowed):
         why, hint = (
             f"did not open virtual host {vhost!r}: {exc.reply_text}",

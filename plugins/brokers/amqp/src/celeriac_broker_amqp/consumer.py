@@ -147,6 +147,7 @@ class AmqpConsumer:
         self._max_header_bytes = link.frame_max - methods.FRAME_OVERHEAD_BYTES
         self._window = window
         self._kept = 0  # how many of those in `_waiting` are held because the broker cannot hold them
+        self._stuck = 0  # nearly, how many of those whose tasks are done wait for what follows from them to be taken
         self._prefetch = _choose_prefetch(window)
         self._prefetch_told = 0
         self._asked = 0  # consumers that the broker was asked to open
@@ -201,6 +202,8 @@ class AmqpConsumer:
             return
         # With what is held here for long, in few steps, for each costs a new consumer.
         wanted = _choose_prefetch(1 << (window + self._kept - 1).bit_length() if self._kept else window)
+        if self._stuck:
+            wanted = min(wanted + (1 << self._stuck.bit_length()), LARGEST_PREFETCH)
         self._wider = 0
         self._shrink_at = self._shrink_at if wanted < self._prefetch else None
         if wanted > self._prefetch and (wanted <= FAIR_WINDOW or wanted >= self._prefetch * 2):
@@ -528,10 +531,14 @@ class AmqpConsumer:
 
     def _release(self) -> None:
         """Acknowledge what waited for messages that are safe now."""
-        if self._followers.is_open:
+        if self._followers.is_used:
             safe = self._followers.release()
             if safe:
                 self._acknowledge(safe)
+            stuck = min(self._followers.stuck_count, HOLD_COUNT)
+            if stuck.bit_length() != self._stuck.bit_length():
+                self._stuck = stuck
+                self.resize(self._window)  # they take no place of those that can run, lest a full queue stay full
 
     def _acknowledge(self, tags: list[int]) -> None:
         """Acknowledge: one number for the tags finished without a gap, one each for the stragglers."""

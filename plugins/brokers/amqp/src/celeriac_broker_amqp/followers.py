@@ -29,6 +29,8 @@ from celeriac_broker_amqp.topology import DEAD_PREFIX
 PUBLISH_TIMEOUT_S: Final = 10.0
 #: How long to wait before a publish that the broker refused is tried again.
 REFUSED_WAIT_S: Final = 1.0
+#: … before the broker is asked again for a connection that it would not give.
+UNREACHABLE_WAIT_S: Final = 2.0
 #: … and before it is looked again whether there may be a queue for a dead letter.
 NO_PLACE_WAIT_S: Final = 10.0
 
@@ -41,8 +43,9 @@ class _Held(Struct):
     Attributes:
         tags: Their delivery tags.
         out: What was published, by sequence number; none while all of it waits for a broker that takes nothing.
-        last: The sequence number that must be confirmed.
+        last: The sequence number that must be confirmed; 0 if none of the present publisher.
         retry: Items that the broker refused, to be published again at `retry_at` (monotonic).
+        is_stuck: Some of it was refused, or could not be sent.
     """
 
     tags: list[int]
@@ -50,6 +53,7 @@ class _Held(Struct):
     last: int = 0
     retry: list[Item] = []
     retry_at: float = 0.0
+    is_stuck: bool = False
 
 
 class Followers:
@@ -68,11 +72,14 @@ class Followers:
         self._publisher: Publisher | None = None
         self._held: list[_Held] = []
         self._unsent: list[tuple[Payload, str]] = []
+        self._is_unreachable = False
+        self._open_at = 0.0  # monotonic; a connection is not asked for before
+        self._lost: TransportLost | None = None  # what waits is not known to be safe, and never will be
 
     @property
-    def is_open(self) -> bool:
-        """There is a connection to look at."""
-        return self._publisher is not None
+    def is_used(self) -> bool:
+        """There is a connection to look at, or something waits."""
+        return self._publisher is not None or bool(self._held)
 
     @property
     def cannot_delay(self) -> bool:
@@ -85,6 +92,11 @@ class Followers:
         return len(self._held)
 
     @property
+    def stuck_count(self) -> int:
+        """How many deliveries wait for what the broker would not take so far."""
+        return sum(len(held.tags) for held in self._held if held.is_stuck)
+
+    @property
     def retry_in_s(self) -> float | None:
         """How soon to call `release` even without news; None: no need."""
         moments = [held.retry_at for held in self._held if held.retry]
@@ -94,12 +106,15 @@ class Followers:
         """Publish, and keep the tags until that is safe.
 
         Raises:
-            TransportLost: The broker cannot be reached, or the connection dropped.
+            TransportLost: The connection dropped.
         """
-        publisher = (self._publisher if self._held else self._absorb()) or self._open()
+        if self._lost is not None:
+            raise self._lost
+        if not self._held:
+            self._absorb()
         held = _Held(tags)
         self._held.append(held)
-        self._publish(publisher, held, items)
+        self._publish(held, items)
 
     def release(self) -> list[int]:
         """Read what the broker has said; returns the tags that may be acknowledged now.
@@ -108,30 +123,28 @@ class Followers:
             TransportLost: The connection dropped: what waits is not known to be safe.
         """
         publisher = self._absorb()
-        if publisher is None:
-            return []
-        self._take_answers(publisher)
+        if publisher is not None:
+            self._take_answers(publisher)
         if not self._held:
             return []
         now = time.monotonic()
         safe: list[int] = []
         waiting = []
         for held in self._held:
-            if held.retry or not publisher.is_settled(held.last):
+            if held.retry or not (held.last == 0 if publisher is None else publisher.is_settled(held.last)):
                 waiting.append(held)
             else:
                 safe.extend(held.tags)
         due = [held for held in waiting if held.retry and held.retry_at <= now]
-        if due and publisher.was_refused and publisher.is_settled(publisher.last):
+        if due and publisher is not None and publisher.was_refused and publisher.is_settled(publisher.last):
             # After the death of a quorum queue's leader a channel may be refused for ever, while a new one is not.
             self.close()
-            publisher = self._open()
             due = [held for held in waiting if held.retry]  # all, for their numbers mean other messages now
             for held in due:
-                held.out = {}
+                held.out, held.last = {}, 0
         self._held = waiting
         for held in due:
-            self._publish(self._publisher or self._open(), held, held.retry)
+            self._publish(held, held.retry)
         return safe
 
     def take_unsent(self) -> list[tuple[Payload, str]]:
@@ -142,7 +155,10 @@ class Followers:
     def wait(self, timeout_s: float) -> None:
         """Wait for news, at most so long."""
         retry_in_s = self.retry_in_s
-        self._absorb(timeout_s if retry_in_s is None else max(min(timeout_s, retry_in_s), 0.0))
+        if retry_in_s is not None:
+            timeout_s = max(min(timeout_s, retry_in_s), 0.0)
+        if self._absorb(timeout_s) is None:
+            time.sleep(timeout_s)
 
     def close(self) -> None:
         """Hang up. What waits comes again. Idempotent."""
@@ -156,16 +172,31 @@ class Followers:
         if self._publisher is not None:
             self._publisher.link.drop()
 
-    def _open(self) -> Publisher:
+    def _open(self) -> Publisher | None:
+        """A new publisher; None if there can be none now. The connection that the deliveries came by may live all the
+        same (RabbitMQ limits how many there are), and else says so itself: what waits is kept."""
+        if time.monotonic() < self._open_at:
+            return None
         try:
             publisher = self._publisher = self._open_publisher()
-        except TransportUnreachable as exc:
-            raise TransportLost(str(exc)) from exc
+        except (TransportUnreachable, TransportLost) as exc:
+            self._open_at = time.monotonic() + UNREACHABLE_WAIT_S
+            (_log.debug if self._is_unreachable else _log.error)(
+                "What follows from tasks cannot be sent and is held, for a second connection was not to be had; it is "
+                "asked for again every %g s: %s",
+                UNREACHABLE_WAIT_S,
+                exc,
+            )
+            self._is_unreachable = True
+            return None
+        self._is_unreachable = False
         self._poller.watch(publisher.link.fileno())
         return publisher
 
     def _absorb(self, timeout_s: float = 0.0) -> Publisher | None:
         """Read what the broker has said; returns the publisher that is in use then."""
+        if self._lost is not None:
+            raise self._lost
         publisher = self._publisher
         if publisher is not None:
             try:
@@ -174,9 +205,15 @@ class Followers:
                 self._go_on(publisher, exc)
         return self._publisher
 
-    def _publish(self, publisher: Publisher, held: _Held, items: list[Item]) -> None:
+    def _publish(self, held: _Held, items: list[Item]) -> None:
+        publisher = self._publisher or self._open()
+        if publisher is None:
+            held.retry = []
+            _retry(held, items, UNREACHABLE_WAIT_S)
+            return
         if publisher.link.blocked:  # it would not read us; acknowledgements go through all the same
-            held.retry, held.retry_at = items, time.monotonic() + REFUSED_WAIT_S
+            held.retry = []
+            _retry(held, items, REFUSED_WAIT_S)
             return
         first = publisher.last + 1
         held.out, held.retry = {**held.out, **dict(enumerate(items, first))}, []
@@ -205,9 +242,9 @@ class Followers:
         for sequence in refused:
             held = next((held for held in self._held if sequence in held.out), None)
             if held is None:
-                raise TransportLost("a message that follows from a task was refused on its second way")
+                raise self._end(TransportLost("a message that follows from a task was refused on its second way"))
             item = held.out.pop(sequence)
-            _retry(held, item if publisher.is_refusal(item) else mark_again(item), REFUSED_WAIT_S)
+            _retry(held, [item if publisher.is_refusal(item) else mark_again(item)], REFUSED_WAIT_S)
 
     def _take_unroutable(self, publisher: Publisher) -> None:
         """Messages that no queue takes are set aside, for a person to look at."""
@@ -220,12 +257,13 @@ class Followers:
                 if sequence is not None:
                     break
             else:
-                raise TransportLost(f"a message came back from {publisher.link.where} that follows from no task")
+                where = publisher.link.where
+                raise self._end(TransportLost(f"a message came back from {where} that follows from no task"))
             item = held.out.pop(sequence)
             if is_letter(item):
                 self._keep_letter(publisher, held, item)
             else:
-                _retry(held, bury_unroutable(text, record, self._owner, room), 0.0)
+                _retry(held, [bury_unroutable(text, record, self._owner, room)], 0.0)
                 self._note_unsent(record, f"message was not sent: RabbitMQ at {publisher.link.where} says {text}")
 
     def _note_unsent(self, record: bytes, problem: str) -> None:
@@ -244,7 +282,12 @@ class Followers:
             NO_PLACE_WAIT_S,
             DEAD_PREFIX,
         )
-        _retry(held, letter, NO_PLACE_WAIT_S)
+        _retry(held, [letter], NO_PLACE_WAIT_S)
+
+    def _end(self, exc: TransportLost) -> TransportLost:
+        """Nothing that waits is released after this."""
+        self._lost = exc
+        return exc
 
     # -- what the broker will not have on any account -------------------------------------------------------
 
@@ -258,7 +301,7 @@ class Followers:
         """
         if publisher.refusal is None:
             if self._held:
-                raise exc
+                raise self._end(exc)
             self.close()  # whoever closed an idle connection, it costs nothing
             return
         where = publisher.link.where
@@ -277,8 +320,6 @@ class Followers:
         room = publisher.link.frame_max - FRAME_OVERHEAD_BYTES
         for held, item in doubtful:
             self._find_place(held, item if len(doubtful) == 1 else mark_again(item), room)
-        if self._publisher is None:
-            self._open()
 
     def _find_place(self, held: _Held, item: Item, room: int) -> None:
         """Send an item, or set it aside if the broker will not have it."""
@@ -289,7 +330,7 @@ class Followers:
             _log.warning("A message that nobody need get was refused and dropped: %s", problem)
             return
         if self._terms.learn_size(problem):  # from now on it is told before anything is done
-            raise TransportLost(problem)
+            raise self._end(TransportLost(problem))
         for letter in bury_refused(problem, item, self._owner, room):
             trouble = self._send_alone(held, letter)
             if not trouble:
@@ -298,21 +339,24 @@ class Followers:
                 return
             problem = trouble
         _log.error("It cannot be set aside either, and is held here and tried again: %s", problem)
-        _retry(held, item, NO_PLACE_WAIT_S)
+        _retry(held, [item], NO_PLACE_WAIT_S)
 
     def _send_alone(self, held: _Held, item: Item) -> str:
         """Send an item and wait until the broker has it; returns why it will not, if that is due to the item."""
         publisher = self._publisher or self._open()
+        if publisher is None:
+            _retry(held, [item], UNREACHABLE_WAIT_S)
+            return ""
         try:
             publisher.send([item], time.monotonic() + PUBLISH_TIMEOUT_S)
-        except PublishUncertain as exc:
-            raise TransportLost(str(exc)) from exc
+        except (PublishUncertain, TransportLost) as exc:
+            raise self._end(TransportLost(str(exc))) from exc
         except PublishRejected as exc:
             if publisher.refusal is not None:
                 self.close()
                 return str(exc)
             if publisher.was_refused or publisher.link.blocked:
-                _retry(held, item, REFUSED_WAIT_S)
+                _retry(held, [item], REFUSED_WAIT_S)
             elif is_letter(item):
                 self._keep_letter(publisher, held, item)
             else:
@@ -320,9 +364,9 @@ class Followers:
         return ""
 
 
-def _retry(held: _Held, item: Item, wait_s: float) -> None:
-    """Have an item published again, and all of the same deliveries that wait for it already."""
-    held.retry, held.retry_at = [*held.retry, item], time.monotonic() + wait_s
+def _retry(held: _Held, items: list[Item], wait_s: float) -> None:
+    """Have items published again, and all of the same deliveries that wait for it already."""
+    held.retry, held.retry_at, held.is_stuck = [*held.retry, *items], time.monotonic() + wait_s, True
 
 
 def mark_again(item: Item) -> Item:
