@@ -78,6 +78,24 @@ def test_a_set_looks_once_for_all(app: Celery, monkeypatch: pytest.MonkeyPatch) 
     assert looks == [51, 1, 1]
 
 
+def test_a_result_looks_once_for_all_before_it(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    before: Any = None
+    for n in range(50):
+        before = AsyncResult(f"p{n}", app=app, parent=before)
+    members = [app.AsyncResult("m"), done(app, "n", ValueError("a member's"), "FAILURE")]
+    result = AsyncResult("last", app=app, parent=GroupResult("g", members, parent=before, app=app))
+    app.backend.store_result("last", 1, "SUCCESS")
+    looks = []
+    fetch = app.backend.plugin.fetch  # type: ignore[union-attr]
+    monkeypatch.setattr(app.backend.plugin, "fetch", lambda ids: looks.append(len(ids)) or fetch(ids))
+    with pytest.raises(ValueError, match="a member's"):
+        result.get(timeout=30)
+    assert looks == [52]
+    app.backend.store_result("p7", KeyError("an earlier one's"), "FAILURE")
+    with pytest.raises(KeyError, match="an earlier one's"):
+        result.get(timeout=30)
+
+
 def test_failures_of_a_set_are_raised_or_returned(app: Celery) -> None:
     results = ResultSet([done(app, "a"), done(app, "b", ValueError("no"), "FAILURE")], app=app)
     with pytest.raises(ValueError, match="no"):

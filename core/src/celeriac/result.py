@@ -176,8 +176,9 @@ class AsyncResult(ResultBase, Generic[T]):
         if disable_sync_subtasks:
             assert_will_not_block()
         if follow_parents and propagate and self.parent is not None:
-            for parent in reversed(list(_before(self))):
-                parent.maybe_throw(propagate=propagate)
+            before = [leaf for parent in reversed(list(_before(self))) for leaf in _leaves_of(parent)]
+            _look_up(before)
+            _raise_known(before)
         document = self._final
         if document is None:
             for _id, document in self.backend.wait_for_any([self.id], timeout, interval, on_interval, on_message):
@@ -597,7 +598,7 @@ class ResultSet(ResultBase):
         """The results of single calls in it, those of groups in it included."""
         found: list[Any] = []
         for result in self.results:
-            found.extend(result.leaves() if isinstance(result, ResultSet) else [result])
+            found.extend(_leaves_of(result))
         return found
 
     def ready(self) -> bool:
@@ -650,13 +651,7 @@ class ResultSet(ResultBase):
     def _looked_up(self) -> list[Any]:
         """Its leaves, after one look at the store for all that are not known to have ended."""
         leaves = self.leaves()
-        unknown, twins = _not_known(leaves)
-        if unknown:
-            for store, ids in _by_store(unknown.values()):
-                for task_id, document in store.find_many(ids).items():
-                    if document["status"] in states.READY_STATES:
-                        for result in (unknown[task_id], *twins.get(task_id, ())):
-                            result._final = document
+        _look_up(leaves)
         return [result for result in leaves if not result.ignored]
 
     def revoke(
@@ -882,6 +877,21 @@ def _not_known(leaves: Iterable[Any]) -> tuple[dict[str, Any], dict[str, list[An
             else:
                 found[result.id] = result
     return found, twins
+
+
+def _leaves_of(result: Any) -> list[Any]:
+    """The results of single calls that it stands for."""
+    return result.leaves() if isinstance(result, ResultSet) else [result]
+
+
+def _look_up(leaves: Iterable[Any]) -> None:
+    """One look at the store for all of these that are not known to have ended."""
+    unknown, twins = _not_known(leaves)
+    for store, ids in _by_store(unknown.values()):
+        for task_id, document in store.find_many(ids).items():
+            if document["status"] in states.READY_STATES:
+                for result in (unknown[task_id], *twins.get(task_id, ())):
+                    result._final = document
 
 
 def _raise_known(leaves: Iterable[Any]) -> None:
