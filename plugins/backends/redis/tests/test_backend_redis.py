@@ -350,3 +350,15 @@ def test_a_full_server_refuses_and_says_so(private_service: Any, make: Make) -> 
     admin.call("CONFIG", "SET", "maxmemory", "0")
     backend.store([stored(backend, "x")])
     admin.close()
+
+
+def test_R11_of_an_id_with_half_a_character_in_it_nothing_is_known_and_that_is_no_error(backend: RedisBackend) -> None:
+    odd = "half \ud800"
+    assert backend.fetch([odd]) == {}
+    backend.forget([odd])
+    backend.delete_group(odd)
+    assert backend.load_group(odd) is None
+    watch = backend.watch([odd])
+    assert watch.wait(0.0) == []
+    watch.discard([odd])
+    watch.close()

@@ -186,11 +186,11 @@ class RedisBackend:
         return words
 
     def _key(self, task_id: str) -> bytes:
-        return self._prefix + task_id.encode()
+        return self._prefix + task_id.encode("utf-8", "surrogatepass")
 
     def _fence_key(self, task_id: str) -> bytes:
         """As the script makes it of the task's key."""
-        return f"{self._key_prefix}celeriac-fence-{TASK_KEY}{task_id}".encode()
+        return f"{self._key_prefix}celeriac-fence-{TASK_KEY}{task_id}".encode("utf-8", "surrogatepass")
 
     def expect(self, task_ids: Sequence[str]) -> None:
         """Results are kept whether somebody expects them or not."""

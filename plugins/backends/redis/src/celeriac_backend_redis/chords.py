@@ -225,7 +225,7 @@ class RedisChords:
         self._ask(("DEL", self._key(group_id)))
 
     def _key(self, group: str) -> bytes:
-        return self._prefix + group.encode()
+        return self._prefix + group.encode("utf-8", "surrogatepass")
 
     def _claims(self, replies: Sequence[Any]) -> list[ChordClaim]:
         claims = []

@@ -52,7 +52,7 @@ class RedisWatch:
 
     def add(self, ids: Sequence[str]) -> None:
         """See `Watch.add`."""
-        new = {self._prefix + task_id.encode(): task_id for task_id in ids}
+        new = {self._key(task_id): task_id for task_id in ids}
         connected = self._wire is not None
         self._keys.update(new)
         if new:
@@ -60,13 +60,16 @@ class RedisWatch:
 
     def discard(self, ids: Sequence[str]) -> None:
         """See `Watch.discard`."""
-        gone = [key for task_id in ids if self._keys.pop(key := self._prefix + task_id.encode(), None) is not None]
+        gone = [key for task_id in ids if self._keys.pop(key := self._key(task_id), None) is not None]
         wire = self._wire
         if gone and wire is not None:
             try:
                 wire.write(pack(("UNSUBSCRIBE", *gone)))
             except WireLost:
                 self._drop()  # the next wait connects anew, and subscribes to what is left
+
+    def _key(self, task_id: str) -> bytes:
+        return self._prefix + task_id.encode("utf-8", "surrogatepass")
 
     def wait(self, timeout_s: float) -> list[tuple[str, bytes]]:
         """See `Watch.wait`."""
