@@ -152,6 +152,26 @@ def test_one_result_that_is_always_refused_holds_up_no_other_and_its_message_is_
     assert all(f"ack g{n}" in bench.ledger.done for n in range(MAX_TRIES + 1))
 
 
+def test_what_the_store_has_refused_for_long_holds_up_nothing_that_comes_later() -> None:
+    bench = Bench()
+    bench.ledger.refused = {"bad"}
+    bench.end("bad")
+    bench.end("first")
+    bench.pass_by(20)
+    for n in range(3):
+        bench.end(f"g{n}")
+        bench.pass_by(3)
+        assert f"ack g{n}" in bench.ledger.done, "the pauses of the one that is refused have grown beyond this"
+        bench.pass_by(10)
+    bench.ledger.is_away = True
+    tries = len(bench.ledger.done)
+    for n in range(100):
+        bench.end(f"h{n}")
+    bench.pass_by(2)
+    assert bench.settler.left() == 101
+    assert len(bench.ledger.done) == tries
+
+
 def test_nothing_is_stored_sent_or_settled_for_a_lease_that_is_lost() -> None:
     bench = Bench()
     bench.ledger.is_away = True
@@ -206,6 +226,9 @@ def test_a_fault_of_the_store_s_plugin_is_trouble_like_others() -> None:
     bench.end("a")
     bench.pass_by(5)
     assert bench.settler.left() == 1
+    assert (
+        str(bench.settler.trouble) == f"{__name__.partition('.')[0]} raised ZeroDivisionError: a fault of the plugin's"
+    )
     bench.ledger.is_broken = False
     bench.pass_by()
     assert bench.ledger.done == ["store a", "ack a"]

@@ -75,6 +75,7 @@ class Settler:
         self._tried: list[Ending] = []  # what the try that is on its way would store
         self._answer: Callable[[], BackendError | None] | None = None
         self._successes = 0
+        self._taken_before = 0  # the successes before the trouble
         self.trouble: BackendError | None = None
 
     def add(
@@ -229,6 +230,8 @@ class Settler:
             for ending in endings:
                 if ending[1]:
                     self._spool.add(ending)
+            if self._takes_others:
+                self._retry_at = min(self._retry_at, self._clock.monotonic() + FIRST_PAUSE_S)
             endings = [ending for ending in endings if not ending[1]]
         self._settle(endings)
 
@@ -257,9 +260,17 @@ class Settler:
         )
         self.trouble = exc
         self._pause_s = 0.0
+        self._taken_before = self._successes
         self._wait()
 
+    @property
+    def _takes_others(self) -> bool:
+        """The store is there, and what waits is more than what it has refused: that is not to wait for this."""
+        return self._successes > self._taken_before and self._spool.has_untried
+
     def _wait(self) -> None:
+        if self._takes_others:
+            self._pause_s = 0.0
         self._pause_s = min(max(FIRST_PAUSE_S, self._pause_s * 2), LONGEST_PAUSE_S)
         self._retry_at = self._clock.monotonic() + self._pause_s * self._clock.uniform(0.5, 1.0)
 
@@ -275,8 +286,8 @@ class Settler:
                 self._stored_late(tried)
             else:
                 self.trouble = error
-                self._wait()
                 dead = self._spool.put_back(tried, self._successes, self._clock.monotonic())
+                self._wait()
                 self._settle([_set_aside(ending, error) for ending in dead])
         if not len(self._spool):
             self.trouble = None
@@ -314,7 +325,18 @@ _PENDING: Final = BackendError("not known yet")
 
 def _as_trouble(exc: Exception) -> BackendError:
     """What a store has raised; a fault of the plugin's own is trouble like others, for another try may do better."""
-    return exc if isinstance(exc, BackendError) else BackendError(f"{type(exc).__name__}: {exc}")
+    return exc if isinstance(exc, BackendError) else BackendError(f"{_author(exc)} raised {type(exc).__name__}: {exc}")
+
+
+def _author(exc: BaseException) -> str:
+    """The package whose code core called when this was raised."""
+    trace = exc.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package != "celeriac":
+            return package
+        trace = trace.tb_next
+    return "celeriac"
 
 
 def _set_aside(ending: Ending, error: BackendError) -> Ending:

@@ -67,6 +67,11 @@ class Spool:
         return self._results >= self._max_results or self._bytes >= self._max_bytes
 
     @property
+    def has_untried(self) -> bool:
+        """It holds something that the store has not refused by itself."""
+        return len(self._endings) > len(self._refused)
+
+    @property
     def bounds(self) -> str:
         """Its bounds, for people."""
         return f"{self._max_results} results or {self._max_bytes / 1048576:g} MiB"
