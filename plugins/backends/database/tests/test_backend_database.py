@@ -114,6 +114,32 @@ def test_a_chord_that_has_ended_is_forgotten_even_if_results_are_kept_for_ever(m
     assert time.time() < kept_until <= time.time() + DONE_S
 
 
+def test_a_chord_grows_once_for_a_task_though_the_answer_to_a_commit_was_lost(
+    make: Make, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make(f"db+sqlite:///{file}")
+    backend.open_chords([Chord("g", 1, b"body", 60.0)])
+    dialect, lost = backend._engine.dialect, ["the first"]
+    commit = dialect.do_commit
+
+    def commit_and_lose_the_answer(connection: Any) -> None:
+        commit(connection)
+        if lost:
+            raise sqlite3.OperationalError(lost.pop())
+
+    monkeypatch.setattr(dialect, "do_commit", commit_and_lose_the_answer)
+    monkeypatch.setattr(dialect, "is_disconnect", lambda *_: True)
+    backend.grow_chord("g", "more")
+    monkeypatch.undo()
+    assert not lost
+    assert peek(file, "SELECT size FROM celeriac_chords") == [(2,)]
+    assert backend.join([ChordPart("g", "more", None, b"more")]) == []
+    (claim,) = backend.join([ChordPart("g", "a", 0, b"a")])
+    assert [data for _, data in claim.parts] == [b"a", b"more"]
+    backend.close_chords([claim])
+    assert peek(file, "SELECT count(*) FROM celeriac_chord_parts") == [(0,)]
+
+
 def test_a_row_has_celerys_columns_and_encodings(make: Make, file: Path) -> None:
     backend = make(f"db+sqlite:///{file}")
     extended = {

@@ -34,7 +34,7 @@ from celeriac.testing.kit import KitHost
 from celeriac.testing.services import MariaDBService, PostgresService
 from celeriac_backend_django.cache import DjangoCacheBackend
 from celeriac_backend_django.database import DjangoDatabaseBackend
-from celeriac_backend_django.models import ChordCounter, GroupResult, JoinedChord, TaskResult
+from celeriac_backend_django.models import ChordCounter, GroupResult, JoinedChord, JoinedPart, TaskResult
 
 LABEL = "django_celery_results"
 
@@ -119,6 +119,18 @@ def test_a_traceback_that_is_no_utf8_is_kept_with_its_failure(project: Path) -> 
     backend.store([result(backend, "a", "FAILURE", traceback=f"no {name}", name=name, args=[name], kwargs={})])
     found = fetched(backend, "a")
     assert (found["traceback"], found["name"], found["args"]) == ("no caf\\udce9", "caf\\udce9", [name])
+
+
+def test_a_chord_grows_once_for_a_task(project: Path) -> None:
+    backend = make()
+    backend.open_chords([Chord("g", 1, b"body", 60.0)])
+    for _ in range(2):  # as when the answer to the first time was lost on its way
+        backend.grow_chord("g", "more")
+    assert backend.join([ChordPart("g", "more", None, b"more")]) == []
+    (claim,) = backend.join([ChordPart("g", "a", 0, b"a")])
+    assert [data for _, data in claim.parts] == [b"a", b"more"]
+    backend.close_chords([claim])
+    assert not JoinedPart.objects.exists()
 
 
 def test_a_chord_that_django_celery_results_has_begun_is_joined_and_its_row_goes(project: Path) -> None:

@@ -222,7 +222,7 @@ class DatabaseBackend:
 
     def grow_chord(self, group: str, task_id: str) -> None:
         """See `ChordBackend.grow_chord`."""
-        self._do(lambda conn: self._chords.grow(conn, group), tables=chord_tables)
+        self._do(lambda conn: self._chords.grow(conn, group, task_id), tables=chord_tables)
 
     def close_chords(self, claims: Sequence[ChordClaim]) -> None:
         """See `ChordBackend.close_chords`."""

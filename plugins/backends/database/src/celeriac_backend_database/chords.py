@@ -134,19 +134,26 @@ class Chords:
         complete = [key for key, size in sizes.items() if size is not None and come.get(key, 0) >= size]
         return [self._claim(conn, key, groups[key], now, claim_s) for key in sorted(complete)]
 
-    def grow(self, conn: sa.Connection, group: str) -> None:
+    def grow(self, conn: sa.Connection, group: str, task_id: str) -> None:
         mine = sa.and_(CHORD.c.chord_key == self._key_of(group), CHORD.c.done == 0)
-        conn.execute(sa.update(CHORD).where(mine).values(size=CHORD.c.size + 1))
+        if not conn.execute(sa.update(CHORD).where(mine).values(size=CHORD.c.size + 1)).rowcount:
+            return
+        note = {"chord_key": self._added_key(group), "task_key": self._key_of(task_id), "place": LAST}
+        known = sa.select(PART.c.place).where(*(PART.c[name] == value for name, value in note.items()))
+        if conn.execute(known).first() is None:
+            conn.execute(sa.insert(PART), {**note, "data": b""})
+        else:  # the answer to the first time was lost on its way
+            conn.execute(sa.update(CHORD).where(mine).values(size=CHORD.c.size - 1))
 
     def close(self, conn: sa.Connection, claims: Sequence[ChordClaim]) -> None:
         now = unix_now(conn)
-        for key, claim in sorted((self._key_of(claim.group), claim.token) for claim in claims):
-            held = sa.and_(CHORD.c.chord_key == key, CHORD.c.token == claim, CHORD.c.done == 0)
+        for key, token, group in sorted((self._key_of(claim.group), claim.token, claim.group) for claim in claims):
+            held = sa.and_(CHORD.c.chord_key == key, CHORD.c.token == token, CHORD.c.done == 0)
             # Not for ever, even if results are.
             remembered = sa.case((CHORD.c.expires > now + DONE_S, CHORD.c.expires), else_=now + DONE_S)
             ended = sa.update(CHORD).where(held).values(done=1, body=b"", overdue=None, expires=remembered)
             if conn.execute(ended).rowcount:
-                conn.execute(sa.delete(PART).where(PART.c.chord_key == key))
+                conn.execute(sa.delete(PART).where(PART.c.chord_key.in_((key, self._added_key(group)))))
 
     def late(self, conn: sa.Connection, limit: int) -> list[tuple[str, str]]:
         """Keys and ids of chords that are overdue, for `claim`: in a transaction of its own, which sees all parts."""
@@ -200,12 +207,18 @@ class Chords:
                 except sa.exc.IntegrityError:
                     continue  # another was quicker
 
+    def _added_key(self, group: str) -> str:
+        """Under which it is noted among the parts, but not as one, for which tasks a chord has grown."""
+        return self._key_of(f"celeriac-added {group}")
+
     def _end(self, now: float, least_s: float = 0.0) -> float | None:
         return None if self._lifetime_s is None else now + max(self._lifetime_s, least_s)
 
     def _expire(self, conn: sa.Connection, now: float) -> None:
-        query = sa.select(CHORD.c.chord_key).where(CHORD.c.expires <= now).order_by(CHORD.c.chord_key)
-        keys = conn.scalars(query.limit(EXPIRED_AT_ONCE)).all()
+        query = sa.select(CHORD.c.chord_key, CHORD.c.group_id).where(CHORD.c.expires <= now)
+        found = conn.execute(query.order_by(CHORD.c.chord_key).limit(EXPIRED_AT_ONCE)).all()
+        keys = [key for key, _ in found]
         if keys:
-            conn.execute(sa.delete(PART).where(PART.c.chord_key.in_(keys)))
+            added = [self._added_key(read_text(group)) for _, group in found]
+            conn.execute(sa.delete(PART).where(PART.c.chord_key.in_([*keys, *added])))
             conn.execute(sa.delete(CHORD).where(CHORD.c.chord_key.in_(keys)))

@@ -80,18 +80,26 @@ class Chords:
             complete = [key for key, size in sizes.items() if size is not None and come.get(key, 0) >= size]
             return [self._claim(key, groups[key], now, claim_s) for key in sorted(complete)]
 
-    def grow(self, group: str) -> None:
-        self._heads(chord_key=fitting_id(group), done=False).update(size=F("size") + 1)
+    def grow(self, group: str, task_id: str) -> None:
+        with self._transaction():
+            heads = self._heads(chord_key=fitting_id(group), done=False)
+            if not heads.update(size=F("size") + 1):
+                return
+            note = {"chord_key": _added_key(group), "task_key": fitting_id(task_id), "place": LAST}
+            if self._parts(**note).exists():  # the answer to the first time was lost on its way
+                heads.update(size=F("size") - 1)
+            else:
+                self._parts().create(**note, data=b"")
 
     def close(self, claims: Sequence[ChordClaim]) -> None:
         with self._transaction():
             now = self._now()
-            for key, token in sorted((fitting_id(claim.group), claim.token) for claim in claims):
+            for key, token, group in sorted((fitting_id(claim.group), claim.token, claim.group) for claim in claims):
                 # Not for ever, even if results are.
                 remembered = Greatest(Coalesce(F("expires"), Value(0.0)), Value(now + DONE_S))
                 held = self._heads(chord_key=key, token=token, done=False)
                 if held.update(done=True, body=b"", overdue=None, expires=remembered):
-                    self._parts(chord_key=key).delete()
+                    self._parts(chord_key__in=[key, _added_key(group)]).delete()
                     self._rows("ChordCounter", group_id=key).delete()
 
     def overdue(self, limit: int, claim_s: float) -> list[ChordClaim]:
@@ -165,9 +173,11 @@ class Chords:
         self._heads().bulk_create(rows, ignore_conflicts=True)
 
     def _expire(self, now: float) -> None:
-        keys = list(self._heads(expires__lte=now).values_list("chord_key", flat=True)[:EXPIRED_AT_ONCE])
+        found = dict(self._heads(expires__lte=now).values_list("chord_key", "group_id")[:EXPIRED_AT_ONCE])
+        keys = list(found)
         if keys:
-            self._parts(chord_key__in=keys).delete()
+            added = [_added_key(json.loads(group)) for group in found.values()]
+            self._parts(chord_key__in=[*keys, *added]).delete()
             self._heads(chord_key__in=keys).delete()
 
     def _end(self, now: float, least_s: float = 0.0) -> float | None:
@@ -191,6 +201,11 @@ class Chords:
 
     def _rows(self, name: str, *conditions: Q, **named: Any) -> Any:
         return self._model(name)._base_manager.using(self._alias).order_by().filter(*conditions, **named)
+
+
+def _added_key(group: str) -> str:
+    """Under which it is noted among the parts, but not as one, for which tasks a chord has grown."""
+    return str(fitting_id(f"celeriac-added {group}"))
 
 
 def unix_now(alias: str) -> float:

@@ -266,7 +266,7 @@ class DjangoDatabaseBackend:
 
     def grow_chord(self, group: str, task_id: str) -> None:
         """See `ChordBackend.grow_chord`."""
-        self._do(lambda: self._chords.grow(group))
+        self._do(lambda: self._chords.grow(group, task_id))
 
     def close_chords(self, claims: Sequence[ChordClaim]) -> None:
         """See `ChordBackend.close_chords`."""
