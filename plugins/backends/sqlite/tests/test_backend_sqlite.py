@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -20,6 +21,7 @@ from celeriac.testing.kit import KitHost
 from celeriac_backend_sqlite import backend as module
 from celeriac_backend_sqlite import celeriac_make_backend
 from celeriac_backend_sqlite.backend import FETCH, STORE, SqliteBackend
+from celeriac_support_sqlite import file
 from celeriac_support_sqlite.wake import folder_of
 
 
@@ -259,3 +261,32 @@ def test_a_lock_that_stays_is_backend_lost(path: Path, backend: SqliteBackend, m
     writer.close()
     backend.store([StoredResult("t", "SUCCESS", b"x")])
     assert backend.fetch(["t"]) == {"t": b"x"}
+
+
+def test_a_full_disk_is_waited_out_by_whoever_waits_for_a_result(
+    backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(path: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "Ear", no_room)
+    with pytest.raises(BackendLost, match="no room for a listener's files"):
+        backend.watch(["a"])
+
+
+def test_the_disk_that_a_long_reader_has_cost_is_given_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "WAL_KEPT_BYTES", 1 << 20)
+    backend = make(path)
+    backend.store([StoredResult("a", "SUCCESS", b"{}")])
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM celeriac_results").fetchall()
+    for n in range(10):
+        backend.store([StoredResult(f"b{n}", "SUCCESS", bytes(1 << 20))])
+    log = path.with_name(path.name + "-wal")
+    assert log.stat().st_size > 10 << 20
+    reader.close()
+    for n in range(3):
+        backend.store([StoredResult(f"c{n}", "SUCCESS", b"{}")])
+    assert log.stat().st_size <= 1 << 20
+    backend.close()

@@ -9,6 +9,7 @@ by two threads at once and never after a fork.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -30,6 +31,8 @@ LEASE_S: Final = 15.0
 #: to a hundred; a transaction of ours holds the lock for a fraction of one.
 FIRST_PAUSE_S: Final = 0.000_1
 LONGEST_PAUSE_S: Final = 0.002
+#: Of the write-ahead log, once it can be begun anew.
+WAL_KEPT_BYTES: Final = 64 * 1024 * 1024
 DURABILITIES: Final = {"process": "NORMAL", "host": "FULL"}
 
 T = TypeVar("T")
@@ -243,6 +246,8 @@ class Database:
         patiently(lambda: conn.execute("PRAGMA journal_mode=WAL"), self.path)
         conn.execute(f"PRAGMA synchronous={self._synchronous}")
         conn.execute("PRAGMA temp_store=MEMORY")
+        # So much a long reader's wake may keep of the disk; without it, all that it ever was.
+        conn.execute(f"PRAGMA journal_size_limit={WAL_KEPT_BYTES}")
         with self._lock:
             # At every connection: a file may have been replaced by a fresh one that got the same inode.
             if patiently(lambda: _read_version(conn, self._part), self.path) != self._version:
@@ -365,6 +370,10 @@ def trouble(exc: sqlite3.Error, path: str) -> StoreTrouble:
 
 def cannot_listen(folder: str, exc: OSError) -> StoreTrouble:
     """The folder of wake-ups (see `wake`) cannot be used."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreTrouble(
+            "full", f"there is no room for a listener's files in {folder}.", "Free some space on its disk."
+        )
     return StoreTrouble(
         "unreachable",
         f"a listener's files cannot be made in {folder}: {exc.strerror}.",
