@@ -193,9 +193,10 @@ def test_a_ready_file_that_cannot_be_is_told_before_anything_is_consumed(
     run: Callable[..., Running], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    running = run(worker_ready_file=str(tmp_path / "file" / "ready"))
-    with pytest.raises(ImproperlyConfigured, match="--ready-file"):
-        running.worker.run()
+    for path in (tmp_path / "file" / "ready", Path("/proc/ready")):  # nobody, not even root, may write in the second
+        running = run(worker_ready_file=str(path))
+        with pytest.raises(ImproperlyConfigured, match="--ready-file"):
+            running.worker.run()
 
 
 # -- seeing to it -------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import time
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
 
 from celeriac.exceptions import ImproperlyConfigured
@@ -73,6 +74,8 @@ class ReadyFile:
         try:
             self._path.unlink(missing_ok=True)
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self._path.parent):  # a folder that is there may still be nobody's to write in
+                pass
         except OSError as exc:
             raise ImproperlyConfigured(
                 f"the ready file {path} cannot be used: {exc.strerror}. Name another (setting worker_ready_file, "
