@@ -127,6 +127,8 @@ def test_settings_stand_in_for_daemon_options_that_are_not_given(daemons: Daemon
     said = daemons.run("-A", "suite_app", "beat", "--pidfile", "b1.pid", "--executable", "/no/such/python", code=2)
     assert f"belongs to process {pid}" in said
     assert "cannot run" in daemons.run("-A", "suite_app", "beat", "-D", "--executable", "/no/such/python", code=2)
+    files = ("--pidfile", "b2.pid", "--logfile", "b2.log")
+    assert "cannot run '/usr'" in daemons.run("-A", "suite_app", "beat", "-D", "--executable", "/usr", *files, code=1)
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not (place / "b1.pid").exists(), 30, "its end")
 

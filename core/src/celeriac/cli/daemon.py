@@ -152,6 +152,8 @@ def detach(logfile: str | None, executable: str | None) -> NoReturn:
 
     Args:
         executable: Another Python.
+    Raises:
+        click.UsageError: In the new process: that Python cannot be run.
     """
     target = os.open(logfile or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     read_fd, write_fd = os.pipe()
@@ -169,7 +171,11 @@ def detach(logfile: str | None, executable: str | None) -> NoReturn:
     os.close(null)
     os.close(target)
     os.set_inheritable(write_fd, True)
-    begin_anew(executable, write_fd)
+    try:
+        begin_anew(executable, write_fd)
+    except OSError as exc:  # a folder, or no program: the one who waits is to hear it, not the log file
+        _Background(write_fd).failed()
+        raise click.UsageError(f"--detach: cannot run {executable or sys.executable!r}: {exc.strerror}.") from exc
 
 
 def begin_anew(executable: str | None = None, waited_by: int | None = None) -> NoReturn:
