@@ -795,10 +795,11 @@ class Worker:
 
     def _say(self, signum: int) -> None:
         self._signal_name = self._signal_name or signal.Signals(signum).name
+        can_give_up = "pool" not in vars(self) or self._runs_elsewhere
         if self._asked == 1:
-            how = "finishing running tasks (once more to give them up)"
+            how = f"finishing running tasks ({'once more to give' if can_give_up else 'this pool cannot give'} them up)"
         else:
-            how = "giving up running tasks"
+            how = "giving up running tasks" if can_give_up else "this pool cannot give up the task that runs"
         if self._log_format == "json":
             return  # a stream of objects stays one; the log says it in its own words
         with contextlib.suppress(OSError):  # a closed terminal is no reason to fail
