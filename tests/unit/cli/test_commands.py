@@ -213,6 +213,36 @@ def test_a_bug_is_one_sentence_with_a_hint_and_a_traceback_when_asked_for(celeri
     assert "Traceback" in celeriac("--traceback", "report", app=Broken()).err
 
 
+def test_a_broker_that_refuses_a_message_is_not_one_that_cannot_be_reached(celeriac: Run) -> None:
+    ran = celeriac("call", "tasks.add", "--exchange", "nope")
+    assert ran.code == 1
+    assert "no queue is bound to exchange 'nope'" in ran.err
+
+
+@pytest.mark.parametrize("name", ["nope", "nope:Loader", "os:nope"])
+def test_a_loader_that_is_not_there_is_a_usage_error(celeriac: Run, name: str) -> None:
+    ran = celeriac("--loader", name, "check")
+    assert ran.code == 2
+    assert f"there is no loader {name!r}" in ran.err
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback() -> None:
+    """It takes long enough for people who see at once what they have mistyped."""
+    script = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "celeriac.cli.group":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from celeriac.cli import main
+main(["report"])
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 130
+    assert ran.stderr.strip() == "Aborted."
+
+
 # -- call, result, purge, report ----------------------------------------------------------------------------
 
 

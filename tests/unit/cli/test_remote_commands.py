@@ -55,6 +55,23 @@ def test_a_signal_or_a_stamp_that_is_none_is_a_usage_error(app: Celery, capsys: 
     assert kept(app) == {}
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["revoke"], "revoke of what?"),
+        (["terminate", "KILL"], "terminate of what?"),
+        (["revoke_by_stamped_headers"], "revoke_by_stamped_headers of what?"),
+        (["rate_limit"], "task_name is missing"),
+        (["add_consumer"], "queue is missing"),
+    ],
+)
+def test_a_command_without_its_object_is_a_usage_error(
+    app: Celery, capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
+) -> None:
+    assert run(["control", "-t", "0.1", *words], app) == 2
+    assert complaint in capsys.readouterr().err
+
+
 def test_two_workers_of_one_name_are_told_of(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
     with (
         start_worker(app, hostname="w@h", pool="threads", perform_ping_check=False),

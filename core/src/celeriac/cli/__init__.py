@@ -18,12 +18,15 @@ def main(argv: Sequence[str] | None = None, app: Any = None, *, prog: str = "cel
     """
     _open_what_is_closed()
     words = list(sys.argv[1:] if argv is None else argv)
-    if app is None and "worker" in words:  # first of all: with an app, everything is imported already
-        from celeriac.kernel.prelude import prepare_worker
+    try:
+        if app is None and "worker" in words:  # first of all: with an app, everything is imported already
+            from celeriac.kernel.prelude import prepare_worker
 
-        prepare_worker(words)
-    from celeriac.cli.group import run
-
+            prepare_worker(words)
+        from celeriac.cli.group import run
+    except KeyboardInterrupt:  # before there is anybody who could tell it better
+        os.write(2, b"\nAborted.\n")
+        sys.exit(130)
     code = run(words, app, prog)
     _flush_output()
     sys.exit(code)

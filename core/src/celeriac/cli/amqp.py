@@ -50,8 +50,9 @@ class Session:
             text = f"The broker says: {mask_url(str(exc))}"
             if getattr(self._connection, "connected", False):
                 raise click.ClickException(text) from exc
+            where = mask_url(str(self._connection.as_uri()))
             self.close()
-            raise OperationalError(text) from exc
+            raise OperationalError(f"cannot connect to {where}: {mask_url(str(exc))}") from exc
 
     def _errors(self) -> tuple[type[Exception], ...]:
         connection = self._connection or self._app.connection_for_write()

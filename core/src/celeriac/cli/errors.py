@@ -30,6 +30,7 @@ from celeriac.exceptions import (
     CeleryCommandException,
     ImproperlyConfigured,
     OperationalError,
+    PublishRejected,
     SecurityError,
     mask_url,
 )
@@ -85,6 +86,8 @@ def _exit_code(exc: BaseException) -> int:
         return USAGE
     if type(exc) is SecurityError:  # of what is set; what is derived from it is about a message
         return USAGE
+    if isinstance(exc, PublishRejected):  # it was reached
+        return FAILED
     if isinstance(exc, (OperationalError, BackendUnreachable, BackendLost)):
         return UNREACHABLE
     return FAILED

@@ -113,7 +113,7 @@ class State:
             self._app = find_app(self.given.app)
         if self._applied != self.given:  # the app may have been wanted before all options were read
             if self.given.loader:
-                self._app.loader_cls = self.given.loader
+                self._app.loader_cls = _find_loader(self.given.loader)
             names = {"broker": "broker_url", "result_backend": "result_backend"}
             changes = {name: getattr(self.given, option) for option, name in names.items()}
             changes |= {name: getattr(self.given, name) for name in ("broker_plugin", "backend_plugin")}
@@ -300,6 +300,17 @@ def run(words: list[str], app: Any = None, prog: str = PROG) -> int:
     except (Exception, KeyboardInterrupt) as exc:
         return report_error(exc)
     return code if isinstance(code, int) else 0
+
+
+def _find_loader(name: str) -> Any:
+    """The class that `--loader` names."""
+    from celeriac.loaders import get_loader_cls  # as little needed by help as the app
+
+    try:
+        return get_loader_cls(name)
+    except (ImportError, AttributeError, ValueError) as exc:
+        text = f"--loader: there is no loader {name!r} ({exc}). Give app, default, or module:Class."
+        raise click.UsageError(text) from exc
 
 
 def _take(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pprint
 from collections.abc import Callable, Mapping, Sequence, Sized
+from inspect import Parameter, signature
 from typing import Any, Final
 
 import click
@@ -149,14 +150,20 @@ def _read_arguments(info: CommandInfo, words: Sequence[str]) -> dict[str, Any]:
     """The words after the command, by name.
 
     Raises:
-        click.UsageError: There are too many, or one cannot be read.
+        click.UsageError: There are too many or too few, or one cannot be read.
     """
     left, given = list(words), {}
     for name, convert in info.args:
         if not left:
             break
         given[name] = _convert(name, convert, left.pop(0))
+    wanted = signature(Panel.data[info.name]).parameters
+    for name, _ in info.args:
+        if name not in given and name in wanted and wanted[name].default is Parameter.empty:
+            raise click.UsageError(f"{info.name} takes {info.signature or name}; {name} is missing.")
     if info.variadic is not None:
+        if not left and info.name in KEPT:
+            raise click.UsageError(f"{info.name} of what? It takes {info.signature}.")
         given[info.variadic] = left
     elif left:
         raise click.UsageError(f"{info.name} takes {info.signature or 'no arguments'}; {left[0]!r} is one too many.")

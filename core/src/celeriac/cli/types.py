@@ -14,7 +14,7 @@ from celeriac.log.lines import LEVEL_NUMBERS, parse_level
 class Seconds(click.FloatRange):
     """A number of seconds; `nan` and `inf` are none."""
 
-    name = "seconds"
+    name = "number of seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number."""
