@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,6 +230,35 @@ def test_B10_who_asks_for_the_leases_while_another_does_knows_what_that_one_has_
     goes_on.set()
     second.join(10)
     assert found == [["tag"]]
+
+
+def test_a_renewal_that_never_comes_back_costs_the_link_and_not_the_loop(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of a plugin, or a socket that nobody answers: the loop would wait for its turn to ask, for ever."""
+    monkeypatch.setattr(link_module, "RENEW_S", 0.01)
+    asked, goes_on = threading.Event(), threading.Event()
+    link = Link(
+        app.make_transport(), app.router, None, owner="me", queues=app.router.select(["celery"]), poller=Bench()
+    )
+
+    def renew() -> list[str]:
+        asked.set()
+        goes_on.wait(60)
+        return []
+
+    link.open(1)
+    assert link._renewer is not None
+    monkeypatch.setattr(link._renewer, "_consumer", SimpleNamespace(renew=renew))
+    try:
+        assert asked.wait(60)
+        eventually(lambda: link._renewer is not None and link._renewer.is_doubtful(), within_s=60)
+        link.prove()
+        assert link.consumer is None
+        assert "a renewal of the leases has not come back" in caplog.text
+    finally:
+        goes_on.set()
+        link.close(0.1)
 
 
 def test_of_endless_queues_that_follow_ups_name_only_some_are_remembered(

@@ -226,13 +226,24 @@ class Kernel:
 
         None if celeriac's own code stood in between, as where a plugin has it run what is the user's.
         """
-        packages = {re.split(r"[.:]", info.module)[0]: info for info in reversed(self.loaded())}
-        found: PluginInfo | None = None
+        modules: list[str] = []
         trace = exc.__traceback__
         while trace is not None:
-            package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-            found = None if package == "celeriac" else packages.get(package, found)
+            modules.append(str(trace.tb_frame.f_globals.get("__name__", "")))
             trace = trace.tb_next
+        return self.owner_of(modules)
+
+    def owner_of(self, modules: Iterable[str]) -> PluginInfo | None:
+        """The plugin in use in whose code, or below it, a stack of calls ends; None as for `culprit`.
+
+        Args:
+            modules: Whose functions they are, outermost first.
+        """
+        packages = {re.split(r"[.:]", info.module)[0]: info for info in reversed(self.loaded())}
+        found: PluginInfo | None = None
+        for module in modules:
+            package = module.partition(".")[0]
+            found = None if package == "celeriac" else packages.get(package, found)
         return found
 
     def blame(self, exc: Exception, when: str) -> Exception:

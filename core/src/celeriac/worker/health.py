@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -37,18 +38,22 @@ class Health:
 
     Args:
         runs_elsewhere: Tasks do not run in the loop's own thread, so nothing excuses a loop that stands still.
+        is_told_to_end: The worker was told so, which a loop that stands still does not know.
     """
 
-    def __init__(self, loop: Loop, link: Link, *, runs_elsewhere: bool) -> None:
+    def __init__(
+        self, loop: Loop, link: Link, *, runs_elsewhere: bool, is_told_to_end: Callable[[], bool] = lambda: False
+    ) -> None:
         self._loop = loop
         self._link = link
         self._runs_elsewhere = runs_elsewhere
+        self._is_told_to_end = is_told_to_end
         self._turns = -1
         self._turned_at = time.monotonic()
 
     def trouble(self) -> str:
         """Why this worker does not consume; empty if it does."""
-        if self._loop.is_stopping:
+        if self._loop.is_stopping or self._is_told_to_end():
             return "the worker is stopping"
         if self._link.consumer is None:
             return "the broker is away"

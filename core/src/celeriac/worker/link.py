@@ -94,18 +94,25 @@ class Renewer(threading.Thread):
                 continue
             pause_s = self._every_s
 
-    def prove(self) -> None:
+    def prove(self, patience_s: float = -1) -> None:
         """Renew now, and report what is lost.
 
+        Args:
+            patience_s: A renewal that is under way is waited for so long; for ever by default.
         Raises:
             OperationalError: As `Consumer.renew`.
+            TransportLost: The one under way does not come back.
         """
-        with self._turn:
+        if not self._turn.acquire(timeout=patience_s):
+            raise TransportLost(f"a renewal of the leases has not come back for {self.doubtful_s + patience_s:.0f} s")
+        try:
             asked_at = self._clock.monotonic()
             lost = self._consumer.renew()
             if lost:  # before another may ask: it would hear of nothing, and go on as if all were held
                 self._report_lost(lost)
             self._proved_at = asked_at
+        finally:
+            self._turn.release()
         if self.stand_in is not None:
             self.stand_in.renewed()
 
@@ -318,7 +325,7 @@ class Link:
             return
         _log.warning("No lease was renewed for %g s; looking what is still held.", self._renewer.doubtful_s)
         try:
-            self._renewer.prove()
+            self._renewer.prove(RENEW_S)
             self.consumer.receive(0)  # where death is seen by the connection, this sees it
         except OperationalError as exc:
             self.lose(exc)

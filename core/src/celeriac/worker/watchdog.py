@@ -38,6 +38,7 @@ class Watchdog(threading.Thread):
         give_up: Ends the worker, with the code for that.
         ready_file: Kept up to date meanwhile.
         stuck: Looked after too.
+        where: Where the loop's thread is, for people; empty if that is not known.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Watchdog(threading.Thread):
         give_up: Callable[[], None],
         ready_file: ReadyFile | None = None,
         stuck: StuckSlots | None = None,
+        where: Callable[[], str] = lambda: "",
     ) -> None:
         super().__init__(name="celeriac-watchdog", daemon=True)
         self._loop = loop
@@ -61,6 +63,7 @@ class Watchdog(threading.Thread):
         self._give_up = give_up
         self._ready_file = ready_file
         self._stuck = stuck
+        self._where = where
         self._end = threading.Event()
         self._received = -1
         self._epoch = 0
@@ -97,7 +100,11 @@ class Watchdog(threading.Thread):
     def _look_at_loop(self) -> None:
         stalled_s = self._health.stalled_s()
         if stalled_s > STALLED_S and not self._told_stall:
-            _log.error("The worker's loop has not turned for %.0f s; this worker consumes nothing.", stalled_s)
+            where = self._where()
+            _log.error(
+                "The worker's loop has not turned for %.0f s; this worker consumes nothing.%s",
+                stalled_s, f" It is held up by {where}." if where else "",
+            )  # fmt: skip
         self._told_stall = stalled_s > STALLED_S
 
     def _look_at_progress(self) -> None:

@@ -55,6 +55,7 @@ from celeriac.worker.consumer import Loop
 from celeriac.worker.control import WorkerState
 from celeriac.worker.feed import Feed
 from celeriac.worker.health import Door, Health, ReadyFile
+from celeriac.worker.held_up import WARM_S, EndGuard, find_place
 from celeriac.worker.host import Consumer, agent_class, consumer_class
 from celeriac.worker.joins import Joiner
 from celeriac.worker.link import Link
@@ -222,6 +223,7 @@ class Worker:
         self._handlers: dict[int, Any] = {}  # what signals had before ours, by number
         self.restarts = False
         self._asked = 0  # how often it was asked to stop; only ever grows (D1)
+        self._guard: EndGuard | None = None
         self._sleeper = Sleeper()
         self.transport: Transport
         self.pool: Pool
@@ -254,6 +256,9 @@ class Worker:
             ImproperlyConfigured, OperationalError: It could not start; nothing was consumed.
         """
         self._manager.live()  # after a restart by HUP the process is the same, and its time runs on
+        self._guard = self._make_guard()
+        if self._asked:
+            self._guard.begin()
         try:
             if self._prepare():
                 self._handle_signals()  # once more: receivers may have had handlers of their own meanwhile
@@ -280,6 +285,7 @@ class Worker:
                 self._stand_in.stop()
             (_ignore if self._ends_process else _restore)(self._handlers)
             self._sleeper.close()
+            self._guard.over()
         if self._ends_process and (code != EXIT_OK or self._asked > 1):
             _end_without_threads(code)
         if self._crash is not None:
@@ -290,7 +296,29 @@ class Worker:
     def stop(self) -> None:
         """From any thread: stop warmly; asked again, coldly."""
         self._asked += 1
+        self._watch_end()
         self._sleeper.wake()
+
+    def _make_guard(self) -> EndGuard:
+        return EndGuard(
+            threading.get_ident(),
+            self.app.kernel,
+            turns=lambda: self.loop.turns if hasattr(self, "loop") else 0,
+            is_cold=lambda: self._asked > 1,
+            is_excused=lambda: hasattr(self, "loop") and not self._runs_elsewhere and len(self.loop.flights) > 0,
+            # Its broker may be away, and a try to reach it takes its time.
+            warm_s=WARM_S + float(self.app.conf["broker_connection_timeout"] or 0),
+            end=partial(_end_at_once, EXIT_FORCED) if self._ends_process else None,
+        )
+
+    def _watch_end(self) -> None:
+        """It was told to stop: from now on nothing may hold it up for ever."""
+        if self._guard is not None:
+            self._guard.begin()
+
+    def _where(self) -> str:
+        place = None if self._guard is None else find_place(self._guard.thread_id, self.app.kernel)
+        return "" if place is None else place.text
 
     def _is_told_to_end(self) -> bool:
         return self._asked > 0
@@ -471,7 +499,9 @@ class Worker:
     def _make_watchdog(self) -> None:
         """Make what says whether this worker consumes, and what sees to it that it does."""
         conf = self.app.conf
-        health = self._health = Health(self.loop, self.link, runs_elsewhere=self._runs_elsewhere)
+        health = self._health = Health(
+            self.loop, self.link, runs_elsewhere=self._runs_elsewhere, is_told_to_end=self._is_told_to_end
+        )
         if "stuck" in self.pool.abilities:
             recycle = partial(self._give_up, EXIT_STUCK) if conf["worker_recycle_stuck"] else None
             end = partial(os._exit, EXIT_STUCK) if self._ends_process else None
@@ -485,6 +515,7 @@ class Worker:
             give_up=partial(self._give_up, EXIT_DEAF),
             ready_file=ReadyFile(self._ready_file) if self._ready_file else None,
             stuck=self._stuck,
+            where=self._where,
         )
         if self._health_port is not None:
             self._door = Door(health, conf["worker_health_host"], int(self._health_port), self.hostname)
@@ -677,6 +708,7 @@ class Worker:
         except Exception as exc:
             self._crash = exc
             self._asked += 3  # nothing is waited for
+        self._watch_end()
         how = "cold" if self._asked > 1 else "warm"
         signals.worker_shutting_down.send(sender=self.hostname, sig=self._signal_name, how=how, exitcode=EXIT_OK)
         restarts = self.restarts
@@ -767,11 +799,13 @@ class Worker:
         def warm(signum: int, frame: Any) -> None:
             self.restarts = False
             self._asked += 1
+            self._watch_end()
             self._say(signum)
 
         def cold(signum: int, frame: Any) -> None:
             self.restarts = False
             self._asked = max(2, self._asked + 1)
+            self._watch_end()
             self._say(signum)
 
         def anew(signum: int, frame: Any) -> None:
@@ -928,6 +962,11 @@ def _ignore(handlers: dict[int, Any]) -> None:
         signal.set_wakeup_fd(-1)
     for signum in handlers:
         signal.signal(signum, signal.SIG_IGN)
+
+
+def _end_at_once(code: int) -> None:
+    """From another thread than the worker's, which cannot end the process any more."""
+    os._exit(code)
 
 
 def _end_without_threads(code: int) -> None:
