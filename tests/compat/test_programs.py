@@ -92,7 +92,7 @@ class Program:
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
 
     def _log(self, number: int) -> Path:
         return self.place / f"{number}.log"

@@ -77,7 +77,7 @@ class Imports:
 
     def run(self, *command: str | Path) -> str:
         return subprocess.run(
-            command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.PIPE, text=True, timeout=60
+            command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.PIPE, text=True, timeout=100
         ).stdout
 
     def all(self) -> list[str]:
@@ -102,8 +102,8 @@ def test_the_chosen_one_alone_is_imported(imports: Imports) -> None:
 
 def test_a_task_s_whole_way_through_other_plugins_imports_none(imports: Imports, start_worker: StartWorker) -> None:
     worker = start_worker(CELERIAC, imports.environment)
-    call = "from tasks import add; print(add.delay(4, 4).get(timeout=30))"
+    call = "from tasks import add; print(add.delay(4, 4).get(timeout=60))"
     assert imports.run(sys.executable, "-c", call).strip() == "8"
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=30) == 0
+    assert worker.wait(timeout=90) == 0
     assert imports.all() == []

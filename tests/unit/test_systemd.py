@@ -23,7 +23,7 @@ def hears(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[sock
     name = str(tmp_path / "notify") if request.param == "file" else f"@celeriac-{uuid.uuid4().hex}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(name.replace("@", "\0"))
-        listener.settimeout(10)
+        listener.settimeout(60)
         yield listener, name
 
 
@@ -97,9 +97,9 @@ def test_beat_says_that_it_lives_while_nothing_is_due() -> None:
     service.on_turn, service.turn_s = turns.release, 0.01
     thread = threading.Thread(target=service.start)
     thread.start()
-    assert all(turns.acquire(timeout=10) for _ in range(5))
+    assert all(turns.acquire(timeout=60) for _ in range(5))
     service.stop(wait=True)
-    thread.join(10)
+    thread.join(60)
 
 
 def _beatless() -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ from celeriac import Celery
 from celeriac.cli.checkup import look_at_plugins, look_at_servers, look_at_settings
 from celeriac.cli.group import run
 from celeriac.spec import Finding
-from celeriac.testing.services import free_ports
 
 
 def make_app(name: str, **settings: object) -> Celery:
@@ -72,8 +72,10 @@ def test_a_plugin_that_is_missing_and_a_pool_that_lacks_limits_are_found() -> No
 
 
 def test_a_server_that_is_away_ends_a_doctor_with_69_and_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
-    app = make_app("away", broker_url=f"redis://:geheim@127.0.0.1:{free_ports(1)[0]}/0")
-    assert run(["-A", "x", "doctor", "--timeout", "2"], app) == 69
+    with socket.socket() as deaf:  # bound, and not listening: nobody else gets its port meanwhile
+        deaf.bind(("127.0.0.1", 0))
+        app = make_app("away", broker_url=f"redis://:geheim@127.0.0.1:{deaf.getsockname()[1]}/0")
+        assert run(["-A", "x", "doctor", "--timeout", "2"], app) == 69
     said = capsys.readouterr()
     assert "Connection refused" in said.out
     assert "geheim" not in said.out + said.err

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from pymemcache.client.hash import HashClient
 
 from celeriac.exceptions import BackendLost, BackendStoreError, BackendUnreachable, SettingError, Unsupported
 from celeriac.spec import Chord, ChordPart, StoredResult
-from celeriac.testing.kit import KitHost
+from celeriac.testing.kit import KitHost, eventually
 from celeriac.testing.services import MemcachedService
 from celeriac_backend_memcached.backend import MemcachedBackend
 
@@ -162,7 +163,7 @@ def test_of_a_chord_that_has_ended_little_is_left(private_service: Any, make: Ma
     items = int(client.stats()[b"curr_items"])
     backend.close_chords([claim])
     assert backend.join(parts) == []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (left := int(client.stats()[b"curr_items"])) > items - 50 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left <= items - 50
@@ -220,15 +221,22 @@ def test_what_the_backend_cannot_is_said(make: Make) -> None:
 
 def test_a_silent_server_is_given_up_in_time(private_service: Any, make: Make) -> None:
     server = private_service(MemcachedService())
-    backend = make(f"memcached://127.0.0.1:{server.port}", cache_backend_options={"timeout": 0.3})
-    backend.store([result(backend, "a")])
+    url = f"memcached://127.0.0.1:{server.port}"
+    backend, patient = make(url, cache_backend_options={"timeout": 0.3}), make(url)
+    patient.store([result(patient, "a")])
     server.freeze()
     try:
         with pytest.raises(BackendLost):
             backend.fetch(["a"])
     finally:
         server.thaw()
-    assert set(backend.fetch(["a"])) == {"a"}
+
+    def is_there() -> bool:
+        with suppress(BackendLost):  # a server on a busy machine may take longer than that
+            return set(backend.fetch(["a"])) == {"a"}
+        return False
+
+    eventually(is_there, 60)
 
 
 def test_backends_of_one_memory_url_share_their_results(make: Make) -> None:

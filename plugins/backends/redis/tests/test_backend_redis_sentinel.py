@@ -31,9 +31,9 @@ def test_results_survive_the_master(private_service: Any) -> None:
     backend = RedisBackend(url, OPTIONS, KitHost())
     assert backend.ping(2).startswith(("Redis", "Valkey"))
     backend.store([result(backend, "before")])
-    eventually(lambda: b"celery-task-meta-before" in ask(replica.port, b"SELECT 3\r\nKEYS *\r\n", enough=40), 30)
+    eventually(lambda: b"celery-task-meta-before" in ask(replica.port, b"SELECT 3\r\nKEYS *\r\n", enough=40), 60)
     known = b"SENTINEL replicas mymaster\r\n"
-    eventually(lambda: str(replica.port).encode() in ask(sentinel.port, known, enough=40), 30)
+    eventually(lambda: str(replica.port).encode() in ask(sentinel.port, known, enough=40), 60)
     master.kill()
 
     def works_again() -> bool:

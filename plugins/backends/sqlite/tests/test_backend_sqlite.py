@@ -95,12 +95,15 @@ def test_other_schemes_are_left_to_others() -> None:
     ("expires", "seconds"), [(60, 60), (timedelta(minutes=2), 120), (1.5, 1.5), (0, None), (None, None)]
 )
 def test_result_expires_is_seconds_or_a_timedelta(path: Path, expires: Any, seconds: float | None) -> None:
+    began = time.time()
     make(path, result_expires=expires).store([StoredResult("t", "SUCCESS", b"x")])
+    ended = time.time()
     ((kept_until,),) = peek(path, "SELECT expires FROM celeriac_results")
     if seconds is None:
         assert kept_until is None
     else:
-        assert abs(kept_until - time.time() - seconds) < 5
+        assert began <= kept_until - seconds + 0.001
+        assert kept_until - seconds - 0.001 <= ended
 
 
 def test_another_kind_of_result_expires_is_refused_by_name(path: Path) -> None:
@@ -198,7 +201,7 @@ def test_R8_thousands_of_results_are_waited_for_without_hot_looking(path: Path, 
     thread.start()
     told: set[str] = set()
     looks = 0
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while len(told) < 3000 and time.monotonic() < deadline:
         news = [task_id for task_id, _ in watch.wait(1.0)]
         watch.discard(news)
