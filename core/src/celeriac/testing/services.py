@@ -55,6 +55,7 @@ __all__ = [
 
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.05
+ANSWER_S = 30.0  # for an answer that is sure to come, however busy the machine
 START_TRIES = 3  # between choosing a free port and binding it, somebody else may take it
 FEWEST_PORTS = 2000  # to choose from: among fewer, two who choose at a time meet too often
 LOG_TAIL_CHARS = 2000
@@ -97,8 +98,8 @@ class Service:
     account: ClassVar[str | None] = None  # who runs it when we are root; None: root may
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     close_signal: ClassVar[signal.Signals] = signal.SIGKILL  # its data goes too, so why wait for it to be tidied up
-    start_timeout_s: ClassVar[float] = 20.0
-    stop_timeout_s: ClassVar[float] = 20.0
+    start_timeout_s: ClassVar[float] = 60.0
+    stop_timeout_s: ClassVar[float] = 30.0
 
     def __init__(self) -> None:
         self.ports: list[int] = []
@@ -327,7 +328,9 @@ class RedisService(Service):
     def fresh_url(self) -> str:
         """A database that no test has used lately, and that is empty."""
         database = next(self._databases)
-        ask(self.port, f"SELECT {database}\r\nFLUSHDB\r\n".encode(), enough=len(b"+OK\r\n+OK\r\n"))
+        question, answer = f"SELECT {database}\r\nFLUSHDB\r\n".encode(), b"+OK\r\n+OK\r\n"
+        if (said := ask(self.port, question, enough=len(answer), timeout_s=ANSWER_S)) != answer:
+            raise ServiceFailed(self.name, f"did not empty database {database}, but said {said!r}", self.log())
         return f"redis://{HOST}:{self.port}/{database}"
 
     def command(self) -> Sequence[str | Path]:
@@ -343,21 +346,32 @@ class RedisService(Service):
 
 
 class RedisNodeService(RedisService):
-    """A Redis in cluster mode; it has no slots until somebody gives it some."""
+    """A Redis in cluster mode; it has no slots until somebody gives it some.
+
+    Args:
+        node_timeout_s: After so long a silence the others take it for dead.
+    """
 
     port_count = 2
 
+    def __init__(self, *, node_timeout_s: float = 30.0) -> None:
+        super().__init__()
+        self.node_timeout_s = node_timeout_s
+
     def command(self) -> Sequence[str | Path]:
-        cluster = ("--cluster-enabled", "yes", "--cluster-port", str(self.ports[1]), "--cluster-node-timeout", "1000")
-        return [*super().command(), *cluster]
+        timeout = ("--cluster-node-timeout", f"{self.node_timeout_s * 1000:.0f}")
+        return [*super().command(), "--cluster-enabled", "yes", "--cluster-port", str(self.ports[1]), *timeout]
 
     def ask(self, *words: str | int) -> str:
         """The reply to one command that is answered in one piece, as it is on the wire."""
-        return ask(self.port, " ".join(map(str, words)).encode() + b"\r\n").decode()
+        return ask(self.port, " ".join(map(str, words)).encode() + b"\r\n", timeout_s=ANSWER_S).decode()
 
 
 class RedisClusterService(Service):
     """A Redis Cluster of three masters that share the slots evenly, each with a replica of its own if asked for.
+
+    A master with a replica is replaced when it has said nothing for three seconds. Without replicas a silence ends
+    nothing but the service of the whole cluster, so it may be as long as a busy machine keeps a node waiting.
 
     Attributes:
         masters, replicas: The nodes as they began; replicas in the order of their masters.
@@ -369,8 +383,9 @@ class RedisClusterService(Service):
 
     def __init__(self, *, replicas: bool = False) -> None:
         super().__init__()
-        self.masters = [RedisNodeService() for _ in range(3)]
-        self.replicas = [RedisNodeService() for _ in self.masters] if replicas else []
+        node_timeout_s = 3.0 if replicas else 30.0
+        self.masters = [RedisNodeService(node_timeout_s=node_timeout_s) for _ in range(3)]
+        self.replicas = [RedisNodeService(node_timeout_s=node_timeout_s) for _ in self.masters] if replicas else []
 
     @property
     def nodes(self) -> list[RedisNodeService]:
@@ -416,7 +431,7 @@ class RedisClusterService(Service):
 
 
 class SentinelService(Service):
-    """A Redis Sentinel that alone decides on a failover of one master, within a second or two.
+    """A Redis Sentinel that alone decides on a failover of one master, when that has said nothing for three seconds.
 
     Args:
         master_port: Where the master is.
@@ -443,8 +458,8 @@ class SentinelService(Service):
             f"bind {HOST}",
             f"dir {self.folder}",
             f"sentinel monitor {self.master_name} {HOST} {self.master_port} 1",
-            f"sentinel down-after-milliseconds {self.master_name} 500",
-            f"sentinel failover-timeout {self.master_name} 3000",
+            f"sentinel down-after-milliseconds {self.master_name} 3000",
+            f"sentinel failover-timeout {self.master_name} 10000",
             *([f"requirepass {self.password}"] if self.password else []),
         ]
         (self.folder / "sentinel.conf").write_text("".join(f"{line}\n" for line in lines))
@@ -609,7 +624,6 @@ class RabbitMQService(Service):
     package = "rabbitmq-server"
     port_count = 4  # clients, other nodes, management, epmd
     start_timeout_s = 90.0
-    stop_timeout_s = 30.0
     programs = "/usr/lib/rabbitmq/bin"  # those on PATH are wrappers that change the account, and then lack our folder
 
     def __init__(self) -> None:
@@ -647,7 +661,7 @@ class RabbitMQService(Service):
             ServiceFailed: It answered with an error; 404 too.
         """
         headers = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}
-        connection = http.client.HTTPConnection(HOST, self._management_port, timeout=30)
+        connection = http.client.HTTPConnection(HOST, self._management_port, timeout=60)
         try:
             text = None if body is None else json.dumps(body)
             connection.request(method, f"/api/{path}", text, {**headers, "Content-Type": "application/json"})
@@ -726,7 +740,7 @@ class RabbitMQService(Service):
         epmd = self._program("epmd", "/usr/lib/erlang/erts-*/bin")
         self._epmd = self._spawn([epmd, "-port", str(self._epmd_port), "-address", HOST])
         answer = self._epmd_port.to_bytes(4, "big")
-        self._wait_until(lambda: ask(self._epmd_port, b"\x00\x01\x6e").startswith(answer), self._epmd, 10.0)
+        self._wait_until(lambda: ask(self._epmd_port, b"\x00\x01\x6e").startswith(answer), self._epmd, 30.0)
 
     def _url(self, vhost: str) -> str:
         return f"amqp://guest:guest@{HOST}:{self.port}/{vhost}"
@@ -782,11 +796,14 @@ def _ports_to_choose_from() -> Sequence[int]:
     return ports if len(ports) >= FEWEST_PORTS else [0]
 
 
-def ask(port: int, question: bytes, *, enough: int = 1) -> bytes:
-    """Send bytes to a port of 127.0.0.1 and read at least `enough` bytes; fewer when nobody answers."""
+def ask(port: int, question: bytes, *, enough: int = 1, timeout_s: float = 1.0) -> bytes:
+    """Send bytes to a port of 127.0.0.1 and read at least `enough` bytes; fewer when no more come in time.
+
+    As it stands it is for asking again and again. Who asks once, a server that is there, gives it `ANSWER_S`.
+    """
     answer = b""
     try:
-        with socket.create_connection((HOST, port), timeout=1.0) as connection:
+        with socket.create_connection((HOST, port), timeout=timeout_s) as connection:
             connection.sendall(question)
             while len(answer) < enough and (chunk := connection.recv(4096)):
                 answer += chunk
