@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -213,3 +214,8 @@ def test_closing_ends_everything_and_may_be_done_twice(wire: FaultProxy) -> None
         assert hear(client, 1) == b""
     with pytest.raises(ConnectionRefusedError):
         dial(wire)
+
+
+def test_its_port_is_one_that_the_system_gives_nobody(wire: FaultProxy) -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
+    assert not first <= wire.port <= last, "closed, it could be a client's own before it is opened again"

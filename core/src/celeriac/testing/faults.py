@@ -16,10 +16,14 @@ client to server, `DOWN` from server to client. `accepted`, `resets` and `swallo
 done: a test of a fault that nobody met tests nothing.
 
 It carries any protocol over TCP. One thread serves all connections. Only the standard library is needed.
+
+Its port is not among those that the system gives to clients and to servers that take any: one of these could be
+somebody else's by the time of `heal`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -33,6 +37,8 @@ from types import TracebackType
 from typing import Final
 from urllib.parse import urlsplit
 
+from celeriac.testing.services import HOST, free_ports
+
 __all__ = ["BOTH", "DOWN", "UP", "FaultProxy"]
 
 UP: Final = frozenset({"up"})
@@ -45,6 +51,8 @@ MAX_BUFFERED_BYTES: Final = 4 * 1024 * 1024
 #: A throttled way carries in steps of so long.
 STEP_S: Final = 0.02
 CONNECT_S: Final = 5.0
+#: Somebody may be given our port while it is closed, and hold it for as long as this.
+REOPEN_S: Final = 30.0
 
 
 class FaultProxy:
@@ -68,10 +76,10 @@ class FaultProxy:
         if not parts.hostname or not parts.port:
             raise ValueError(f"{target!r}: a proxy needs a URL with host and port")
         self._target = (parts.hostname, parts.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = _open()
         self.port: int = self._listener.getsockname()[1]
         login, at, _ = parts.netloc.rpartition("@")
-        self.url = parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}").geturl()
+        self.url = parts._replace(netloc=f"{login}{at}{HOST}:{self.port}").geturl()
         self.accepted = self.resets = self.swallowed_bytes = 0
         self._delay_s = dict.fromkeys(BOTH, 0.0)
         self._bytes_per_s: float | None = None
@@ -189,7 +197,7 @@ class FaultProxy:
         self._orders.append((act, done))
         with suppress(OSError):  # the thread may have done it already, and closed this behind it
             os.write(self._wake_write, b"\0")
-        done.wait(30)
+        done.wait(2 * REOPEN_S)
 
     def _serve(self) -> None:
         try:
@@ -379,12 +387,23 @@ def _abort(sock: socket.socket) -> None:
     sock.close()
 
 
+def _open() -> socket.socket:
+    """Listen on a port of our own."""
+    while True:
+        (port,) = free_ports(1)
+        try:
+            return socket.create_server((HOST, port))
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:  # else somebody was faster
+                raise
+
+
 def _reopen(port: int) -> socket.socket:
     """Listen again on the port we had."""
-    deadline = time.monotonic() + CONNECT_S
+    deadline = time.monotonic() + REOPEN_S
     while True:
         try:
-            return socket.create_server(("127.0.0.1", port))
+            return socket.create_server((HOST, port))
         except OSError:
             if time.monotonic() > deadline:
                 raise
