@@ -26,15 +26,15 @@ BROKERS = [
 ]
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
-    """The first true answer of `condition`; fails when there is none in time."""
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0, what: str | Callable[[], str] = "") -> Any:
+    """The first true answer of `condition`; fails when there is none in time, which is there to end a hang."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         answer = condition()
         if answer:
             return answer
         time.sleep(0.02)
-    pytest.fail(f"not within {timeout_s} s: {what or condition}")
+    pytest.fail(f"not within {timeout_s} s: {what() if callable(what) else what or condition}")
 
 
 class WorkerProcess:
@@ -68,13 +68,13 @@ class WorkerProcess:
                 pytest.fail(f"the worker ended with {self.process.returncode} before {text!r}:\n{self.log[-3000:]}")
             return text in self.log
 
-        wait_until(there, timeout_s, f"{text!r} in the worker's log:\n{self.log[-3000:]}")
+        wait_until(there, timeout_s, lambda: f"{text!r} in the worker's log:\n{self.log[-3000:]}")
         return self
 
     def send(self, signum: int) -> None:
         self.process.send_signal(signum)
 
-    def stop(self, signum: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+    def stop(self, signum: int = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         """Send a signal and wait; the exit code."""
         if self.process.poll() is None:
             self.send(signum)
@@ -86,14 +86,14 @@ class WorkerProcess:
     def kill_group(self) -> None:
         """As a power cut: the worker and its children, at once."""
         os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
         self._log.close()
 
     def end(self) -> None:
         """Whatever happened, leave nothing behind."""
         if self.process.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(60)
         self._log.close()
 
 
@@ -119,7 +119,7 @@ class House:
         concurrency = () if "-c" in options else ("-c", "2")
         worker = WorkerProcess(self, *concurrency, *options, app=app, **env)
         self.workers.append(worker)
-        return worker.wait_for("ready") if ready else worker
+        return worker.wait_for(" ready.") if ready else worker
 
     def send(self, task: str, *args: Any, **options: Any) -> Any:
         """Call a task of `suite_app` by name."""

@@ -49,7 +49,10 @@ class Fleet:
         return str(python.with_name(library))
 
     def worker(self, name: str, *options: str, library: str = "celeriac", **env: str) -> subprocess.Popen[bytes]:
-        """Start one, and wait until it is ready."""
+        """Start one, and wait until it is ready and hears what it is told.
+
+        A worker of Celery's on Redis says that it is ready before it listens; what is told till then is lost to it.
+        """
         log_path = self.place / f"{name}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -59,9 +62,13 @@ class Fleet:
             )  # fmt: skip
         self.processes.append(process)
         deadline = time.monotonic() + START_S
-        while "ready" not in (text := log_path.read_text(errors="replace")):
+
+        def is_ready() -> bool:
+            return " ready." in self.log(name) and bool(self.app.control.ping([f"{name}@here"], timeout=1.0))
+
+        while not is_ready():
             if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the {library} worker {name} did not get ready:\n{text[-3000:]}")
+                pytest.fail(f"the {library} worker {name} did not get ready:\n{self.log(name)[-3000:]}")
             time.sleep(0.05)
         return process
 
@@ -84,7 +91,7 @@ class Fleet:
     def end(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
 
     def close(self) -> None:
         for process in self.processes:

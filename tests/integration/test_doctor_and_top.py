@@ -33,7 +33,10 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_doctor_finds_nothing_wrong_with_a_worker_of_the_same_app(fleet: Fleet) -> None:
-    done = fleet.run("celeriac", "doctor", "--json", "--wait", "3")
+    for wait_s in ("2", "10", "50"):  # it waits all that time for workers, which on a busy machine may need it
+        done = fleet.run("celeriac", "doctor", "--json", "--wait", wait_s, timeout_s=100)
+        if "No worker answered" not in done.stdout:
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     sections = {section["title"]: section for section in json.loads(done.stdout)["sections"]}
     assert list(sections) == ["settings", "plugins", "broker", "results", "workers"]
@@ -42,10 +45,14 @@ def test_a_doctor_finds_nothing_wrong_with_a_worker_of_the_same_app(fleet: Fleet
 
 
 def test_top_shows_for_programs_what_runs_and_what_has_run(fleet: Fleet) -> None:
-    fleet.app.send_task("control.nap", (90,))
+    fleet.app.send_task("control.nap", (900,))
     for number in range(5):
         fleet.app.send_task("control.add", (number, 1)).get(timeout=30)
-    found = fleet.ask("celeriac", "top", "--once", "-i", "0.5", "-t", "3", "-Q", "controlled,empty")
+    for wait_s in ("2", "10", "40"):  # as above
+        done = fleet.run("celeriac", "top", "--once", "-i", "0.5", "-t", wait_s, "-Q", "controlled,empty", "--json")
+        if done.returncode == 0:
+            break
+    found = json.loads(done.stdout)
     (worker,) = found["workers"]
     assert (worker["name"], worker["slots"], worker["pool"]) == ("ours@here", 2, "threads")
     assert worker["done"] >= 5
@@ -114,8 +121,11 @@ def test_the_doctor_names_the_old_worker_that_eats_the_queue_and_stores_nothing(
 
         _, facts = look_at_settings(app, ())
         assert facts is not None
-        section = look_at_workers(app, facts, 5.0)
-        found = {rule: finding for rule, finding in section.findings if rule != "other-version"}
+        for wait_s in (3.0, 10.0, 40.0):  # as above
+            section = look_at_workers(app, facts, wait_s)
+            found = {rule: finding for rule, finding in section.findings if rule != "other-version"}
+            if "no-worker" not in found:
+                break
         assert set(found) == {"worker-without-results", "worker-without-tasks"}, section
         told = found["worker-without-results"]
         assert told.level == "error"

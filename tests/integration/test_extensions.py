@@ -29,7 +29,7 @@ def test_an_installed_extension_hears_of_ready_and_stopped(sqlite_house: House) 
     (info / "entry_points.txt").write_text("[celeriac.extensions]\nnoticing = noticing_extension\n")
     sqlite_house.env["PYTHONPATH"] += f":{place}"
     worker = sqlite_house.worker("-n", "w1@%h")
-    wait_until(lambda: (place / "ready").exists(), what="the ready hook")
-    assert (place / "ready").read_text().startswith("w1@")
+    ready = place / "ready"
+    wait_until(lambda: ready.exists() and ready.read_text().startswith("w1@"), what="the ready hook")
     assert worker.stop() == 0
     assert (place / "stopped").read_text().startswith("w1@")

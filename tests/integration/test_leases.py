@@ -18,8 +18,9 @@ from celeriac_support_redis.wire import Wire, connect, parse_url
 
 pytestmark = pytest.mark.services
 
-LEASE_S = 2.0
-LONG_S = 10 * LEASE_S
+#: A worker that is kept waiting for two thirds of it may lose what it holds.
+LEASE_S = 5.0
+LONG_S = 4 * LEASE_S
 
 PEER = """
 from celery import Celery
@@ -46,7 +47,7 @@ def starts(house: House) -> list[str]:
     return sorted(line.split()[1] for line in house.ran() if line.startswith("start"))
 
 
-def test_tasks_and_waits_ten_times_longer_than_a_lease_run_once(house: House) -> None:
+def test_tasks_and_waits_much_longer_than_a_lease_run_once(house: House) -> None:
     house.worker("-c", "2")
     house.worker("-P", "threads", "-c", "2")
     later = house.send("sleep", 0.0, "later", countdown=LONG_S)
@@ -60,7 +61,7 @@ def test_tasks_and_waits_ten_times_longer_than_a_lease_run_once(house: House) ->
 def test_a_task_that_keeps_the_processor_in_the_very_process_that_renews_runs_once(
     tmp_path: Path, redis_url: str
 ) -> None:
-    house = House(tmp_path, f"{redis_url}?lease=4", redis_url)
+    house = House(tmp_path, f"{redis_url}?lease=6", redis_url)
     try:
         for _ in range(2):
             house.worker("-P", "threads", "-c", "1")
@@ -76,17 +77,17 @@ def test_c_code_that_holds_the_interpreter_costs_no_lease_and_a_stopped_worker_s
 ) -> None:
     plain = make_house(kind, request, tmp_path)
     plain.close()
-    house = House(tmp_path, f"{plain.broker}?lease=3", plain.backend)
+    house = House(tmp_path, f"{plain.broker}?lease=5", plain.backend)
     try:
         for pool in ("threads", "solo"):
             house.worker("-P", pool, "-c", "1")
-        assert house.send("hold_interpreter", 7, "held").get(timeout=60) == "held"
+        assert house.send("hold_interpreter", 8, "held").get(timeout=60) == "held"
         assert starts(house) == ["held"]
-        house.send("sleep", 60.0, "stopped")
+        house.send("hold", "stopped")
         wait_until(lambda: "stopped" in starts(house), what="the task")
         (pid,) = (int(line.split()[2]) for line in house.ran() if line.startswith("start stopped"))
         os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: starts(house).count("stopped") == 2, 30.0, "the other worker's run")
+        wait_until(lambda: starts(house).count("stopped") == 2, 60.0, "the other worker's run")
     finally:
         house.close()
 
@@ -96,9 +97,9 @@ def test_celerys_workers_leave_alone_what_is_held_here_for_longer_than_their_vis
     house: House, redis_url: str, server: Wire
 ) -> None:
     """All workers of one Redis share the record of what is held, and any Celery worker gives back what looks old."""
-    house.env["SUITE_BROKER"] = f"{redis_url}?visibility_timeout=2"
+    house.env["SUITE_BROKER"] = f"{redis_url}?visibility_timeout={LEASE_S:g}"
     house.worker("-c", "2")
-    (house.place / "peer.py").write_text(PEER.format(url=redis_url, timeout=2))
+    (house.place / "peer.py").write_text(PEER.format(url=redis_url, timeout=LEASE_S))
     log = (house.place / "peer.log").open("wb")
     words = ["-m", "celery", "-A", "peer", "worker", "-c", "1", "-P", "solo", "-Q", "peers", "-l", "info"]
     peer = subprocess.Popen(
@@ -109,8 +110,9 @@ def test_celerys_workers_leave_alone_what_is_held_here_for_longer_than_their_vis
         stderr=subprocess.STDOUT,
     )
     try:
-        result = house.send("sleep", 25.0, "held")
+        result = house.send("hold", "held")
         wait_until(lambda: starts(house), what="the task")
+        time.sleep(LEASE_S)  # what is not renewed is abandoned from now on
         abandoned = {
             "headers": {},
             "properties": {"delivery_info": {"exchange": "", "routing_key": "probe"}},
@@ -118,8 +120,9 @@ def test_celerys_workers_leave_alone_what_is_held_here_for_longer_than_their_vis
         }
         server.call("HSET", "unacked", "probe", json.dumps([abandoned, "", "probe"]))
         server.call("ZADD", "unacked_index", time.time() - 100, "probe")
-        wait_until(lambda: server.call("LLEN", "probe"), 24.0, what="Celery's search for abandoned messages")
+        wait_until(lambda: server.call("LLEN", "probe"), what="Celery's search for abandoned messages")
         assert server.call("HLEN", "unacked") == 1, "ours is still recorded"
+        house.release("held")
         assert result.get(timeout=60) == "held"
         assert starts(house) == ["held"]
     finally:

@@ -16,7 +16,7 @@ from celeriac.messaging.broadcasts import control_exchange
 from celeriac.spec import Payload, Route
 
 NODE = "w1@here"
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module", params=BROKERS)
@@ -58,14 +58,14 @@ def test_a_worker_answers_who_asks_for_it_and_nobody_else(fleet: Fleet) -> None:
 
 
 def test_what_runs_is_shown_with_its_arguments_and_its_process(fleet: Fleet) -> None:
-    result = send(fleet, "nap", 30)
+    result = send(fleet, "nap", 600)
     try:
-        wait_until(lambda: inspect(fleet).active()[NODE])
+        wait_until(lambda: any(info["worker_pid"] for info in inspect(fleet).active()[NODE]))
         (info,) = inspect(fleet).active()[NODE]
-        assert (info["id"], info["name"], info["args"], info["kwargs"]) == (result.id, "control.nap", [30], {})
+        assert (info["id"], info["name"], info["args"], info["kwargs"]) == (result.id, "control.nap", [600], {})
         assert info["hostname"] == NODE
         assert info["worker_pid"] in inspect(fleet).stats()[NODE]["pool"]["processes"]
-        assert abs(info["time_start"] - time.time()) < 60
+        assert abs(info["time_start"] - time.time()) < 300
         assert info["delivery_info"]["routing_key"] == "controlled"
         state, shown = inspect(fleet).query_task(result.id)[NODE][result.id]
         assert (state, shown["id"]) == ("active", result.id)
@@ -104,9 +104,13 @@ def test_tasks_are_revoked_by_their_stamps(fleet: Fleet) -> None:
 
 def test_a_worker_says_what_it_is(fleet: Fleet) -> None:
     send(fleet, "add", 2, 2).get(timeout=WAIT_S)
-    stats = wait_until(lambda: (found := inspect(fleet).stats()[NODE])["total"].get("control.add") and found)
+
+    def settled() -> Any:  # it has counted the task, and has a new process for one that was killed before
+        found = inspect(fleet).stats()[NODE]
+        return found["total"].get("control.add") and len(found["pool"]["processes"]) == 2 and found
+
+    stats = wait_until(settled)
     assert stats["pool"]["max-concurrency"] == 2
-    assert len(stats["pool"]["processes"]) == 2
     assert stats["pid"] > 1
     assert int(stats["clock"]) > 0
     assert stats["rusage"]["maxrss"] > 0
@@ -184,8 +188,8 @@ def test_what_is_no_command_is_dropped_and_counted(fleet: Fleet) -> None:
 def test_a_flood_of_commands_does_not_hold_up_tasks(fleet: Fleet) -> None:
     for _ in range(500):
         fleet.app.control.broadcast("memsample")
-    assert send(fleet, "add", 20, 22).get(timeout=WAIT_S) == 42
-    assert fleet.app.control.ping([NODE], timeout=30)
+    assert send(fleet, "add", 20, 22).get(timeout=100) == 42
+    assert fleet.app.control.ping([NODE], timeout=100)
 
 
 def test_events_tell_the_life_of_tasks(fleet: Fleet) -> None:
@@ -206,16 +210,19 @@ def test_events_tell_the_life_of_tasks(fleet: Fleet) -> None:
 
         def all_there() -> bool:
             receiver.drain(0.1)
+            workers[:] = state.alive_workers()
+            calls = {good.id, bad.id, retried.id, telling.id}
             ended = {event["uuid"] for event in seen if event["type"] in ("task-succeeded", "task-failed")}
-            return {good.id, bad.id, retried.id, telling.id} <= ended and "worker-heartbeat" in {
-                event["type"] for event in seen
-            }
+            sent = {event["uuid"] for event in seen if event["type"] == "task-sent"}
+            return calls <= ended & sent and any(worker.processed for worker in workers)
 
-        wait_until(all_there, 20)
+        workers: list[Any] = []
+        wait_until(all_there)
     told = types(good)
     assert [type for type in told if type != "task-sent"] == ["task-received", "task-started", "task-succeeded"]
     assert told.count("task-sent") == 1  # by the client, which may be slower to tell than the worker to run
-    assert types(retried)[-3:] == ["task-received", "task-started", "task-succeeded"]
+    of_worker = [type for type in types(retried) if type != "task-sent"]
+    assert of_worker[-3:] == ["task-received", "task-started", "task-succeeded"]
     assert "task-retried" in types(retried)
     assert "task-progress" in types(telling)
     order = ("task-sent", "task-received", "task-started", "task-succeeded")
@@ -236,7 +243,7 @@ def test_events_tell_the_life_of_tasks(fleet: Fleet) -> None:
     task = state.tasks[bad.id]
     assert (task.state, task.exception) == ("FAILURE", "ValueError('oh')")
     assert "boom" in (task.traceback or "")
-    (worker,) = state.alive_workers()
+    (worker,) = workers
     assert (worker.hostname, worker.sw_ident, worker.freq) == (NODE, "py-celeriac", 2.0)
     assert worker.processed
     assert worker.loadavg
@@ -261,13 +268,13 @@ def test_task_events_are_switched_off_and_on(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("fleet", ["sqlite"], indirect=True)
 def test_the_command_lines_say_the_same(fleet: Fleet) -> None:
-    assert fleet.ask("celeriac", "status", "-t", "5", "-d", NODE) == {NODE: {"ok": "pong"}}
-    shown = fleet.run("celeriac", "inspect", "-t", "5", "-d", NODE, "registered")
+    assert fleet.ask("celeriac", "status", "-t", "60", "-d", NODE) == {NODE: {"ok": "pong"}}
+    shown = fleet.run("celeriac", "inspect", "-t", "60", "-d", NODE, "registered")
     assert shown.returncode == 0
     assert f"->  {NODE}: OK" in shown.stdout
     assert "* control.add" in shown.stdout
     assert "1 node online." in shown.stderr
-    assert fleet.ask("celeriac", "control", "-t", "5", "-d", NODE, "count_up", "6") == [{NODE: {"ok": 7}}]
+    assert fleet.ask("celeriac", "control", "-t", "60", "-d", NODE, "count_up", "6") == [{NODE: {"ok": 7}}]
     nobody = fleet.run("celeriac", "inspect", "-t", "0.2", "-d", "nobody@here", "ping")
     assert nobody.returncode == 69
     assert "No nodes replied within time constraint" in nobody.stderr
@@ -299,9 +306,11 @@ def test_a_worker_scales_itself(fleet: Fleet) -> None:
         return fleet.app.control.inspect([node], timeout=WAIT_S).stats()[node]
 
     assert stats()["autoscaler"] == {"max": 3, "min": 1, "current": 1, "qty": 0}
-    naps = [send(fleet, "nap", 6, queue="scaled") for _ in range(3)]
+    go_on = fleet.place / "go-on"
+    held = [send(fleet, "hold", str(go_on), queue="scaled") for _ in range(3)]
     wait_until(lambda: stats()["autoscaler"]["current"] == 3)
-    assert [nap.get(timeout=30) for nap in naps] == [6, 6, 6]
+    go_on.touch()
+    assert [one.get(timeout=WAIT_S) for one in held] == ["held"] * 3
     wait_until(lambda: stats()["autoscaler"]["current"] == 1)
     (refused,) = fleet.app.control.pool_grow(1, [node], reply=True, timeout=WAIT_S)
     assert "error" in refused[node]

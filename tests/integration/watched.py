@@ -35,18 +35,21 @@ class Watched:
     def wait_for(self, *texts: str, count: int = 1) -> None:
         """Until its log has each of these so often."""
         deadline = time.monotonic() + WAIT_S
-        while not all(self.err.count(text) >= count for text in texts):
-            assert self.process.poll() is None, self.err
+        while True:
+            has_ended = self.process.poll() is not None  # it may say its last words after we have read
+            if all(self.err.count(text) >= count for text in texts):
+                return
+            assert not has_ended, self.err
             assert time.monotonic() < deadline, f"{texts} never came:\n{self.err}"
             time.sleep(0.02)
 
     def stop(self) -> int:
         """Tell it to end, and wait; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(WAIT_S)
 
     def close(self) -> None:
         """Whatever happened, leave nothing behind."""
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(WAIT_S)

@@ -31,6 +31,13 @@ def nap(seconds):
     return seconds
 
 
+@app.task(name="control.hold")
+def hold(go_on):
+    while not os.path.exists(go_on):
+        time.sleep(0.05)
+    return "held"
+
+
 @app.task(name="control.boom", bind=True)
 def boom(self, text):
     raise ValueError(text)

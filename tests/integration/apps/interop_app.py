@@ -94,7 +94,7 @@ def progress(self, go_on):
 
 
 def _wait_for(path):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while not os.path.exists(path) and time.monotonic() < deadline:
         time.sleep(0.05)
 
