@@ -49,9 +49,21 @@ from celeriac.spec import (
     Settlement,
     Transport,
 )
-from celeriac.testing.kit import AbilityAware, Bench, ListenerBench, eventually, make_transport, needs
+from celeriac.testing.kit import (
+    PATIENCE_S,
+    RENEW_S,
+    AbilityAware,
+    Bench,
+    ListenerBench,
+    eventually,
+    make_transport,
+    needs,
+)
 
 __all__ = ["BrokerConformance", "make_payload"]
+
+#: How often a living worker may give its signs of life too late before its message is taken for lost.
+HOLD_TRIES = 5
 
 OpenConsumer = Callable[..., Consumer]
 OpenListener = Callable[..., ListenerBench]
@@ -366,8 +378,10 @@ class BrokerConformance(AbilityAware):
     ) -> None:
         consumer = open_consumer(queue)
         bench.take_none(consumer)
-        waits = []
-        for _ in range(5):
+        waits: list[float] = []
+        while len([wait for wait in waits if wait < 1.5]) < 3:  # on a busy machine some come late
+            assert len(waits) < 15, f"most of the messages came late: {waits}"
+            assert len(waits) < 5 or min(waits) < 1.5, f"all of the messages came late: {waits}"
             timer = threading.Timer(0.1, transport.send, ([make_payload(queue)],))
             timer.start()
             started = time.monotonic()
@@ -375,7 +389,6 @@ class BrokerConformance(AbilityAware):
             waits.append(time.monotonic() - started)
             timer.join()
             consumer.settle([Settlement(delivery.tag)])
-        assert sorted(waits)[2] < 1.5, f"most of the messages came late: {waits}"
 
     def test_queues_may_be_added_and_dropped_while_consuming(
         self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
@@ -453,41 +466,56 @@ class BrokerConformance(AbilityAware):
             victim.communicate()
 
     def test_B12_a_living_worker_keeps_what_it_has(
-        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+        self, transport: Transport, queue: str, open_consumer: OpenConsumer
     ) -> None:
-        transport.send([make_payload(queue)])
-        holder = open_consumer(queue)
-        (delivery,) = bench.take(holder, 1)
-        other = Bench()
-        rival = open_consumer(queue, poller=other)
-        for _ in range(9 if "lease" in self.abilities else 2):  # however long its task runs
-            assert holder.renew() == []
-            other.take_none(rival, 0.3)
-        holder.settle([Settlement(delivery.tag)])
-        holder.flush(5)
-        other.take_none(rival)
+        rounds = 9 if "lease" in self.abilities else 2  # however long its task runs
+        self._hold(transport, queue, open_consumer, rounds, lambda holder: holder.renew)
 
     @needs("lease", "shared")
     def test_B9_what_stands_in_for_a_worker_keeps_its_lease(
-        self, transport: Transport, queue: str, bench: Bench, open_consumer: OpenConsumer
+        self, transport: Transport, queue: str, open_consumer: OpenConsumer
     ) -> None:
+        def stand_in(holder: Any) -> Callable[[], Any]:
+            if not hasattr(holder, "stand_in"):
+                pytest.skip("this consumer's lease is not kept by another process")
+            where, words = json.loads(json.dumps(holder.stand_in()))
+            module, _, name = where.partition(":")
+            renew: Callable[[], Any] = getattr(importlib.import_module(module), name)(**words).renew
+            return renew
+
+        self._hold(transport, queue, open_consumer, 9, stand_in)
+
+    @staticmethod
+    def _hold(
+        transport: Transport,
+        queue: str,
+        open_consumer: OpenConsumer,
+        rounds: int,
+        signs_of: Callable[[Consumer], Callable[[], Any]],
+    ) -> None:
+        """Hold a message by signs of life while a rival wants it. Whoever gave them too late, on a machine that is busy
+        with other things, has lost it rightly, and tries again."""
         transport.send([make_payload(queue)])
-        holder = open_consumer(queue)
-        if not hasattr(holder, "stand_in"):
-            pytest.skip("this consumer's lease is not kept by another process")
-        (delivery,) = bench.take(holder, 1)
-        where, words = json.loads(json.dumps(holder.stand_in()))
-        module, _, name = where.partition(":")
-        stand_in = getattr(importlib.import_module(module), name)(**words)
-        other = Bench()
-        rival = open_consumer(queue, poller=other)
-        for _ in range(9):
-            stand_in.renew()
-            other.take_none(rival, 0.3)
-        assert holder.renew() == []
-        holder.settle([Settlement(delivery.tag)])
-        holder.flush(5)
-        other.take_none(rival)
+        for tries_left in reversed(range(HOLD_TRIES)):
+            pace, bench, other = _Pace(), Bench(), Bench()
+            holder = open_consumer(queue, poller=bench)
+            (delivery,) = bench.take(holder, 1)
+            rival, renew = open_consumer(queue, poller=other), signs_of(holder)
+            try:
+                for _ in range(rounds):
+                    lost = pace.give(renew) or []
+                    assert lost == []
+                    other.take_none(rival, 0.3)
+                assert pace.give(holder.renew) == []
+                holder.settle([Settlement(delivery.tag)])
+                holder.flush(PATIENCE_S)
+                other.take_none(rival)
+                return
+            except (AssertionError, TransportLost):
+                if pace.was_kept() or not tries_left:
+                    raise
+            rival.close()
+            holder.close()
 
     @needs("attempts")
     def test_B13_a_message_lost_after_its_start_is_counted_and_flagged(
@@ -529,7 +557,7 @@ class BrokerConformance(AbilityAware):
         due = time.time() + 0.2 if "delay" in self.abilities else None
         consumer.settle([Settlement(came(3, 1).tag, "requeue", due=due, started=True, spared=True)])
         consumer.settle([Settlement(came(4, 2).tag)])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         bench.take_none(consumer)
 
     # -- finishing ----------------------------------------------------------------------------------------
@@ -541,7 +569,7 @@ class BrokerConformance(AbilityAware):
         consumer = open_consumer(queue)
         taken = bench.take(consumer, 3)
         consumer.settle([Settlement(delivery.tag) for delivery in taken])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         consumer.close()
         bench.take_none(open_consumer(queue))
 
@@ -553,7 +581,7 @@ class BrokerConformance(AbilityAware):
         (first,) = bench.take(consumer, 1)
         consumer.settle([Settlement(first.tag)])
         consumer.settle([Settlement(first.tag), Settlement(first.tag, "requeue", started=True)])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         (second,) = bench.take(consumer, 1)
         assert _id(second) != _id(first)
         consumer.settle([Settlement(second.tag)])
@@ -585,7 +613,7 @@ class BrokerConformance(AbilityAware):
         (alive,) = bench.take(consumer, 1)
         assert _id(alive) != _id(dead)
         consumer.settle([Settlement(alive.tag)])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         consumer.close()
         bench.take_none(open_consumer(queue))
 
@@ -599,7 +627,7 @@ class BrokerConformance(AbilityAware):
         before = time.time()
         for delivery in bench.take(consumer, 5):
             consumer.settle([Settlement(delivery.tag, "dead", reason="kit", error="é" * 20_000)])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         box = self._box(transport, queue)
         eventually(lambda: box.dead_boxes([queue])[0].count == 5)
         assert [letter.reason for letter in box.browse_dead(queue)] == ["kit"] * 5
@@ -635,7 +663,7 @@ class BrokerConformance(AbilityAware):
         (delivery,) = bench.take(consumer, 1)
         first = delivery.head
         consumer.settle([Settlement(delivery.tag, "dead", reason="kit")])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         box = self._box(transport, queue)
         eventually(lambda: box.dead_boxes([queue])[0].count == 1)
         (letter,) = box.browse_dead(queue)
@@ -649,7 +677,7 @@ class BrokerConformance(AbilityAware):
         assert box.requeue_dead(queue, [letter.id]) == 0
         assert box.browse_dead(queue) == []
         consumer.settle([Settlement(delivery.tag)])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         bench.take_none(consumer)
 
     @needs("dead_letter", "browse_dead")
@@ -660,7 +688,7 @@ class BrokerConformance(AbilityAware):
         consumer = open_consumer(queue)
         for delivery in bench.take(consumer, 3):
             consumer.settle([Settlement(delivery.tag, "dead", reason="kit")])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         box = self._box(transport, queue)
         eventually(lambda: box.dead_boxes([queue])[0].count == 3)
         first, second, third = [letter.id for letter in box.browse_dead(queue)]
@@ -688,7 +716,7 @@ class BrokerConformance(AbilityAware):
             seen.append(_id(delivery))
             follow = [make_payload(queue)] if step < 4 else []
             consumer.settle([Settlement(delivery.tag)], publish=follow)
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         bench.take_none(consumer)
         assert len(set(seen)) == 5
 
@@ -706,7 +734,7 @@ class BrokerConformance(AbilityAware):
         except PublishRejected:  # else the consumer sees to that message by itself, and tells of it
             late = False
         consumer.settle([Settlement(first.tag), Settlement(second.tag)])
-        consumer.flush(10)
+        consumer.flush(PATIENCE_S)
         if late and hasattr(consumer, "unsent"):
             ((told, why),) = consumer.unsent()
             assert (told.headers["id"], bool(why), consumer.unsent()) == (lost.headers["id"], True, [])
@@ -714,7 +742,7 @@ class BrokerConformance(AbilityAware):
         (other,) = bench.take(consumer, 1)
         assert not other.redelivered
         consumer.settle([Settlement(other.tag)])
-        consumer.flush(10)
+        consumer.flush(PATIENCE_S)
         consumer.close()
         bench.take_none(open_consumer(queue))
 
@@ -727,7 +755,7 @@ class BrokerConformance(AbilityAware):
         consumer.stop()
         bench.take_none(consumer)
         consumer.settle([Settlement(held.tag)])
-        consumer.flush(5)
+        consumer.flush(PATIENCE_S)
         other = Bench()
         taken = other.take(open_consumer(queue, poller=other), 9)
         assert len(taken) == 9
@@ -742,7 +770,7 @@ class BrokerConformance(AbilityAware):
         started = time.monotonic()
         consumer.close()
         consumer.close()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         other = Bench()
         assert len(other.take(open_consumer(queue, poller=other), 5)) == 5
 
@@ -780,7 +808,7 @@ class BrokerConformance(AbilityAware):
                 sent |= {payload.headers["id"] for payload in follow}
                 consumers[which].settle(settlements, publish=follow)
                 if dice.random() < 0.5:
-                    consumers[which].flush(5)
+                    consumers[which].flush(PATIENCE_S)
             elif action == "reopen" and dice.random() < 0.3:
                 consumers[which].close()
                 benches[which] = Bench()
@@ -1008,7 +1036,7 @@ class BrokerConformance(AbilityAware):
         transport.send([make_payload(queue)])
         (delivery,) = bench.take(consumer, 1)
         consumer.settle([Settlement(delivery.tag)])
-        consumer.flush(5.0)
+        consumer.flush(PATIENCE_S)
 
     @needs("fanout")
     def test_B31_a_closed_listener_says_so(self, transport: Any, open_listener: OpenListener) -> None:
@@ -1045,20 +1073,38 @@ class BrokerConformance(AbilityAware):
     ) -> None:
         transport.send([make_payload(queue)])
         assert isinstance(transport, Diagnoses)
-        found = transport.diagnose(longest_task_s=60.0, timeout_s=10.0)
+        found = transport.diagnose(longest_task_s=60.0, timeout_s=PATIENCE_S)
         assert all(one.about and one.text for one in found)
         assert [one for one in found if one.level == "error"] == []
         eventually(lambda: transport.depth(queue) == 1)
 
     def test_ping_names_the_broker(self, transport: Transport) -> None:
-        assert transport.ping(5.0)
+        assert transport.ping(PATIENCE_S)
 
     def test_a_transport_may_be_closed_twice(self, url: str) -> None:
         transport = make_transport(self.plugin, url, self.settings)
         transport.close()
-        transport.ping(5.0)
+        transport.ping(PATIENCE_S)
         transport.close()
         transport.close()
+
+
+class _Pace:
+    """Whether signs of life were given as often as it is a worker's part, by its own watch."""
+
+    def __init__(self) -> None:
+        self._longest_s = 0.0
+        self._last_at = time.monotonic()
+
+    def give(self, renew: Callable[[], Any]) -> Any:
+        begun = time.monotonic()
+        answer = renew()
+        self._longest_s = max(self._longest_s, time.monotonic() - self._last_at)
+        self._last_at = begun
+        return answer
+
+    def was_kept(self) -> bool:
+        return max(self._longest_s, time.monotonic() - self._last_at) <= RENEW_S
 
 
 def _fanout_exchange() -> ExchangeSpec:

@@ -90,7 +90,7 @@ class Listener:
         self.consumer = consumer
         self.poller = poller
 
-    def take(self, count: int, timeout_s: float = 10.0) -> list[Delivery]:
+    def take(self, count: int, timeout_s: float = 30.0) -> list[Delivery]:
         """Exactly `count` deliveries, or an assertion."""
         out: list[Delivery] = []
         deadline = time.monotonic() + timeout_s
@@ -110,13 +110,20 @@ class Listener:
             self.poller.wait(0.05)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever closes waits for what was settled to be known: a test that looks afterwards must not find it given back
+    because the broker was busy."""
+    monkeypatch.setattr("celeriac_broker_amqp.consumer.CLOSE_TIMEOUT_S", 30.0)
+
+
 @pytest.fixture
 def open_transport(amqp_url: str) -> Iterator[Callable[..., AmqpTransport]]:
     """Makes transports; by default to this test's own virtual host."""
     opened: list[AmqpTransport] = []
 
     def make(url: str = amqp_url, **settings: Any) -> AmqpTransport:
-        transport = AmqpTransport(url, settings)
+        transport = AmqpTransport(url, {"broker_connection_timeout": 30.0, **settings})
         opened.append(transport)
         return transport
 
@@ -178,7 +185,7 @@ def set_memory_alarm(service: RabbitMQService, alarm: bool) -> None:
     wait_until(lambda: (evaluate(service, "rabbit_alarm:get_alarms()") != "[]") is alarm, "the node to know")
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"

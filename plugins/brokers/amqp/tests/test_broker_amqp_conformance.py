@@ -15,8 +15,9 @@ from celeriac_broker_amqp.transport import AmqpTransport
 class TestAmqpBroker(BrokerConformance):
     plugin = "celeriac_broker_amqp"
     abilities = AmqpTransport.abilities
+    settings = {"broker_connection_timeout": 30.0}  # noqa: RUF012 - a fixed mapping
     urgent_first = (9, 0)
-    recovery_s = 10.0
+    recovery_s = 20.0
 
     #: Its lease is its connection, which nobody else can keep.
     test_B9_what_stands_in_for_a_worker_keeps_its_lease = None  # type: ignore[assignment]
@@ -35,7 +36,7 @@ class TestAmqpBroker(BrokerConformance):
         consumer.stop()
         bench.take_none(consumer)
         consumer.settle([Settlement(held.tag)])
-        consumer.flush(5)
+        consumer.flush(30)
         other = Bench()
         assert len(other.take(open_consumer(queue, poller=other), 9)) == 9
         other.take_none(open_consumer(queue, poller=other))

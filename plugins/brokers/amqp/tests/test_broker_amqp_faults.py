@@ -48,17 +48,17 @@ def test_connections_closed_by_an_operator_cost_a_sender_nothing_and_a_worker_a_
     listener = listen(transport, tools.spec("q"))
     first, _ = listener.take(2)
     listener.consumer.settle([Settlement(first.tag)], publish=[tools.payload("next")])
-    listener.consumer.flush(5.0)
-    connections = "rabbit_networking:connections()"
-    tools.evaluate(rabbitmq_service, f'rabbit_networking:close_connections({connections}, <<"because">>)')
+    listener.consumer.flush(30.0)
+    close = 'catch rabbit_networking:close_connection(One, <<"because">>)'  # one that is going needs no closing
+    tools.evaluate(rabbitmq_service, f"[({close}) || One <- rabbit_networking:connections()]")
     with pytest.raises(TransportLost, match="320 CONNECTION_FORCED - because"):
         listener.take(1)
     with pytest.raises(TransportLost):
         listener.consumer.settle([Settlement(99)], publish=[tools.payload("next")])
-        listener.consumer.flush(5.0)
+        listener.consumer.flush(30.0)
     started = time.monotonic()
     listener.consumer.close()
-    assert time.monotonic() - started < 15.0
+    assert time.monotonic() - started < 29.0
     transport.send([tools.payload("q")])
     again = listen(transport, tools.spec("q")).take(2)
     assert sorted(delivery.redelivered for delivery in again) == [False, True]
@@ -75,7 +75,7 @@ def test_a_memory_alarm_stops_publishing_in_time_and_lets_acknowledgements_throu
     listener = listen(transport, tools.spec("q"))
     one, two, three, _ = listener.take(4)
     listener.consumer.settle([Settlement(one.tag)], publish=[tools.payload("next")])
-    listener.consumer.flush(5.0)
+    listener.consumer.flush(30.0)
     tools.set_memory_alarm(rabbitmq_service, True)
     try:
         with pytest.raises(PublishUncertain, match="blocks publishers: low on memory"):
@@ -90,7 +90,7 @@ def test_a_memory_alarm_stops_publishing_in_time_and_lets_acknowledgements_throu
         assert listener.consumer._followers.count == 2
     finally:
         tools.set_memory_alarm(rabbitmq_service, False)
-    listener.consumer.flush(10.0)
+    listener.consumer.flush(30.0)
     tools.wait_until(lambda: transport.depth("next") == 3, "published when the alarm was over")
     listener.consumer._link.drop()
     # The fourth comes back when the server has noticed; the uncertain one may have arrived, at any time.
@@ -190,7 +190,7 @@ def test_what_a_failing_queue_had_is_uncertain_for_it_may_have_been_handed_out(
     listener.consumer.close()
     again = listen(other, tools.spec("q"))
     while True:  # what the queue had on its disk comes too
-        (delivery,) = again.take(1, 20.0)
+        (delivery,) = again.take(1)
         if delivery.head.id == follower.head.id and "x-celeriac-publish-try" in other.unpack(delivery.raw).headers:
             break
 
@@ -210,7 +210,7 @@ def test_a_killed_broker_keeps_what_it_confirmed(
     listener = listen(transport, spec, window=40)
     got = listener.take(40)
     listener.consumer.settle([Settlement(delivery.tag) for delivery in got[:10]])
-    listener.consumer.flush(5.0)
+    listener.consumer.flush(30.0)
     service.kill()
     with pytest.raises(TransportLost):
         listener.take(1)
@@ -222,4 +222,4 @@ def test_a_killed_broker_keeps_what_it_confirmed(
     again = listen(transport, spec, window=40)
     ids: set[str] = set()
     while not missing <= ids:  # acknowledgements that it had not written down yet are forgotten, and those come too
-        ids.add(again.take(1, 30)[0].head.id)
+        ids.add(again.take(1)[0].head.id)

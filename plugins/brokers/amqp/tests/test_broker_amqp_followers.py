@@ -150,13 +150,13 @@ def test_what_the_broker_refuses_is_set_aside_and_costs_neither_the_link_nor_wha
     listener = listen(transport, tools.spec("q"))
     first, second, third, fourth = listener.take(4)
     listener.consumer.settle([Settlement(first.tag)], publish=[tools.payload("next", id="1")])
-    listener.consumer.flush(10.0)
+    listener.consumer.flush(30.0)
     lost, strange = tools.payload("next", id="lost"), tools.payload("next", id="odd", properties={"expiration": "abc"})
     lost.route = Route("next", "nowhere")
     listener.consumer.settle([Settlement(second.tag)], publish=[lost, tools.payload("next", id="2")])
     listener.consumer.settle([Settlement(third.tag)], publish=[strange, tools.payload("next", id="3")])
     listener.consumer.settle([Settlement(fourth.tag)], publish=[tools.payload("next", id="4")])
-    listener.consumer.flush(10.0)
+    listener.consumer.flush(30.0)
     letters = transport.browse_dead("next")
     assert [letter.reason for letter in letters] == ["unsendable"] * 2
     assert "no exchange 'nowhere'" in letters[0].error
@@ -172,8 +172,13 @@ def test_what_the_broker_refuses_is_set_aside_and_costs_neither_the_link_nor_wha
 
 
 def test_of_what_is_larger_than_the_broker_takes_it_is_told_before_anything_is_done_once_that_is_known(
-    transport: AmqpTransport, listen: Any, tools: Any, rabbitmq_service: RabbitMQService
+    transport: AmqpTransport,
+    listen: Any,
+    tools: Any,
+    rabbitmq_service: RabbitMQService,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("celeriac_broker_amqp.consumer.CLOSE_TIMEOUT_S", 0.5)  # for what is lost
     transport.send([tools.payload("q")])
     listener = listen(transport, tools.spec("q"))
     (delivery,) = listener.take(1)
@@ -182,14 +187,14 @@ def test_of_what_is_larger_than_the_broker_takes_it_is_told_before_anything_is_d
     try:
         with pytest.raises(TransportLost, match="larger than configured max size 10000"):
             listener.consumer.settle([Settlement(delivery.tag)], publish=[large])
-            listener.consumer.flush(10.0)
+            listener.consumer.flush(30.0)
         listener.consumer.close()
         listener = listen(transport, tools.spec("q"))
         (delivery,) = listener.take(1)
         with pytest.raises(PublishRejected, match="20000 bytes"):
             listener.consumer.settle([Settlement(delivery.tag)], publish=[large])
         listener.consumer.settle([Settlement(delivery.tag, "dead", reason="what follows from it has nowhere to go")])
-        listener.consumer.flush(10.0)
+        listener.consumer.flush(30.0)
     finally:
         tools.evaluate(rabbitmq_service, "application:set_env(rabbit, max_message_size, 134217728)")
     assert transport.depth("celeriac.dead.q") == 1
@@ -216,7 +221,7 @@ def test_what_cannot_be_set_aside_for_want_of_a_queue_is_held_until_there_is_one
         sent = followers._publisher.link.bytes_sent
         listener.consumer.receive(0)
         assert followers._publisher.link.bytes_sent - sent < 2_000, "a try at a time"
-    listener.consumer.flush(10.0)
+    listener.consumer.flush(30.0)
     assert [letter.reason for letter in transport.browse_dead("q")] == ["crash"]
 
 

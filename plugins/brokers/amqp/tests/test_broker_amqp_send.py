@@ -204,7 +204,7 @@ def test_a_child_process_sends_on_a_connection_of_its_own(transport: AmqpTranspo
 
 
 def test_ping_names_the_broker(transport: AmqpTransport) -> None:
-    assert transport.ping(5.0).startswith("RabbitMQ 3.")
+    assert transport.ping(30.0).startswith("RabbitMQ 3.")
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_ping_names_the_broker(transport: AmqpTransport) -> None:
 def test_a_broker_that_cannot_be_reached_is_told_apart(
     open_transport: Callable[..., AmqpTransport], amqp_url: str, change: Callable[[str], str], words: str
 ) -> None:
-    transport = open_transport(change(amqp_url), broker_connection_timeout=20.0)
+    transport = open_transport(change(amqp_url), broker_connection_timeout=30.0)
     with pytest.raises(TransportUnreachable, match=words) as caught:
-        transport.ping(20.0)
+        transport.ping(30.0)
     assert "wr0ng" not in str(caught.value)
 
 
@@ -234,7 +234,7 @@ def test_a_silent_host_is_given_up_in_time(open_transport: Callable[..., AmqpTra
         started = time.monotonic()
         with pytest.raises(TransportUnreachable, match="did not answer in time"):
             transport.send([tools.payload("q")])
-        assert time.monotonic() - started < 15.0
+        assert time.monotonic() - started < 30.0
 
 
 def test_who_wants_one_connection_too_many_waits_no_longer_than_is_set(
@@ -247,9 +247,9 @@ def test_who_wants_one_connection_too_many_waits_no_longer_than_is_set(
         transport.send([tools.payload("q")])
 
     with pytest.raises(ConnectionsBusy, match=r"all 1 connections .* in use for 0\.2 s.*raise broker_pool_limit"):
-        transport._use_publisher(send_another, time.monotonic() + 5)
+        transport._use_publisher(send_another, time.monotonic() + 30)
     free = open_transport(broker_pool_limit=0)
-    free._use_publisher(lambda publisher: free.send([tools.payload("q")]), time.monotonic() + 5)
+    free._use_publisher(lambda publisher: free.send([tools.payload("q")]), time.monotonic() + 30)
     assert free._idle == [], "none is kept"
     assert free.depth("q") == 1
 

@@ -88,7 +88,7 @@ def test_everything_goes_over_tls(
     listener.consumer.settle([Settlement(delivery.tag) for delivery in got], publish=[tools.payload("next")])
     got += (rest := listener.take(600))
     listener.consumer.settle([Settlement(delivery.tag) for delivery in rest])
-    listener.consumer.flush(10)
+    listener.consumer.flush(30.0)
     assert [transport.unpack(delivery.raw).body for delivery in got] == [payload.body for payload in sent]
     assert transport.depth("next") == 1
     listener.consumer.close()
@@ -143,4 +143,4 @@ def test_a_certificate_of_somebody_else_is_refused(
         {"ca_certs": f"{certificate}.crt", "cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "elsewhere"},
     ):
         with pytest.raises(TransportUnreachable, match="TLS"):
-            open_transport(tls_url, broker_use_ssl=trust).ping(5.0)
+            open_transport(tls_url, broker_use_ssl=trust).ping(30.0)

@@ -59,7 +59,7 @@ def test_B11_a_consumer_that_nobody_refers_to_any_more_gives_back_what_it_held(
     bench.take_none(consumer, 0.05)
     del forgotten
     gc.collect()
-    taken = bench.take(consumer, 2, 2.0)
+    taken = bench.take(consumer, 2)
     assert [(one.attempt, one.redelivered) for one in taken] == [(2, True), (2, True)]
 
 
@@ -89,8 +89,12 @@ def test_the_consumer_asks_to_be_asked_when_the_next_message_is_due(
     transport: MemoryTransport, consumer: MemoryConsumer
 ) -> None:
     assert consumer.poll_interval_s == 1.0
-    transport.send([make_payload("q", due=time.time() + 0.5)])
-    assert 0.3 < (consumer.poll_interval_s or 0) <= 0.5
+    due = time.time() + 0.5
+    transport.send([make_payload("q", due=due)])
+    asked = time.time()
+    interval_s = consumer.poll_interval_s
+    assert interval_s is not None
+    assert max(due - time.time(), 0.0) <= interval_s <= max(due - asked, 0.0)
 
 
 def test_a_dead_letter_keeps_its_bytes_and_its_story(

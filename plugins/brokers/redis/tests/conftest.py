@@ -16,7 +16,7 @@ from celeriac_broker_redis.consumer import RedisConsumer
 from celeriac_broker_redis.transport import RedisTransport, make_transport
 from celeriac_support_redis.wire import Wire, connect, parse_url
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 class Sleeper:
@@ -41,6 +41,7 @@ class Desk:
 
     def __init__(self, url: str, **options: Any) -> None:
         self.url = url
+        options = {"socket_connect_timeout": PATIENCE_S, "socket_timeout": PATIENCE_S, **options}
         self.transport: RedisTransport = make_transport(url, {"broker_transport_options": options})  # type: ignore[assignment]
         self.sleepers: dict[RedisConsumer, Sleeper] = {}
         self.count = itertools.count()
@@ -62,12 +63,14 @@ class Desk:
         self.sleepers[consumer] = sleeper
         return consumer
 
-    def receive(self, consumer: RedisConsumer, count: int, *, within_s: float = PATIENCE_S) -> list[Delivery]:
-        """`count` deliveries, or fewer when the time is over."""
+    def receive(
+        self, consumer: RedisConsumer, count: int, *, within_s: float = PATIENCE_S, room: int = 0
+    ) -> list[Delivery]:
+        """`count` deliveries, or fewer when the time is over; more if there is more room for them."""
         found: list[Delivery] = []
         deadline = time.monotonic() + within_s
         while len(found) < count and time.monotonic() < deadline:
-            found += consumer.receive(count - len(found))
+            found += consumer.receive(max(count, room) - len(found))
             if len(found) < count:
                 self.sleepers[consumer].sleep(min(0.2, max(0.0, deadline - time.monotonic())))
         return found
@@ -120,6 +123,14 @@ def desks() -> Iterator[Callable[..., Desk]]:
 def desk(desks: Callable[..., Desk], redis_url: str) -> Desk:
     """A desk at an empty database."""
     return desks(redis_url)
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle consumer waits until something comes, and what came stays unrecorded until it is settled: however long
+    the test takes for its next step, it finds it there."""
+    monkeypatch.setattr("celeriac_broker_redis.consumer.IDLE_S", (60.0, 60.0))
+    monkeypatch.setattr("celeriac_broker_redis.consumer.ADOPT_S", 60.0)
 
 
 @pytest.fixture

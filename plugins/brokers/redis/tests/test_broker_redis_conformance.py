@@ -17,7 +17,7 @@ class TestRedisBroker(BrokerConformance):
     plugin = "celeriac_broker_redis"
     abilities = ABILITIES | {"delay"}
     urgent_first = (0, 9)
-    recovery_s = 10.0
+    recovery_s = 14.0  # before the lease ends
 
     @pytest.fixture
     def queue(self, transport: Transport) -> Iterator[str]:
@@ -31,4 +31,4 @@ class TestRedisBroker(BrokerConformance):
     def url(self, request: pytest.FixtureRequest, redis_url: str) -> str:
         # Those that are killed in other tests do not renew, and must have what they took when they are.
         lease_s = 1.5 if {"test_B12", "test_B9_"} & {request.node.name[:8]} else 15
-        return f"{redis_url}?lease={lease_s}"
+        return f"{redis_url}?lease={lease_s}&socket_connect_timeout=30"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,12 +22,14 @@ from celeriac_broker_redis import waits
 from celeriac_support_redis.standin import StandIn
 from celeriac_support_redis.wire import ReplyError, WireUnreachable, pack
 
-#: Takes two messages, starts waiting for more, says so, and hangs until it is killed.
+#: Takes two messages, starts waiting for more for as long as it lives, says so, and hangs until it is killed.
 VICTIM = """
 import sys, time
+import celeriac_broker_redis.consumer
 from celeriac.spec import QueueSpec
 from celeriac.testing.kit import Bench
 from celeriac_broker_redis.transport import make_transport
+celeriac_broker_redis.consumer.IDLE_S = (600.0, 600.0)
 bench, transport = Bench(), make_transport(sys.argv[1], {"broker_transport_options": {"lease": sys.argv[2]}})
 consumer = transport.consumer([QueueSpec("celery")], owner="victim", poller=bench, window=8)
 taken = bench.take(consumer, 2)
@@ -57,7 +60,7 @@ def kill_connections(desk: Any, pattern: bytes = b"name=celeriac:") -> int:
 
 def swallow(wire: Any) -> None:
     """Let the network lose what the server answered."""
-    assert wire.wait(5.0)
+    assert wire.wait(30.0)
     wire.sock.recv(1 << 20)
 
 
@@ -104,7 +107,7 @@ def test_an_answer_that_never_arrives_is_looked_up(desk: Any, server: Any) -> No
     assert not any(server.pipeline([("HLEN", "unacked"), ("HLEN", "celeriac.odd"), ("LLEN", "celery")]))
 
 
-def test_a_message_that_came_at_the_moment_of_the_cut_is_in_the_inbox(desk: Any, server: Any) -> None:
+def test_a_message_that_came_at_the_moment_of_the_cut_is_in_the_inbox(patience: None, desk: Any, server: Any) -> None:
     consumer = desk.consumer()
     desk.idle(consumer)
     (wait,) = consumer._waits.lines
@@ -119,13 +122,15 @@ def test_a_message_that_came_at_the_moment_of_the_cut_is_in_the_inbox(desk: Any,
     assert not any(server.pipeline([("HLEN", "unacked"), ("LLEN", inbox), ("LLEN", "celery")]))
 
 
-def test_what_a_wait_brought_is_not_forgotten_because_another_connection_broke(desk: Any, server: Any) -> None:
+def test_what_a_wait_brought_is_not_forgotten_because_another_connection_broke(
+    patience: None, desk: Any, server: Any
+) -> None:
     consumer = desk.consumer()
     desk.idle(consumer)
     (wait,) = consumer._waits.lines
     inbox = wait.inbox
     desk.send("a")
-    assert wait.wire.wait(5.0)  # it is here, and not read
+    assert wait.wire.wait(30.0)  # it is here, and not read
     hints = consumer._waits._hints
     hints.hear()
     hints.wire.shutdown()
@@ -145,7 +150,7 @@ def test_a_settlement_on_a_cut_connection_is_performed_once(desk: Any, server: A
     swallow(consumer._wire)  # performed, but nobody heard
     kill_connections(desk)
     consumer.settle([Settlement(second.tag)], publish=[desk.payload("after-b")])
-    consumer.flush(10)
+    consumer.flush(30)
     assert server.call("HLEN", "unacked") == 0
     assert desk.take(consumer, 2) == ["after-a", "after-b"]
     assert desk.transport.depth("celery") == 0
@@ -187,13 +192,20 @@ def test_cut_again_and_again_every_message_is_done_once(desk: Any, server: Any) 
     consumer = desk.consumer()
     rng = random.Random(7)
     over = threading.Event()
+    mend, mends = consumer._mend, [0]
+
+    def count(exc: Any) -> None:
+        mend(exc)
+        mends[0] += 1
+
+    consumer._mend = count
 
     def cut() -> None:
         while not over.wait(rng.uniform(1.05, 1.3)):
-            mended_at = consumer._mended_at
+            before = mends[0]
             kill_connections(desk)
-            while consumer._mended_at == mended_at and not over.wait(0.01):
-                pass  # a second loss within a second of a mend is the worker's, and on a busy machine that may be late
+            while mends[0] == before and not over.wait(0.01):
+                pass  # a loss while it mends, or within a second of that, is the worker's; and it may take its time
 
     cutter = threading.Thread(target=cut)
     cutter.start()
@@ -202,7 +214,7 @@ def test_cut_again_and_again_every_message_is_done_once(desk: Any, server: Any) 
         deadline = time.monotonic() + 8
         sent = 0
         while time.monotonic() < deadline or len(done) < 2 * sent:
-            assert time.monotonic() < deadline + 20
+            assert time.monotonic() < deadline + 60
             if sent < 300:
                 desk.send(f"{sent}")
                 sent += 1
@@ -212,7 +224,7 @@ def test_cut_again_and_again_every_message_is_done_once(desk: Any, server: Any) 
                 follow = [] if name.endswith("+") else [desk.payload(name + "+")]
                 consumer.settle([Settlement(delivery.tag)], publish=follow)
             desk.sleepers[consumer].sleep(0.01)
-        consumer.flush(10)
+        consumer.flush(30)
     finally:
         over.set()
         cutter.join()
@@ -223,8 +235,8 @@ def test_cut_again_and_again_every_message_is_done_once(desk: Any, server: Any) 
 def test_a_busy_consumer_notices_a_cut_and_does_not_spin(desk: Any) -> None:
     consumer = desk.consumer()
     desk.send("a", "b", priority=9)
-    desk.idle(consumer)
     held = desk.receive(consumer, 2)
+    desk.idle(consumer)
     time.sleep(1.1)
     kill_connections(desk)
     wakes = 0
@@ -273,17 +285,18 @@ def test_a_server_that_falls_silent_makes_a_publish_uncertain_in_time(redis: Red
         begun = time.monotonic()
         with pytest.raises(PublishUncertain):
             desk.transport.send([desk.payload("b")], timeout_s=0.5)
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 30
     finally:
         redis.thaw()
 
 
 def test_a_consumer_of_a_silent_server_finds_out_and_goes_on(redis: RedisService, desks: Any) -> None:
-    desk = desks(redis.url, socket_timeout=0.5)
+    desk = desks(redis.url, socket_connect_timeout=4.0)
     consumer = desk.consumer()
     desk.idle(consumer)
+    wire = consumer._leases._wire
+    wire.address = replace(wire.address, timeout_s=0.5)  # not of those to come, which have to last
     redis.freeze()
-    time.sleep(0.2)
     with pytest.raises(TransportLost):
         consumer.renew()
     redis.thaw()
@@ -322,7 +335,7 @@ def test_while_the_server_is_gone_the_consumer_says_so_and_its_successor_gets_ev
             desk.sleepers[consumer].sleep(0.2)
     begun = time.monotonic()
     consumer.close()
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 30
     with pytest.raises((TransportUnreachable, TransportLost)):
         desk.consumer()
     redis.start()
@@ -372,9 +385,10 @@ def test_a_lease_is_renewed_three_times_before_it_ends_here_or_at_celerys(redis_
 
 
 def test_a_server_that_became_a_replica_costs_the_consumer_at_once_and_nobody_a_message(
-    redis: RedisService, desks: Any
+    redis: RedisService, desks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = desks(redis.url)
+    monkeypatch.setattr("celeriac_broker_redis.consumer.CLOSE_S", 60.0)
+    desk = desks(redis.url, socket_timeout=60)
     admin = desk.transport._wires.take(5.0)
     consumer = desk.consumer()
     desk.send("held", "ready")
@@ -387,7 +401,7 @@ def test_a_server_that_became_a_replica_costs_the_consumer_at_once_and_nobody_a_
     consumer.close()
     with pytest.raises(TransportLost, match="READONLY"):
         desk.consumer()
-    assert time.monotonic() - begun < 5, (
+    assert time.monotonic() - begun < 30, (
         "a worker that waits for answers to what it never asked is late when all is well"
     )
     admin.call("REPLICAOF", "NO", "ONE")
@@ -404,7 +418,7 @@ def test_a_replica_that_is_promoted_while_we_connect_anew_costs_nothing(redis: R
     (held,) = desk.receive(consumer, 1)
     admin.call("REPLICAOF", "127.0.0.1", "1")
     consumer.settle([Settlement(held.tag)])
-    assert consumer._wire.wait(5.0)  # the refusal is here, and not read
+    assert consumer._wire.wait(30.0)  # the refusal is here, and not read
     admin.call("REPLICAOF", "NO", "ONE")
     (ready,) = desk.receive(consumer, 1)
     assert (ready.head.id, ready.redelivered) == ("ready", False)
@@ -474,7 +488,7 @@ def test_a_worker_that_begins_at_a_full_server_drains_it_and_has_what_dead_ones_
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["refused-too", "taken"])
 def test_what_is_settled_under_a_claim_that_is_refused_is_settled_all_the_same(
-    redis: RedisService, desks: Any, at_once: bool
+    patience: None, redis: RedisService, desks: Any, at_once: bool
 ) -> None:
     """The message came while the consumer waited; the claim should have recorded it."""
     desk = desks(redis.url)
@@ -485,7 +499,7 @@ def test_what_is_settled_under_a_claim_that_is_refused_is_settled_all_the_same(
     (delivery,) = desk.receive(consumer, 1)
     admin.call("CONFIG", "SET", "min-replicas-to-write", "1")
     consumer._claim(1)
-    assert consumer._wire.wait(5.0)  # the refusal is here, and not read
+    assert consumer._wire.wait(30.0)  # the refusal is here, and not read
     if at_once:
         admin.call("CONFIG", "SET", "min-replicas-to-write", "0")
     consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("b")])
@@ -707,7 +721,7 @@ def test_a_worker_that_slept_too_long_learns_what_it_lost_and_harms_nobody(
     (new,) = desk.until(lambda: (other.renew(), awake.receive(other, 1, within_s=0.1))[1])
     assert sleeper.renew() == [old.tag]
     sleeper.settle([Settlement(old.tag)], publish=[desk.payload("never")])
-    sleeper.flush(5)
+    sleeper.flush(30)
     desk.until(lambda: other.receive(0) == [] and server.call("HLEN", "unacked") == 1)
     assert desk.transport.depth("celery") == 0
     awake.settle(other, [new])
@@ -760,7 +774,9 @@ def test_the_traces_of_a_dead_owner_are_removed_in_time(redis_url: str, desks: A
     desk.settle(consumer, [delivery])
 
 
-def test_a_lost_message_is_named_while_the_claim_that_should_record_it_is_on_its_way(desk: Any, server: Any) -> None:
+def test_a_lost_message_is_named_while_the_claim_that_should_record_it_is_on_its_way(
+    patience: None, desk: Any, server: Any
+) -> None:
     """A worker that was stopped at that very moment wakes up when others have the message."""
     consumer = desk.consumer()
     desk.idle(consumer)
@@ -780,7 +796,7 @@ def test_an_answer_that_nobody_has_read_yet_is_no_silence_of_the_server(desk: An
     desk.send("a")
     consumer = desk.consumer()
     consumer.receive(1)  # the claim is written
-    assert consumer._wire.wait(5.0)
+    assert consumer._wire.wait(30.0)
     consumer._wire.last_heard -= 1000
     consumer.renew()
     desk.take(consumer, 1)
@@ -830,7 +846,7 @@ def test_what_celerys_workers_left_that_no_queue_takes_does_not_hold_up_the_rest
 
 def lose_since(private_redis: RedisService, during: Any) -> None:
     """The server as a replica that lagged, or its disk, has it: without what `during` wrote."""
-    assert ask(private_redis.port, b"SAVE\r\n", enough=5) == b"+OK\r\n"
+    assert ask(private_redis.port, b"SAVE\r\n", enough=5, timeout_s=30) == b"+OK\r\n"
     during()
     private_redis.kill()
     private_redis.restart()
@@ -848,7 +864,7 @@ def test_acknowledgements_that_the_server_lost_are_made_up_for_by_another_run(de
     assert consumer.renew() == []
     desk.settle(consumer, [running, *again])
     assert not consumer.receive(3)
-    assert ask(redis.port, b"HLEN unacked\r\n", enough=4) == b":0\r\n"
+    assert ask(redis.port, b"HLEN unacked\r\n", enough=4, timeout_s=30) == b":0\r\n"
 
 
 def test_a_message_whose_way_out_of_an_inbox_the_server_lost_stays_in_none(desks: Any, private_service: Any) -> None:

@@ -223,7 +223,10 @@ def test_queues_are_served_in_the_configured_order(desks: Any, redis_url: str, o
     assert "".join(desk.receive(consumer, 1)[0].queue for _ in range(4)) == expected
 
 
-def test_an_idle_consumer_hears_at_once_of_every_list(desks: Any, redis_url: str) -> None:
+def test_an_idle_consumer_hears_at_once_of_every_list(
+    desks: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celeriac_broker_redis.consumer.IDLE_S", (20.0, 20.0))  # so rarely it asks by turns
     desk = desks(redis_url, max_waits=1)
     consumer = desk.consumer("celery", "other")
     rounds = []
@@ -231,13 +234,12 @@ def test_an_idle_consumer_hears_at_once_of_every_list(desks: Any, redis_url: str
         waits = []
         for more in ({"priority": 9}, {"queue": "other"}, {"priority": 3, "queue": "other"}, {"wait": 0.2}):
             desk.idle(consumer)
-            time.sleep(0.7)  # by now it asks by turns only every second
             due = time.time() + more.pop("wait", 0)  # type: ignore[operator]
             desk.send("x", due=due, **more)
-            desk.take(consumer, 1)
+            desk.settle(consumer, desk.receive(consumer, 1, room=10))
             waits.append(time.time() - due)
         rounds.append(waits)
-        if max(waits) < 0.2:
+        if max(waits) < 5.0:
             return
     pytest.fail(f"it asked by turns: {rounds}")
 
@@ -262,8 +264,8 @@ def test_a_user_who_may_ask_for_nothing_dangerous_is_served_all_the_same(
     server.call("ACL", "SETUSER", "careful", "on", ">secret", "~*", "&*", "+@all", "-@dangerous")
     try:
         desk = desks(redis_url.replace("redis://", "redis://careful:secret@"))
-        assert desk.transport.ping(5.0) == "Redis"
-        assert [f.level for f in desk.transport.diagnose(longest_task_s=None, timeout_s=5.0)] == ["note"]
+        assert desk.transport.ping(30.0) == "Redis"
+        assert [f.level for f in desk.transport.diagnose(longest_task_s=None, timeout_s=30.0)] == ["note"]
         consumer = desk.consumer()
         desk.send("a", "b")
         (first, _second) = desk.receive(consumer, 2)
@@ -323,7 +325,7 @@ def test_a_smaller_window_gives_back_what_was_asked_for_in_advance(desk: Any) ->
     consumer = desk.consumer()
     assert consumer.receive(3) == []  # the claim is on its way
     (kept,) = desk.until(lambda: consumer.receive(1))
-    consumer.flush(5)
+    consumer.flush(30)
     assert desk.transport.depth("celery") == 2
     desk.settle(consumer, [kept])
     assert desk.take(consumer, 2) == ["b", "c"]
@@ -364,7 +366,7 @@ def test_a_settlement_of_what_was_taken_away_publishes_nothing(desk: Any, server
     (delivery,) = desk.receive(consumer, 1)
     server.call("DEL", "unacked")  # as if another had taken it
     consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("next")])
-    consumer.flush(5)
+    consumer.flush(30)
     assert desk.transport.depth("celery") == 0
 
 
@@ -389,7 +391,7 @@ def test_results_messages_and_acknowledgement_are_one_step(desk: Any, server: An
     joined = ("redis.call('SET', ARGV[first], ARGV[first + 1])", [b"result", b"42"])
     publish = [desk.payload("next"), desk.payload("urgent", priority=9), desk.payload("later", due=time.time() + 60)]
     consumer.settle([Settlement(first.tag), Settlement(second.tag, "requeue")], publish=publish, joined=joined)
-    consumer.flush(5)
+    consumer.flush(30)
     assert server.call("GET", "result") == b"42"
     assert sorted(desk.take(consumer, 3)) == ["b", "next", "urgent"]
     assert server.call("ZCARD", "celeriac.delayed.celery") == 1
@@ -402,11 +404,11 @@ def test_what_cannot_be_published_is_not_acknowledged(desk: Any, server: Any) ->
     consumer = desk.consumer()
     delivery, other = desk.receive(consumer, 2)
     consumer.settle([Settlement(other.tag)], publish=[desk.payload("first", queue="broken")])
-    consumer.flush(5)
+    consumer.flush(30)
     server.call("SET", "broken", "no list any more")
     consumer.settle([Settlement(delivery.tag)], publish=[desk.payload("next", queue="broken")])
     with pytest.raises(TransportLost, match="WRONGTYPE"):
-        consumer.flush(5)
+        consumer.flush(30)
     assert server.call("HLEN", "unacked") == 1
     consumer.close()
 
@@ -440,7 +442,7 @@ def test_a_settlement_that_a_full_server_refuses_is_offered_again(private_servic
     assert consumer.receive(10) == []
     assert admin.call("HLEN", "unacked") == 1
     admin.call("CONFIG", "SET", "maxmemory", "0")
-    consumer.flush(10)
+    consumer.flush(30)
     assert desk.take(consumer, 1) == ["next"]
 
 

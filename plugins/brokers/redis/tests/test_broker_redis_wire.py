@@ -49,12 +49,12 @@ def test_a_password_and_a_user_let_us_in(private_service: Any, desks: Any) -> No
     place = redis.url.removeprefix("redis://")
     for who in (":pass%20word%40@", "worker:secret@", "default:pass%20word%40@"):
         desk = desks(f"redis://{who}{place}")
-        assert desk.transport.ping(5.0).startswith("Redis ")
+        assert desk.transport.ping(30.0).startswith("Redis ")
         connect(parse_url(f"redis://{who}{place}")[0], protocol=3).close()
-    assert desks(f"redis://{place}", credential_provider=Provider()).transport.ping(5.0).startswith("Redis ")
+    assert desks(f"redis://{place}", credential_provider=Provider()).transport.ping(30.0).startswith("Redis ")
     for who in ("", ":wrong@", "worker:wrong@"):
         with pytest.raises(TransportUnreachable, match="password") as caught:
-            desks(f"redis://{who}{place}").transport.ping(5.0)
+            desks(f"redis://{who}{place}").transport.ping(30.0)
         assert "wrong" not in str(caught.value)
 
 
@@ -117,13 +117,13 @@ def test_tls_carries_everything_and_checks_the_certificate(
         desk.send("woken")
         assert desk.take(consumer, 1) == ["woken"]
         consumer.close()
-    for url, word in (
-        (f"rediss://localhost:{tls_port}/0", "certificate"),
-        (f"rediss://localhost:{plain_port}/0", "TLS"),
-        (f"redis://localhost:{tls_port}/0", "TLS"),
+    for url, word, patience_s in (
+        (f"rediss://localhost:{tls_port}/0", "certificate", 30.0),
+        (f"rediss://localhost:{plain_port}/0", "TLS", 0.5),  # which says nothing to what it takes for half a command
+        (f"redis://localhost:{tls_port}/0", "TLS", 30.0),
     ):
         with pytest.raises(TransportUnreachable, match=word):
-            desks(url).transport.ping(0.5)
+            desks(url).transport.ping(patience_s)
 
 
 def test_a_server_that_wants_our_certificate_is_shown_it(
@@ -132,9 +132,9 @@ def test_a_server_that_wants_our_certificate_is_shown_it(
     cert, key = certificate
     redis = private_service(tls_redis(certificate, auth_clients="yes"))
     url = f"rediss://localhost:{redis.ports[1]}/0?ssl_ca_certs={cert}"
-    assert desks(f"{url}&ssl_certfile={cert}&ssl_keyfile={key}").transport.ping(5.0).startswith("Redis ")
+    assert desks(f"{url}&ssl_certfile={cert}&ssl_keyfile={key}").transport.ping(30.0).startswith("Redis ")
     with pytest.raises(TransportUnreachable):
-        desks(url).transport.ping(5.0)
+        desks(url).transport.ping(30.0)
 
 
 def test_broker_use_ssl_is_heeded() -> None:

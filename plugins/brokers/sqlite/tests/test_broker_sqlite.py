@@ -30,6 +30,7 @@ from celeriac_broker_sqlite import celeriac_make_transport, store
 from celeriac_broker_sqlite import consumer as consumer_module
 from celeriac_broker_sqlite.consumer import SqliteConsumer
 from celeriac_broker_sqlite.transport import SqliteTransport
+from celeriac_support_sqlite import wake
 from celeriac_support_sqlite.wake import folder_of
 
 Open = Callable[..., SqliteConsumer]
@@ -120,7 +121,7 @@ def test_result_follow_up_and_ack_are_there_together_or_not_at_all(
     assert backend.fetch(["t"]) == {}
     assert transport.depth("next") == 0
     monkeypatch.undo()
-    consumer.flush(5)
+    consumer.flush(30)
     assert set(backend.fetch(["t"])) == {"t"}
     assert transport.depth("next") == 1
     assert peek(path, "SELECT count(*) FROM celeriac_held") == [(0,)]
@@ -157,7 +158,7 @@ def test_a_follow_up_whose_priority_no_column_holds_is_sent_as_the_most_urgent(
     urgent = make_payload("q", b"urgent")
     urgent.properties["priority"] = 10**30
     consumer.settle([Settlement(delivery.tag)], publish=[make_payload("q", b"plain"), urgent])
-    consumer.flush(10)
+    consumer.flush(30)
     assert [transport.unpack(one.raw).body for one in consumer.receive(2)] == [b"urgent", b"plain"]
 
 
@@ -187,7 +188,7 @@ def test_a_follow_up_whose_queue_went_after_it_was_settled_costs_the_link_and_no
     with pytest.raises(TransportLost, match="no queue is bound"):
         consumer.receive(1)
     consumer.close()
-    (again,) = bench.take(open_consumer(), 2)
+    (again,) = bench.take(open_consumer(), 2, 1.0)
     assert (again.raw, again.attempt, again.spared) == (first.raw, 2, 1)
 
 
@@ -250,7 +251,7 @@ def test_a_dead_letter_keeps_its_bytes_and_its_story(transport: SqliteTransport,
     consumer = open_consumer()
     (delivery,) = consumer.receive(1)
     consumer.settle([Settlement(delivery.tag, "dead", reason="malformed", error="E" * 20_000)])
-    consumer.flush(10)
+    consumer.flush(30)
     (letter,) = transport.browse_dead("q")
     assert letter.raw == delivery.raw
     assert (letter.queue, letter.attempt, letter.reason, letter.owner) == ("q", 1, "malformed", "w0@here")
@@ -266,7 +267,7 @@ def test_a_reason_that_is_no_utf8_is_kept_and_an_id_that_is_no_number_of_sqlites
     (delivery,) = consumer.receive(1)
     name = os.fsdecode(b"caf\xe9")
     consumer.settle([Settlement(delivery.tag, "dead", reason=f"rejected: {name}", error=name)])
-    consumer.flush(10)
+    consumer.flush(30)
     (letter,) = transport.browse_dead("q", after="9" * 5000)
     assert (letter.reason, letter.error) == ("rejected: caf\\udce9", "caf\\udce9")
     ids = ["9" * 19, "9" * 20, "9" * 5000, "-1", "x"]
@@ -281,7 +282,7 @@ def test_the_oldest_dead_letters_make_room(
     consumer = open_consumer()
     taken = consumer.receive(5)
     consumer.settle([Settlement(one.tag, "dead", reason=str(n)) for n, one in enumerate(taken)])
-    consumer.flush(10)
+    consumer.flush(30)
     assert [letter.reason for letter in transport.browse_dead("q")] == ["2", "3", "4"]
 
 
@@ -293,13 +294,13 @@ def test_B21_what_made_room_or_was_kept_for_a_week_is_counted(
     consumer = open_consumer()
     taken = consumer.receive(6)
     consumer.settle([Settlement(one.tag, "dead", reason="kit") for one in taken[:5]])
-    consumer.flush(10)
+    consumer.flush(30)
     assert transport.dead_boxes([]) == [DeadBox("q", 3, 2)]
     peek(path, "UPDATE celeriac_dead SET at = at - 7.01 * 86400")
     assert transport.dead_boxes([]) == [DeadBox("q", 0, 5)]
     assert transport.browse_dead("q") == []
     consumer.settle([Settlement(taken[5].tag, "dead", reason="last")])
-    consumer.flush(10)
+    consumer.flush(30)
     assert transport.dead_boxes([]) == [DeadBox("q", 1, 5)]
     assert [letter.reason for letter in transport.browse_dead("q")] == ["last"]
 
@@ -323,7 +324,7 @@ def test_B26_garbage_in_the_table_is_delivered_as_malformed(
     (delivery,) = consumer.receive(1)
     assert isinstance(delivery.head, Malformed)
     consumer.settle([Settlement(delivery.tag, "dead", reason="malformed")])
-    consumer.flush(10)
+    consumer.flush(30)
     assert [letter.raw for letter in transport.browse_dead("q")] == [b"\xff\x00"]
 
 
@@ -394,7 +395,7 @@ def test_B11_children_that_outlive_a_killed_worker_do_not_keep_its_messages(
         bench.take_none(consumer)
         victim.kill()
         victim.wait()
-        (delivery,) = bench.take(consumer, 1, 1.5)
+        (delivery,) = bench.take(consumer, 1, 12.0)  # before its lease ends
         os.kill(child, 0)
         assert (delivery.attempt, delivery.redelivered, delivery.spared) == (2, True, 0)
     finally:
@@ -445,24 +446,25 @@ def test_B10_a_worker_that_gave_no_sign_of_life_loses_all_it_held(
     assert [one.attempt for one in taken] == [2, 2]
     assert holder.renew() == [second.tag]
     with pytest.raises(TransportLost, match="no sign of life"):
-        holder.flush(10)
+        holder.flush(30)
     assert transport.depth("next") == 0, "a stale settlement must change nothing"
     holder.close()
     rival.renew()
     rival.settle([Settlement(one.tag) for one in taken])
-    rival.flush(10)
+    rival.flush(30)
     assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
 
 
 def test_B12_a_sign_of_life_is_enough_however_long_a_task_runs(transport: SqliteTransport, open_consumer: Open) -> None:
-    transport.lease_s = 2.0
     transport.send([make_payload("q")])
     holder, other = open_consumer(), Bench()
     assert len(holder.receive(1)) == 1
     rival = open_consumer(poller=other)
-    for _ in range(8):
+    for _ in range(3):
+        long_ago = time.monotonic() - 100.0
+        wake._time.pack_into(holder._ear._page, wake._LIVED, long_ago)
         assert holder.renew() == []
-        other.take_none(rival, 0.3)
+        other.take_none(rival, 2 * consumer_module.IDLE_S)  # so long that it has looked
 
 
 def test_what_a_killed_process_left_in_the_wake_folder_is_swept(
@@ -526,7 +528,7 @@ def test_B11_workers_killed_at_random_lose_nothing_and_double_no_effect(
                 worker.communicate()
             workers = [run_python(MORTAL, url, str(notes)) for _ in range(2)]
         sql = "SELECT (SELECT count(*) FROM celeriac_ready WHERE queue = 'q') + (SELECT count(*) FROM celeriac_held)"
-        eventually(lambda: peek(path, sql) == [(0,)], 20)
+        eventually(lambda: peek(path, sql) == [(0,)])
     finally:
         for worker in workers:
             worker.kill()
@@ -556,9 +558,10 @@ for _ in range(30):
 """
 
 
-def test_B17_another_process_s_message_arrives_within_milliseconds(
-    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+def test_B17_another_process_s_message_wakes_the_consumer(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(consumer_module, "IDLE_S", 10.0)
     consumer = open_consumer()
     rounds = []
     for _ in range(4):  # a busy machine may be late, but hardly each time
@@ -571,7 +574,7 @@ def test_B17_another_process_s_message_arrives_within_milliseconds(
         assert sender.wait(30) == 0
         sender.communicate()
         rounds.append(delays)
-        if sorted(delays)[15] < 0.05:
+        if sorted(delays)[15] < 1.0:
             return
     pytest.fail(f"polling would take half of {consumer_module.IDLE_S} s: {rounds}")
 
@@ -748,7 +751,7 @@ def test_B30_a_file_that_was_removed_is_noticed(
     for suffix in ("", "-wal", "-shm"):
         os.unlink(f"{path}{suffix}")
     with pytest.raises(TransportLost, match="removed or replaced"):
-        bench.take(consumer, 2, 3.0)
+        bench.take(consumer, 2)
     consumer.close()
     transport.send([make_payload("q")])
     assert len(bench.take(open_consumer(), 1)) == 1
@@ -810,7 +813,7 @@ def test_B28_a_child_never_closes_what_it_inherited(
     assert os.waitpid(pid, 0)[1] == 0
     (delivery,) = bench.take(consumer, 1)
     consumer.settle([Settlement(delivery.tag)])
-    consumer.flush(10)
+    consumer.flush(30)
     assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
 
 

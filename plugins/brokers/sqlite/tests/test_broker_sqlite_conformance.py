@@ -14,7 +14,7 @@ class TestSqliteBroker(BrokerConformance):
     plugin = "celeriac_broker_sqlite"
     abilities = SqliteTransport.abilities
     urgent_first = (9, 0)
-    recovery_s = 8.0
+    recovery_s = 14.0  # before the lease ends
 
     @pytest.fixture
     def url(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:

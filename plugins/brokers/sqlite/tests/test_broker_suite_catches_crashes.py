@@ -20,6 +20,8 @@ KILLED, SEVERAL, LIVING = (
     "test_B11_of_several_dead_workers_each_is_found_among_the_living",
     "test_B12_a_living_worker_keeps_what_it_has",
 )
+#: On a busy machine a wrong broker may be lucky now and then.
+TRIES = 4
 #: What is changed in the sqlite broker, in the test's process and in the victim's.
 MUTANTS = {
     "keeps_its_promise": "pass",
@@ -102,15 +104,17 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 def test_the_suite_finds_a_broker_that_breaks_a_clause(
     mutant: str, clause: str, load: Callable[[str], str], tmp_path: Path
 ) -> None:
+    module = load(mutant)
     with pytest.raises((AssertionError, ValueError)):
-        run(load(mutant), clause, tmp_path)
+        for number in range(TRIES):
+            run(module, clause, tmp_path / str(number))
 
 
 @pytest.mark.parametrize("clause", [KILLED, SEVERAL, LIVING])
 def test_the_same_tests_pass_with_a_broker_that_keeps_them(
     clause: str, load: Callable[[str], str], tmp_path: Path
 ) -> None:
-    run(load("keeps_its_promise"), clause, tmp_path, 8.0)
+    run(load("keeps_its_promise"), clause, tmp_path, 14.0)
 
 
 def run(module: str, clause: str, tmp_path: Path, within_s: float = 2.0) -> None:
@@ -121,6 +125,7 @@ def run(module: str, clause: str, tmp_path: Path, within_s: float = 2.0) -> None
         abilities = SqliteTransport.abilities
         recovery_s = within_s
 
+    tmp_path.mkdir(exist_ok=True)
     url, bench, opened = f"sqlite:///{tmp_path}/crash.db", Bench(), []
     transport = make_transport(Suite.plugin, url)
 
