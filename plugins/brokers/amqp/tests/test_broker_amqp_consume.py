@@ -11,10 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from kombu import Connection
 
 from celeriac.exceptions import ImproperlyConfigured, PublishRejected, TransportLost
 from celeriac.spec import DeadLetter, Delivery, Head, Malformed, Payload, QueueSpec, Route, Settlement
 from celeriac.testing.services import RabbitMQService
+from celeriac_broker_amqp import consumer as module
 from celeriac_broker_amqp import deadletters
 from celeriac_broker_amqp.consumer import AmqpConsumer, Settled, _choose_worn_at
 from celeriac_broker_amqp.transport import AmqpTransport
@@ -441,6 +443,33 @@ def test_a_link_that_is_lost_while_a_consumer_opens_says_so(
     monkeypatch.setattr(AmqpConsumer, "_call", lose)
     with pytest.raises(TransportLost, match="gone"):
         listen(transport, tools.spec("q"))
+
+
+def test_a_queue_that_cannot_be_used_now_costs_the_others_nothing(
+    transport: AmqpTransport, listen: Any, tools: Any, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAY_WAIT_S", 0.2)
+    with Connection(amqp_url) as somebody:
+        channel = somebody.channel()
+        channel.queue_declare("b", durable=False, exclusive=True, auto_delete=False)
+        listener = listen(transport, tools.spec("a"), tools.spec("b"))
+        transport.send([tools.payload("a")])
+        assert [delivery.queue for delivery in listener.take(1, 30.0)] == ["a"]
+        interval_s = listener.consumer.poll_interval_s
+        assert interval_s is not None
+        assert interval_s <= 0.2, "it is asked for again"
+    tools.wait_until(lambda: listener.consumer.receive(0) or not listener.consumer._away, "its own again", 30.0)
+    transport.send([tools.payload("b")])
+    assert [delivery.queue for delivery in listener.take(1, 30.0)] == ["b"]
+    with Connection(amqp_url) as somebody:
+        channel = somebody.channel()
+        channel.queue_delete("b")
+        channel.queue_declare("b", durable=False, exclusive=True, auto_delete=False)
+        tools.wait_until(lambda: listener.consumer.receive(0) or listener.consumer._away, "it was taken away", 30.0)
+        transport.send([tools.payload("a")])
+        assert [delivery.queue for delivery in listener.take(1, 30.0)] == ["a"]
+        listener.consumer.unsubscribe("b")
+        assert listener.consumer.poll_interval_s is None
 
 
 def test_a_stream_is_refused_for_it_would_lose_calls(transport: AmqpTransport, listen: Any, tools: Any) -> None:

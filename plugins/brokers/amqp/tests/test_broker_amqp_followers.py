@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from struct import pack
 from typing import Any
@@ -19,6 +20,7 @@ from celeriac_broker_amqp.followers import Followers
 from celeriac_broker_amqp.holding import Terms
 from celeriac_broker_amqp.link import Link
 from celeriac_broker_amqp.publisher import Publisher, make_item, record_of
+from celeriac_broker_amqp.topology import QueueAway
 from celeriac_broker_amqp.transport import AmqpTransport
 
 OPEN_OK = b"\x00\x14\x00\x0b\0\0\0\0"
@@ -223,6 +225,33 @@ def test_what_cannot_be_set_aside_for_want_of_a_queue_is_held_until_there_is_one
         assert followers._publisher.link.bytes_sent - sent < 2_000, "a try at a time"
     listener.consumer.flush(30.0)
     assert [letter.reason for letter in transport.browse_dead("q")] == ["crash"]
+
+
+@pytest.mark.parametrize("wait_s", [0, 5])
+def test_what_follows_waits_for_a_queue_that_cannot_be_used_now(
+    transport: AmqpTransport, listen: Any, tools: Any, monkeypatch: pytest.MonkeyPatch, wait_s: int
+) -> None:
+    def refuse(link: Link, spec: QueueSpec) -> None:  # as the broker does while the queue's node is down
+        raise QueueAway(
+            f"queue {spec.name!r} cannot be declared now: 404 NOT_FOUND - home node is down or inaccessible"
+        )
+
+    transport.send([tools.payload("q"), tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    first, second = listener.take(2)
+    monkeypatch.setattr(module, "NO_PLACE_WAIT_S", 0.05)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(topology, "declare", refuse)
+        follower = tools.payload("next", due=time.time() + wait_s if wait_s else None)
+        listener.consumer.settle([Settlement(first.tag)], publish=[follower])
+        followers = listener.consumer._followers
+        tools.wait_until(lambda: listener.consumer.receive(0) or followers.retry_in_s is not None, "it is held", 30.0)
+        with pytest.raises(PublishRejected, match="home node"):
+            transport.send([tools.payload("nowhere")])
+        listener.consumer.settle([Settlement(second.tag)])
+    listener.consumer.flush(30.0)
+    assert transport.depth("q") == 0
+    tools.wait_until(lambda: transport.depth("next") == 1, "it has come", 30.0)
 
 
 def test_an_idle_connection_that_somebody_closes_costs_nothing(

@@ -52,6 +52,8 @@ HOLD_S: Final = 2.0
 HOLD_COUNT: Final = 1000
 #: RabbitMQ 4 drops what came back to a quorum queue oftener than this, unless the queue says otherwise.
 DELIVERY_LIMIT: Final = 20
+#: How often a queue that cannot be used now is asked for again.
+AWAY_WAIT_S: Final = 2.0
 #: How the exchange begins through which a delayed message came, whichever level was its last.
 _DELAYED: Final = (delays.PREFIX.encode(), topology.DELAYED_PREFIX.encode())
 
@@ -157,6 +159,8 @@ class AmqpConsumer:
         self._numbers = itertools.count(1)
         self._subscriptions: dict[str, _Subscription] = {}
         self._by_tag: dict[bytes, _Subscription | Nook] = {}
+        self._away: dict[str, QueueSpec] = {}  # queues that cannot be used now
+        self._away_at = 0.0  # monotonic, when they are asked for again
         self._turn = 0
         self._ready_bytes = 0
         self._is_paused = False
@@ -182,14 +186,32 @@ class AmqpConsumer:
     def subscribe(self, queue: QueueSpec) -> None:
         if queue.name in self._subscriptions or self._stopped:
             return
-        way = self._declare(self._link, queue)
+        try:
+            way = self._declare(self._link, queue)
+        except topology.QueueAway as exc:
+            self._await(queue, exc)
+            return
+        if self._away.pop(queue.name, None) is not None:
+            _log.info("Queue %s at %s can be used again.", queue.name, self._link.where)
         if way is not None:
             self._ways[queue.name] = way
         worn_at = _choose_worn_at(queue, way)
         subscription = self._subscriptions[queue.name] = _Subscription(queue, [], deque(), worn_at)
         self._consume(subscription)
 
+    def _await(self, queue: QueueSpec, exc: topology.QueueAway) -> None:
+        """Go on with the other queues; this one is asked for again until it can be used."""
+        (_log.debug if queue.name in self._away else _log.error)(
+            "Nothing is taken from queue %s for now, which is asked for again every %g s: %s",
+            queue.name,
+            AWAY_WAIT_S,
+            exc,
+        )
+        self._away[queue.name] = queue
+        self._away_at = time.monotonic() + AWAY_WAIT_S
+
     def unsubscribe(self, queue: str) -> None:
+        self._away.pop(queue, None)
         subscription = self._subscriptions.pop(queue, None)
         if subscription is not None:
             self._cancel(subscription)
@@ -365,6 +387,9 @@ class AmqpConsumer:
         channel.replies.clear()  # to what was asked without waiting
         if channel.cancelled:
             self._consume_anew()
+        if self._away and not self._stopped and time.monotonic() >= self._away_at:
+            for queue in list(self._away.values()):
+                self.subscribe(queue)
         if self._wider and not self._stopped:
             self._widen(self._wider)
         if self._shrink_at is not None and not self._stopped and time.monotonic() >= self._shrink_at:
@@ -407,9 +432,17 @@ class AmqpConsumer:
             subscription = self._by_tag.get(tag.encode())
             if not isinstance(subscription, _Subscription) or subscription.tags[-1] != tag or self._stopped:
                 continue
-            _log.warning("Queue %s is gone from %s; declaring it anew.", subscription.spec.name, self._link.where)
-            self._declare(self._link, subscription.spec)
-            self._ways.pop(subscription.spec.name, None)  # what is here from the old one can go nowhere by itself
+            name = subscription.spec.name
+            _log.warning("Queue %s is gone from %s; declaring it anew.", name, self._link.where)
+            try:
+                self._declare(self._link, subscription.spec)
+            except topology.QueueAway as exc:
+                del self._subscriptions[name]
+                self._give_back(subscription)  # what its node has on disk comes again
+                self._forget_tags(subscription)
+                self._await(subscription.spec, exc)
+                continue
+            self._ways.pop(name, None)  # what is here from the old one can go nowhere by itself
             self._consume(subscription)
 
     def _hand_out_in_turn(self, limit: int, out: list[Delivery]) -> None:
@@ -474,11 +507,13 @@ class AmqpConsumer:
 
     @property
     def poll_interval_s(self) -> float | None:
-        """None, or how soon the next message held here is due, or a refused publish is to be tried again.
+        """None, or how soon the next message held here is due, or what was refused is to be tried again.
 
         Changes from call to call.
         """
         moments = [] if self._followers.retry_in_s is None else [self._followers.retry_in_s]
+        if self._away:
+            moments.append(self._away_at - time.monotonic())
         if self._waiting:
             moments.append(self._waiting[0][0] - time.time())
         return max(min(moments), 0.001) if moments else None

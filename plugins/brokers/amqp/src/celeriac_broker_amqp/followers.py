@@ -24,7 +24,7 @@ from celeriac_broker_amqp.deadletters import bury_refused, bury_unroutable, is_l
 from celeriac_broker_amqp.holding import Terms
 from celeriac_broker_amqp.methods import FRAME_OVERHEAD_BYTES
 from celeriac_broker_amqp.publisher import Item, Publisher, identity_of, record_of
-from celeriac_broker_amqp.topology import DEAD_PREFIX
+from celeriac_broker_amqp.topology import DEAD_PREFIX, QueueAway
 
 PUBLISH_TIMEOUT_S: Final = 10.0
 #: How long to wait before a publish that the broker refused is tried again.
@@ -220,6 +220,11 @@ class Followers:
         held.last = first + len(items) - 1
         try:
             publisher.write(items, time.monotonic() + PUBLISH_TIMEOUT_S)
+        except QueueAway as exc:  # of one that is for later; nothing was written
+            for sequence in range(first, held.last + 1):
+                del held.out[sequence]
+            held.last = first - 1
+            self._wait_for_queue(held, items, exc)
         except TransportLost as exc:
             self._go_on(publisher, exc)
 
@@ -228,6 +233,11 @@ class Followers:
             self._take_refusals(publisher)
         if publisher.unroutable:
             self._take_unroutable(publisher)
+        if publisher.away:
+            away, publisher.away = publisher.away, []
+            for problem, record in away:
+                held, item = self._take_back(publisher, record)
+                self._wait_for_queue(held, [item], problem)
 
     def _take_refusals(self, publisher: Publisher) -> None:
         """What a queue would not answer for is tried again, and its deliveries stay ours until it is taken. Unless the
@@ -251,20 +261,27 @@ class Followers:
         unroutable, publisher.unroutable = publisher.unroutable, []
         room = publisher.link.frame_max - FRAME_OVERHEAD_BYTES
         for text, record in unroutable:
-            identity = record[message.body_start(record) :]
-            for held in self._held:
-                sequence = next((one for one, item in held.out.items() if identity_of(item) == identity), None)
-                if sequence is not None:
-                    break
-            else:
-                where = publisher.link.where
-                raise self._end(TransportLost(f"a message came back from {where} that follows from no task"))
-            item = held.out.pop(sequence)
+            held, item = self._take_back(publisher, record)
             if is_letter(item):
                 self._keep_letter(publisher, held, item)
             else:
                 _retry(held, [bury_unroutable(text, record, self._owner, room)], 0.0)
                 self._note_unsent(record, f"message was not sent: RabbitMQ at {publisher.link.where} says {text}")
+
+    def _take_back(self, publisher: Publisher, record: bytes) -> tuple[_Held, Item]:
+        """Of a message that came back: what it was published as, and the deliveries that wait for it."""
+        identity = record[message.body_start(record) :]
+        for held in self._held:
+            sequence = next((one for one, item in held.out.items() if identity_of(item) == identity), None)
+            if sequence is not None:
+                return held, held.out.pop(sequence)
+        where = publisher.link.where
+        raise self._end(TransportLost(f"a message came back from {where} that follows from no task"))
+
+    def _wait_for_queue(self, held: _Held, items: list[Item], problem: object) -> None:
+        """The queue of a message cannot be used now: the deliveries stay ours until it can."""
+        _log.error("What follows from a task is held, and tried again every %g s: %s", NO_PLACE_WAIT_S, problem)
+        _retry(held, items, NO_PLACE_WAIT_S)
 
     def _note_unsent(self, record: bytes, problem: str) -> None:
         try:

@@ -124,6 +124,8 @@ class Publisher:
         self.refused: list[int] = []
         #: (reply text, record) of messages that nobody takes, likewise.
         self.unroutable: list[tuple[str, bytes]] = []
+        #: … and of those whose queue cannot be used now.
+        self.away: list[tuple[str, bytes]] = []
         #: How many messages were dropped because nobody took them and nobody minded.
         self.dropped = 0
         self._find_queue = find_queue
@@ -260,7 +262,8 @@ class Publisher:
         count = len(items)
         refused, self.refused = self.refused, []
         unroutable, self.unroutable = self.unroutable, []
-        if not refused and not unroutable:
+        away, self.away = self.away, []
+        if not refused and not unroutable and not away:
             return
         places = [number - first for number in refused if 0 <= number - first < count]
         self.was_refused = bool(refused)
@@ -272,12 +275,15 @@ class Publisher:
                 "declaration say so: x-overflow in the queue_arguments of task_queues"
             )
             uncertain.payloads = [
-                *(unpack(record) for _, record in unroutable),
+                *(unpack(record) for _, record in (*unroutable, *away)),
                 *(payload_of(items[place]) for place in places),
             ]
             raise uncertain
-        error = self._describe_refusals(refused, unroutable, count)
-        records = [record for _, record in unroutable] + [record_of(items[place]) for place in places]
+        if away:
+            error = PublishRejected(f"{len(away)} of {count} message(s) were not sent: {away[0][0]}")
+        else:
+            error = self._describe_refusals(refused, unroutable, count)
+        records = [record for _, record in (*unroutable, *away)] + [record_of(items[place]) for place in places]
         if len(records) < count:
             error.task_ids = [getattr(scan(record)[0], "id", "") for record in records]
         raise error
@@ -341,7 +347,11 @@ class Publisher:
             return
         if due is None and queue not in self._declared:
             _log.info("A message found no queue %s at %s; declaring it.", queue, self.link.where)
-            self._declare(queue)
+            try:
+                self._declare(queue)
+            except topology.QueueAway as exc:
+                self.away.append((str(exc), record))
+                return
             self._declared.add(queue)
             if self._delayed is not None:
                 self._delayed.discard(queue)  # its binding for delays has gone with the queue

@@ -28,11 +28,17 @@ DELIVERY_EXCHANGE: Final = f"{DELAYED_PREFIX}delivery"
 DELAY_BITS: Final = 28
 DEAD_PREFIX: Final = "celeriac.dead."
 MAX_NAME_BYTES: Final = 255
+#: What RabbitMQ says, with the same code as of a queue that does not exist, of one that is on a node that is down.
+NODE_DOWN: Final = "is down or inaccessible"
 DEAD_KEEP_MS: Final = 7 * 24 * 3600 * 1000
 DEAD_KEEP_COUNT: Final = 10_000
 
 _counts = Struct(">II").unpack_from
 _log = logging.getLogger("celeriac.broker.amqp")
+
+
+class QueueAway(TransportLost):
+    """A queue cannot be used now: its node is down, or another connection has it for itself. The link lives."""
 
 
 @contextmanager
@@ -79,7 +85,8 @@ def declare(link: Link, spec: QueueSpec) -> bool:
         Whether it is known to be the same.
     Raises:
         ImproperlyConfigured: It exists and is not the same, or we may not declare it.
-        TransportLost: Its node is down, or the connection dropped.
+        QueueAway: It cannot be used now.
+        TransportLost: The connection dropped.
     """
     if spec.no_declare:
         return False
@@ -134,7 +141,7 @@ def _refused(link: Link, spec: QueueSpec, exc: ChannelClosed) -> Exception:
             f"the broker user may not declare queue {spec.name!r} at {link.where}: {exc.text}. "
             "Make the queue, or give it the permission (rabbitmqctl set_permissions)."
         )
-    return TransportLost(f"queue {spec.name!r} cannot be declared at {link.where} now: {exc}")
+    return QueueAway(f"queue {spec.name!r} cannot be declared at {link.where} now: {exc}")
 
 
 def own_dead_letters(link: Link, spec: QueueSpec) -> Route | None:
@@ -163,14 +170,19 @@ def own_dead_letters(link: Link, spec: QueueSpec) -> Route | None:
 
 
 def depth(link: Link, queue: str) -> int | None:
-    """How many messages are ready in a queue; None if there is none of this name."""
+    """How many messages are ready in a queue; None if there is none of this name.
+
+    Raises:
+        QueueAway: It is there, but does not say.
+        TransportLost: The connection dropped.
+    """
     try:
         with scratch(link) as channel:
             answer = link.call(channel, methods.declare_queue(queue, passive=True), methods.QUEUE_DECLARE_OK)
     except ChannelClosed as exc:
-        if exc.code == methods.NOT_FOUND:
+        if exc.code == methods.NOT_FOUND and NODE_DOWN not in exc.text:
             return None
-        raise TransportLost(f"queue {queue!r} at {link.where}: {exc}") from exc
+        raise QueueAway(f"queue {queue!r} at {link.where}: {exc}") from exc
     ready: int = _counts(answer, 1 + answer[0])[0]
     return ready
 
