@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.spec import Delivery, Settlement
+from celeriac.spec import Delivery, Head, Settlement
 from celeriac.spec.data import PUBLISH_TRY_HEADER
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp import holding
@@ -119,6 +119,32 @@ def test_what_takes_whole_workers_with_it_is_counted(
         attempts.append((delivery.attempt, delivery.redelivered))
         victim.consumer.drop()  # its process is gone
     assert attempts == [(1, False), (2, True), (2, True), (3, True), (4, True)]
+
+
+def test_a_link_that_is_lost_again_and_again_leaves_one_queue_behind(
+    transport: AmqpTransport, listen: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "BACK_MS", 300)
+    transport.declare([tools.spec("q")])
+    transport.send([tools.payload("q", id="1"), tools.payload("q", id="2")])
+    held = set()
+    for _ in range(4):
+        consumer = listen(transport, tools.spec("q")).consumer
+        came: list[Delivery] = []
+        tools.wait_until(
+            lambda came=came, consumer=consumer: came.extend(consumer.receive(9)) or len(came) == 2, "both", 30.0
+        )
+        held |= {nook.spec.name for nook in consumer._holding._nooks.values()}
+        consumer.flush(30.0)  # what it has acknowledged does not come again
+        consumer._link.drop()
+        consumer.close()
+    assert len(held) == 1
+    listener = listen(transport, tools.spec("q"))
+    last = listener.take(2, 30.0)
+    assert sorted(delivery.head.id for delivery in last if isinstance(delivery.head, Head)) == ["1", "2"]
+    listener.consumer.settle([Settlement(delivery.tag) for delivery in last])
+    listener.consumer.close()
+    assert transport.depth("q") == 0
 
 
 def test_a_clean_return_of_what_came_again_counts_nothing(transport: AmqpTransport, listen: Any, tools: Any) -> None:

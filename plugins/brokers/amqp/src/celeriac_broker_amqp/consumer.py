@@ -175,6 +175,7 @@ class AmqpConsumer:
             self._open_nook,
             lambda items: self._followers.hold([], items),
             self._acknowledge,
+            self._return_copy,
             self._max_header_bytes,
         )
         self._stopped = False
@@ -281,6 +282,11 @@ class AmqpConsumer:
         self._asked += 1
         self._call(methods.consume(spec.name, spec.name), methods.BASIC_CONSUME_OK)
         return nook
+
+    def _return_copy(self, tag: int) -> None:
+        """See `Holding`."""
+        self._link.send(methods.reject(CHANNEL, tag))
+        self._note_settled(tag)
 
     def _new_tag(self, subscription: _Subscription) -> str:
         """A new consumer tag, for the prefetch count of an old one is fixed. Deliveries under the old ones may still
@@ -718,6 +724,7 @@ class AmqpConsumer:
         if self._link.fileno() >= 0:
             self._poller.unwatch(self._link.fileno())
         self._link.close()
+        self._holding.leave()
 
     def drop(self) -> None:
         """Let go in a forked child: nothing is said, and the poller, which is the parent's too, is left alone."""

@@ -54,11 +54,14 @@ class Terms(Struct):
         limit_s: How long it lets a message be held; 0: for ever.
         refused: It will not have queues of ours: nothing is held by a copy.
         largest_bytes: The largest body that it takes; 0: not known.
+        spare_ids: Names by which consumers that have ended had queues of their own, for those that come after them: a
+            link that is lost again and again must not leave queues behind each time.
     """
 
     limit_s: float
     refused: bool = False
     largest_bytes: int = 0
+    spare_ids: list[str] = []
 
     def learn(self, said: str) -> bool:
         """The broker has closed a channel with these words; True if it was over time, of which it tells how much."""
@@ -100,6 +103,7 @@ class Holding:
         open_nook: Declares such a queue and consumes from it, without a prefetch count.
         publish: Sends with confirms.
         acknowledge: Of the consumer's channel.
+        reject: Has RabbitMQ dead-letter what came by this tag.
 
     Attributes:
         place: tag of a delivery → tag of the copy that is held instead.
@@ -111,14 +115,17 @@ class Holding:
         open_nook: Callable[[str, str], Nook],
         publish: Callable[[list[Item]], None],
         acknowledge: Callable[[list[int]], None],
+        reject: Callable[[int], None],
         max_header_bytes: int,
     ) -> None:
         self._terms = terms
         self._open_nook = open_nook
         self._publish = publish
         self._acknowledge = acknowledge
+        self._reject = reject
         self._max_header_bytes = min(max_header_bytes, message.MAX_HEADER_BYTES)  # a larger one nobody reads
-        self._id = secrets.token_hex(6)
+        self._id = ""  # in the names of its queues
+        self._seal = f"{secrets.token_hex(4)}."  # on its copies
         self._nooks: dict[str, Nook] = {}
         self._moves: dict[int, _Move] = {}
         self._judged_at = 0.0
@@ -157,7 +164,7 @@ class Holding:
             return False  # no task ever ran
         try:
             _, _, header, body = message.split_record(delivery.raw)
-            extra = {message.LOST_HEADER: lost, message.HELD_HEADER: str(delivery.tag)}
+            extra = {message.LOST_HEADER: lost, message.HELD_HEADER: f"{self._seal}{delivery.tag}"}
             header = message.with_headers(header, extra, message.DEATH_HEADERS)
         except ValueError:
             return False  # it cannot be read
@@ -189,7 +196,10 @@ class Holding:
             said = message.unpack(record).headers.get(message.HELD_HEADER)
         except ValueError:  # no copy of ours
             said = None
-        move = self._moves.pop(int(said), None) if type(said) is str and said.isdigit() else None
+        if type(said) is not str or not said.startswith(self._seal):  # of a consumer that had this queue before us
+            self._reject(tag)  # back to where it came from
+            return
+        move = self._moves.pop(int(said.removeprefix(self._seal)), None)
         if move is None:  # its delivery has been settled meanwhile
             self._acknowledge([tag])
             return
@@ -233,9 +243,18 @@ class Holding:
         """Those of ours, as long as nothing is held in them."""
         return [] if self.place or self._moves else [nook.spec.name for nook in self._nooks.values()]
 
+    def leave(self) -> None:
+        """The consumer has ended: another may have its queues."""
+        name, self._id = self._id, ""
+        if name:
+            self._terms.spare_ids.append(name)
+
     def _nook(self, queue: str) -> Nook | None:
         nook = self._nooks.get(queue)
         if nook is None and not self._terms.refused:
+            if not self._id:
+                spare_ids = self._terms.spare_ids
+                self._id = spare_ids.pop() if spare_ids else secrets.token_hex(6)
             try:
                 nook = self._nooks[queue] = self._open_nook(queue, self._id)
             except ImproperlyConfigured as exc:

@@ -402,6 +402,8 @@ class AmqpTransport:
             consumer.drop()
         for listener in list(self._listeners):
             listener.drop()
+        if self._terms is not None:
+            self._terms.spare_ids.clear()  # they are the parent's
         self._reset()
 
     def close(self) -> None:
