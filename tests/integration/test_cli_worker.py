@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -76,7 +77,7 @@ def send(folder: Path) -> Callable[..., str]:
     def send(*words: str) -> str:
         command = [CELERIAC, "-A", "tasks", "call", *words]
         return subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, text=True, timeout=30
+            command, cwd=folder, check=True, capture_output=True, text=True, timeout=60
         ).stdout.strip()
 
     return send
@@ -121,7 +122,7 @@ def test_quiet_prints_no_page_and_a_high_level_no_tasks(start: Start) -> None:
     worker.stop()
     assert worker.out == ""
     worker = start("-l", "warning", ready="")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while "[queues]" not in worker.out:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -136,7 +137,7 @@ def test_task_lines_are_celerys_and_hide_passwords(start: Start, send: Callable[
     worker.wait_for("whisper", count=3)
     assert worker.stop() == 0
     assert f"Task tasks.add[{good}] received" in worker.err
-    assert f"Task tasks.add[{good}] succeeded in 0." in worker.err
+    assert re.search(rf"Task tasks\.add\[{good}\] succeeded in \d+\.\d+s", worker.err), worker.err
     assert f"Task tasks.fail[{bad}] raised unexpected: ValueError(" in worker.err
     assert "Traceback (most recent call last)" in worker.err
     assert "psst" in worker.err
@@ -148,8 +149,7 @@ def test_every_line_is_json_when_asked_for(start: Start, send: Callable[..., str
     task_id = send("tasks.add", "-a", "[2, 2]")
     send("tasks.whisper")
     worker.wait_for("psst")
-    worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(20) == 0
+    assert worker.stop() == 0
     lines = [json.loads(line) for line in worker.err.splitlines() if line.startswith("{")]
     assert lines[0]["event"] == "worker.ready"
     assert [line["result"] for line in lines if line["event"] == "task.succeeded" and line["task_id"] == task_id] == [
@@ -160,7 +160,7 @@ def test_every_line_is_json_when_asked_for(start: Start, send: Callable[..., str
 
 def test_lines_go_to_a_file_when_asked_for(start: Start, folder: Path) -> None:
     worker = start("--logfile", "worker.log", ready="")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (folder / "worker.log").exists() or "ready." not in (folder / "worker.log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -284,13 +284,13 @@ def test_a_worker_whose_page_nobody_reads_works_all_the_same(folder: Path) -> No
     process = subprocess.Popen(command, cwd=folder, stdout=writing, stderr=subprocess.DEVNULL)
     os.close(writing)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (log.exists() and "ready." in log.read_text()):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -303,7 +303,7 @@ def test_an_app_may_set_up_its_own_log(start: Start, folder: Path) -> None:
             "@setup_logging.connect\ndef mine(**_):\n"
             "    logging.basicConfig(level='INFO', stream=sys.stderr, format='MINE %(message)s')\n"
         )
-    worker = start(ready="MINE ")
+    worker = start(ready=" ready. broker=")
     assert worker.stop() == 0
     assert f"MINE {worker.out.split()[0]} ready. broker='sqlite'" in worker.err
 

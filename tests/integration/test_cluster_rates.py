@@ -62,7 +62,7 @@ def test_a_rate_holds_over_two_workers_and_holds_up_nobody_else(house: House) ->
     assert_paced(starts(house, "limited"), began, PERIOD_S)
     for tenant in "ab":
         assert_paced(starts(house, f"tenant-{tenant}"), began, 2 * PERIOD_S)
-    told = [stats["cluster_rates"] for stats in house.app.control.inspect(timeout=10, limit=2).stats().values()]
+    told = [stats["cluster_rates"] for stats in house.app.control.inspect(timeout=60, limit=2).stats().values()]
     assert sum(stats["taken"] for stats in told) >= 2 * COUNT
     assert [stats["trouble"] for stats in told] == ["", ""]
     assert [worker.stop() for worker in workers] == [0, 0]
@@ -80,9 +80,9 @@ def test_a_killed_worker_takes_near_slots_with_it_and_a_rate_that_is_changed_kee
             send(house, "limited", name)
         wait_until(lambda: len(starts(house, "limited")) >= COUNT // 2, 60, "some limited tasks")
         first.kill_group()
-        changed = house.app.control.rate_limit("rates.limited", "20/s", reply=True, timeout=10, limit=1)
+        changed = house.app.control.rate_limit("rates.limited", "20/s", reply=True, timeout=60, limit=1)
         assert [list(reply.values()) for reply in changed] == [[{"ok": "new rate limit set successfully"}]]
-        (known,) = house.app.control.inspect(timeout=10, limit=1).registered().values()
+        (known,) = house.app.control.inspect(timeout=60, limit=1).registered().values()
         assert "rates.limited [rate_limit=20/s rate_limit_scope=cluster]" in known
         wait_until(lambda: {line.split()[1] for line in house.ran()} == names, 60, "all limited tasks")
         assert_paced(starts(house, "limited"), began, PERIOD_S / 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo" / "demo.py"
-LONGEST_S = 15.0
+LONGEST_S = 60.0  # three to five where the machine has time
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -85,10 +85,11 @@ def test_it_stops_warmly_and_then_coldly(sqlite_house: House) -> None:
     short, long = sqlite_house.send("sleep", 1.5, "short"), sqlite_house.send("sleep", 600, "long")
     wait_until(lambda: len(sqlite_house.ran()) == 2, what="both")
     worker.send(signal.SIGTERM)
+    worker.wait_for("finishing running tasks")  # it has heard the first, so the second is one
     assert short.get(timeout=30) == "short"
     assert worker.process.poll() is None
     worker.send(signal.SIGTERM)
-    assert worker.process.wait(20) == 1
+    assert worker.process.wait(60) == 1
     assert long.state == "PENDING"
     other = sqlite_house.worker("-P", "gevent", "-c", "10")
     wait_until(lambda: len([line for line in sqlite_house.ran() if "long" in line]) == 2, what="the other run")
@@ -98,5 +99,5 @@ def test_it_stops_warmly_and_then_coldly(sqlite_house: House) -> None:
 def test_one_that_is_not_named_on_the_command_line_says_what_to_do(sqlite_house: House) -> None:
     worker = sqlite_house.worker("worker.pool=gevent", ready=False)
     worker.wait_for("was not patched before the program was imported")
-    assert worker.process.wait(20) != 0
+    assert worker.process.wait(60) != 0
     assert "-P gevent" in worker.log

@@ -92,7 +92,7 @@ class Fleet:
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self._stack.callback(end_group, worker)
-        wait_until(lambda: "ready" in path.read_text(errors="replace"), START_S, f"{library}'s worker is ready")
+        wait_until(lambda: " ready." in path.read_text(errors="replace"), START_S, f"{library}'s worker is ready")
 
     def ask(self, library: str, queue: str) -> Any:
         """What a client of this library gets that sends to this queue; asked once."""
@@ -114,7 +114,7 @@ class Fleet:
             new = self.notes()[len(before) :]
             return "old " in new and "ValueError True" in new
 
-        wait_until(told, 30.0, "both errbacks were called")
+        wait_until(told, 60.0, "both errbacks were called")
 
     def notes(self) -> str:
         path = self.place / "ran"
@@ -174,7 +174,7 @@ def test_errbacks_of_a_chord_are_its_headers_too_if_that_is_set(fleet: Fleet, cl
     def told() -> bool:
         return all(f"old {task_id}" in fleet.notes() for task_id in failed)
 
-    wait_until(told, 30.0, "the errback was called for the part and for the body")
+    wait_until(told, 60.0, "the errback was called for the part and for the body")
 
 
 @pytest.mark.parametrize(("client", "queue"), WAYS)

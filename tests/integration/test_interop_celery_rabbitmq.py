@@ -15,7 +15,8 @@ from celeriac.testing.services import RabbitMQService
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.xdist_group("rabbitmq")]
 
-GET_S = 30.0
+GET_S = 60.0
+LATE_S = 10.0
 MakeSides = Callable[..., dict[str, Side]]
 
 
@@ -87,12 +88,12 @@ def test_a_countdown_is_kept(pair: Pair, countdown_s: float) -> None:
 def assert_punctual(pair: Pair, countdown_s: float) -> None:
     """It is never early, and seldom late: of three tries on a busy machine not each."""
     waits: list[float] = []
-    while not waits or (waits[-1] > countdown_s + 2.5 and len(waits) < 3):
+    while not waits or (waits[-1] > countdown_s + LATE_S and len(waits) < 3):
         begun = time.time()
         assert pair.get(pair.call("about", countdown=countdown_s))["eta"] is True
         waits.append(time.time() - begun)
         assert waits[-1] >= countdown_s
-    assert waits[-1] <= countdown_s + 2.5, waits
+    assert waits[-1] <= countdown_s + LATE_S, waits
 
 
 def test_an_expired_call_is_never_run(pair: Pair, tmp_path: Path) -> None:
@@ -107,8 +108,7 @@ def test_an_expired_call_is_never_run(pair: Pair, tmp_path: Path) -> None:
 def test_the_highest_priority_is_served_first(pair: Pair, tmp_path: Path) -> None:
     path = str(tmp_path / "order")
     with pair.held_worker(tmp_path):
-        calls = [pair.call("note", path, str(priority), priority=priority) for priority in (0, 6, 9, 3)]
-        time.sleep(0.5)  # for a Celery worker to take the one
+        calls = pair.call_in_turn([("note", path, str(priority), priority) for priority in (0, 6, 9, 3)])
     for call in calls:
         pair.get(call)
     order = Path(path).read_text().split()

@@ -144,7 +144,7 @@ def test_B26_any_bytes_as_an_entry_are_set_aside_as_they_are(fed: House) -> None
     corpus = [entry for entry in read_corpus("envelope") if 0 < len(entry) < 200_000]
     inject(fed, corpus)
     assert fed.send("add", 20, 22).get(timeout=30) == 42
-    kept = wait_until(lambda: _all_kept(fed, corpus), 30, "every entry of the corpus")
+    kept = wait_until(lambda: _all_kept(fed, corpus), 60, "every entry of the corpus")
     assert kept
     assert fed.workers[0].process.poll() is None
 

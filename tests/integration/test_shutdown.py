@@ -51,14 +51,14 @@ def test_a_storm_of_signals_ends_in_time_and_loses_nothing(sqlite_house: House) 
         worker = house.worker("-c", "2")
         wait_until(lambda before=before: len(house.ran()) > before, what="a task")
         begun = time.monotonic()
-        while worker.process.poll() is None and time.monotonic() < begun + 40:
+        while worker.process.poll() is None and time.monotonic() < begun + 60:
             worker.send(rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP]))
             time.sleep(0.01)
         # A HUP at first and nothing after it may have begun it anew; one that boots ends by any signal.
         assert worker.process.poll() is not None
         assert "Traceback" not in worker.log.partition("Stopped")[0]
     house.worker("-c", "2")
-    wait_until(lambda: len(names(house, "end")) == 20, 40, "all of them")
+    wait_until(lambda: len(names(house, "end")) == 20, 60, "all of them")
 
 
 def test_hup_runs_the_same_command_anew_in_the_same_process(sqlite_house: House) -> None:
@@ -67,7 +67,7 @@ def test_hup_runs_the_same_command_anew_in_the_same_process(sqlite_house: House)
     wait_until(lambda: sqlite_house.ran(), what="the task's start")
     child = int(sqlite_house.ran()[0].split()[2])
     worker.send(signal.SIGHUP)
-    wait_until(lambda: worker.log.count(" ready.") == 2, 30, "the new worker")
+    wait_until(lambda: worker.log.count(" ready.") == 2, 60, "the new worker")
     assert running.get(timeout=30) == "running", "it was let end first"
     assert sqlite_house.send("pid").get(timeout=30) != child
     assert worker.process.poll() is None
@@ -85,11 +85,9 @@ def test_usr1_shows_where_every_thread_is_and_harms_nothing(sqlite_house: House)
 
 def test_remap_sigterm_makes_term_cold(sqlite_house: House) -> None:
     worker = sqlite_house.worker("-c", "1", REMAP_SIGTERM="SIGQUIT")
-    sqlite_house.send("sleep", 30, "long")
+    sqlite_house.send("hold", "for-ever")
     wait_until(lambda: sqlite_house.ran(), what="the task's start")
-    begun = time.monotonic()
     assert worker.stop() == 1
-    assert time.monotonic() - begun < 20
     assert "1 given up" in worker.log
 
 
@@ -107,8 +105,8 @@ def test_hup_goes_to_the_working_folder_from_where_the_process_began(sqlite_hous
     inner = sqlite_house.place / "inner"
     inner.mkdir()
     worker = sqlite_house.worker("-c", "1", "--workdir", "inner", "--ready-file", "ready")
-    wait_until((inner / "ready").exists, 20, "the ready file")
+    wait_until((inner / "ready").exists, 60, "the ready file")
     worker.send(signal.SIGHUP)
-    wait_until(lambda: worker.log.count(" ready.") == 2, 30, "the new worker")
-    wait_until((inner / "ready").exists, 20, "the new ready file")
+    wait_until(lambda: worker.log.count(" ready.") == 2, 60, "the new worker")
+    wait_until((inner / "ready").exists, 60, "the new ready file")
     assert worker.stop() == 0

@@ -20,7 +20,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     fleet = make_fleet(request.param, request, tmp_path_factory.mktemp("siblings"))
     try:
         fleet.worker("theirs", "-c", "1", library="celery", CONTROL_QUEUE="theirs")
-        fleet.app.control.revoke("by-celery", destination=["theirs@here"], reply=True, timeout=WAIT_S)
+        assert fleet.app.control.revoke("by-celery", destination=["theirs@here"], reply=True, timeout=WAIT_S)
         yield fleet
     finally:
         fleet.close()
@@ -52,7 +52,7 @@ def test_workers_of_both_kinds_mingle_and_ours_hears_who_comes_and_goes(fleet: F
         wait_until(lambda: f"SIBLING {words}@here" in fleet.log(ours), WAIT_S, f"{words}, in {fleet.log(ours)[-2000:]}")
 
     wait_for("join theirs")
-    fleet.app.control.revoke("by-ours", destination=[f"{ours}@here"], reply=True, timeout=WAIT_S)
+    assert fleet.app.control.revoke("by-ours", destination=[f"{ours}@here"], reply=True, timeout=WAIT_S)
     late = start(fleet, "late", {"by-celery", "by-ours"}, library="celery")
     wait_for(f"join {late}")
     fleet.processes[-1].terminate()

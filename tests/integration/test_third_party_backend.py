@@ -62,7 +62,7 @@ def test_a_worker_keeps_results_in_it(installed: dict[str, str], tmp_path: Path)
         answer = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
         assert (answer.stdout, answer.stderr) == ("5\n", ""), log.read_text()
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == 0
+        assert worker.wait(60) == 0
     finally:
         worker.kill()
         worker.wait()

@@ -53,7 +53,7 @@ def environment(installed: Path, tmp_path: Path) -> dict[str, str]:
 
 def celeriac(tmp_path: Path, environment: dict[str, str], *words: str) -> str:
     ran = subprocess.run(
-        [CELERIAC, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [CELERIAC, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -70,13 +70,13 @@ def worker(tmp_path: Path, environment: dict[str, str]) -> Iterator[Path]:
         wait_for(log, "worker.ready")
         yield log
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0, log.read_text()
+        assert process.wait(60) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
 
 
-def wait_for(log: Path, text: str, timeout_s: float = 30) -> None:
+def wait_for(log: Path, text: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while text not in log.read_text():
         assert time.monotonic() < deadline, f"{text!r} never came:\n{log.read_text()}"
@@ -97,7 +97,7 @@ def test_a_worker_on_it_runs_tasks_and_says_whose_plugin_it_uses(
     tmp_path: Path, environment: dict[str, str], worker: Path
 ) -> None:
     task_id = celeriac(tmp_path, environment, "call", "tasks.add", "--args", "[40, 2]").strip()
-    assert celeriac(tmp_path, environment, "result", task_id, "--timeout", "30").strip() == "42"
+    assert celeriac(tmp_path, environment, "result", task_id, "--timeout", "60").strip() == "42"
     assert "file (celeriac-broker-file 1.0.0)" in worker.read_text()
 
 

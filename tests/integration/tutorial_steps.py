@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
 BIN = Path(sys.executable).parent
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 _STEP = re.compile(
     r"^<!-- (?P<words>[^\n]+?) -->\n(?:```(?P<language>\w*)\n(?P<text>.*?)^```$)?", re.DOTALL | re.MULTILINE
@@ -161,7 +161,7 @@ class Walk:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=2 * WAIT_S,
+            timeout=WAIT_S,
         )
         assert done.returncode == 0, f"{step}\n{done.stdout}\nworker:\n{self.read_log()[-4000:]}"
 
@@ -188,9 +188,10 @@ class Walk:
         """Wait for a line of the worker's; `...` in it stands for anything."""
         pattern = re.compile(".*".join(re.escape(part) for part in wanted.split("...")))
         for _ in until(WAIT_S):
+            has_ended = self.worker is not None and self.worker.poll() is not None
             if any(map(pattern.search, self.read_log().splitlines())):
                 return
-            if self.worker is not None and self.worker.poll() is not None:
+            if has_ended:
                 break
         raise AssertionError(f"{step}: no {wanted!r} in the worker's log:\n{self.read_log()[-4000:]}")
 
