@@ -67,7 +67,7 @@ def test_a_detached_worker_works_when_the_command_returns(daemons: Daemons) -> N
     assert os.getsid(pid) != os.getsid(0)
     assert daemons.house.send("add", 1, 2).get(timeout=30) == 3
     assert "add" in (daemons.house.place / "w1.log").read_text()
-    said = daemons.run(*words, *files, code=1)
+    said = daemons.run(*words, *files, code=2)
     assert f"belongs to process {pid}, which runs" in said
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not is_alive(pid), 60, "its end")
@@ -76,7 +76,7 @@ def test_a_detached_worker_works_when_the_command_returns(daemons: Daemons) -> N
 
 def test_a_detached_worker_that_cannot_start_says_why(daemons: Daemons) -> None:
     words = ("-A", "suite_app", "-b", "redis://127.0.0.1:1/0", "worker", "--detach", "--pidfile", "w1.pid")
-    assert "127.0.0.1:1" in daemons.run(*words, "broker.connection_retry_on_startup=False", code=1)
+    assert "127.0.0.1:1" in daemons.run(*words, "broker.connection_retry_on_startup=False", code=69)
     assert not (daemons.house.place / "w1.pid").exists()
 
 
@@ -130,7 +130,7 @@ def test_settings_stand_in_for_daemon_options_that_are_not_given(daemons: Daemon
     assert f"belongs to process {pid}" in said
     assert "cannot run" in daemons.run("-A", "suite_app", "beat", "-D", "--executable", "/no/such/python", code=2)
     files = ("--pidfile", "b2.pid", "--logfile", "b2.log")
-    assert "cannot run '/usr'" in daemons.run("-A", "suite_app", "beat", "-D", "--executable", "/usr", *files, code=1)
+    assert "cannot run '/usr'" in daemons.run("-A", "suite_app", "beat", "-D", "--executable", "/usr", *files, code=2)
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not (place / "b1.pid").exists(), 60, "its end")
 

@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from celeriac.cli.errors import FAILED, exit_code
 from celeriac.cli.group import F, State, option
 from celeriac.exceptions import SecurityError
 from celeriac.platforms import LockFailed, Pidfile, close_open_fds, maybe_drop_privileges
@@ -114,8 +115,8 @@ class Detached:
     def ready(self) -> None:
         """It works."""
 
-    def failed(self) -> None:
-        """It ends, and will say why on standard error."""
+    def failed(self, code: int) -> None:
+        """It ends with this exit code, and will say why on standard error."""
 
 
 class _Background(Detached):
@@ -132,9 +133,9 @@ class _Background(Detached):
         self._tell(b"+")
         os.close(self._fd)
 
-    def failed(self) -> None:
+    def failed(self, code: int) -> None:
         if self._waited_for:
-            self._tell(b"-")
+            self._tell(b"-" + bytes([code & 0xFF or FAILED]))  # it has not worked, even if it was told to end
             os.dup2(self._fd, 2)
             os.close(self._fd)
 
@@ -174,8 +175,9 @@ def detach(logfile: str | None, executable: str | None) -> NoReturn:
     try:
         begin_anew(executable, write_fd)
     except OSError as exc:  # a folder, or no program: the one who waits is to hear it, not the log file
-        _Background(write_fd).failed()
-        raise click.UsageError(f"--detach: cannot run {executable or sys.executable!r}: {exc.strerror}.") from exc
+        error = click.UsageError(f"--detach: cannot run {executable or sys.executable!r}: {exc.strerror}.")
+        _Background(write_fd).failed(exit_code(error))
+        raise error from exc
 
 
 def begin_anew(executable: str | None = None, waited_by: int | None = None) -> NoReturn:
@@ -210,16 +212,18 @@ def _background() -> Detached | None:
 
 
 def _await_daemon(read_fd: int) -> int:
-    """The exit code: 0 once it works, or is still busy with starting after a while; 1 if it has ended."""
+    """The exit code: 0 once it works, or is still busy with starting after a while; if it has ended, the daemon's own,
+    or 1 if it could not say it."""
     if not select.select([read_fd], [], [], READY_S)[0]:
         os.write(2, f"It has not said that it works within {READY_S:g} s; it goes on in the background.\n".encode())
         return 0
     word = os.read(read_fd, 1)
     if not word:
         os.write(2, b"It has ended without a word before it worked: killed, or by os._exit.\n")
+    code = os.read(read_fd, 1) if word == b"-" else b""
     while word == b"-" and (words := os.read(read_fd, 4096)):
         os.write(2, words)
-    return 0 if word == b"+" else 1
+    return 0 if word == b"+" else code[0] if code else 1
 
 
 def daemon_options(command: F) -> F:
@@ -262,8 +266,8 @@ def daemonized(
             _detach(options)
         pidfile = PidFile(options["pidfile"]) if options["pidfile"] else None
         yield detached
-    except BaseException:
-        detached.failed()
+    except BaseException as exc:
+        detached.failed(exit_code(exc))
         raise
     finally:
         if pidfile is not None:

@@ -47,16 +47,33 @@ def report_error(exc: BaseException) -> int:
     """Say on standard error what went wrong; return the exit code."""
     if isinstance(exc, click.ClickException):
         exc.show()
-        return exc.exit_code
+        return exit_code(exc)
     if isinstance(exc, (click.Abort, KeyboardInterrupt)):
         say("Aborted.")
-        return INTERRUPTED
+        return exit_code(exc)
     if isinstance(exc, UserCodeFailed) and exc.__cause__ is not None:
         say(mask_url(_traceback_of_user(exc.__cause__)).rstrip())
     elif wants_traceback():
         say(mask_url("".join(traceback.format_exception(exc))).rstrip())
     say(f"{click.style('Error:', fg='red', bold=True)} {mask_url(_sentence(exc))}")
-    return _exit_code(exc)
+    return exit_code(exc)
+
+
+def exit_code(exc: BaseException) -> int:
+    """The code with which a command ends that ends with this exception."""
+    if isinstance(exc, (click.Abort, KeyboardInterrupt)):
+        return INTERRUPTED
+    if isinstance(exc, (CeleryCommandException, click.ClickException, click.exceptions.Exit)):
+        return exc.exit_code
+    if isinstance(exc, (ImproperlyConfigured, UserCodeFailed)):
+        return USAGE
+    if type(exc) is SecurityError:  # of what is set; what is derived from it is about a message
+        return USAGE
+    if isinstance(exc, PublishRejected):  # it was reached
+        return FAILED
+    if isinstance(exc, (OperationalError, BackendUnreachable, BackendLost)):
+        return UNREACHABLE
+    return FAILED
 
 
 def show_warning(
@@ -77,20 +94,6 @@ def wants_traceback() -> bool:
 def say(text: str) -> None:
     """Print a line on standard error."""
     click.echo(text, err=True)
-
-
-def _exit_code(exc: BaseException) -> int:
-    if isinstance(exc, CeleryCommandException):
-        return exc.exit_code
-    if isinstance(exc, (ImproperlyConfigured, UserCodeFailed)):
-        return USAGE
-    if type(exc) is SecurityError:  # of what is set; what is derived from it is about a message
-        return USAGE
-    if isinstance(exc, PublishRejected):  # it was reached
-        return FAILED
-    if isinstance(exc, (OperationalError, BackendUnreachable, BackendLost)):
-        return UNREACHABLE
-    return FAILED
 
 
 def _sentence(exc: BaseException) -> str:
