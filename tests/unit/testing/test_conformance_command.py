@@ -76,12 +76,21 @@ def test_a_plugin_s_own_test_run_ends_with_the_table(tmp_path: Path, spread: tup
     assert "of_something_else" not in done.stdout.partition("clause by clause")[2]
 
 
-@pytest.mark.parametrize("words", [("--broker", "nothing://host"), ("--pool", "nopool")])
-def test_what_is_not_installed_is_one_sentence(words: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--broker", "nothing://host"),
+        ("--pool", "nopool"),
+        ("--broker", "redis://:secret@127.0.0.1:1/0"),
+        ("--backend", "redis://:secret@127.0.0.1:1/0"),
+    ],
+)
+def test_what_is_not_installed_or_not_there_is_one_sentence(words: tuple[str, str]) -> None:
     done = run(*words)
     assert done.returncode == 2
     assert "cannot try" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
 
 
 def test_what_is_broken_is_told_with_its_values(tmp_path: Path) -> None:

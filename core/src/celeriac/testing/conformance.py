@@ -34,7 +34,7 @@ except ModuleNotFoundError as exc:
     sys.exit("The suites run by pytest, which is not installed here. It comes with: pip install 'celeriac[testing]'")
 
 from celeriac.app.base import Celery
-from celeriac.exceptions import CeleriacError, mask_url
+from celeriac.exceptions import BackendUnreachable, CeleriacError, TransportUnreachable, mask_url
 from celeriac.kernel.prelude import prepare_process
 from celeriac.testing import SUITE_MODULES
 from celeriac.testing.backend_suite import BackendConformance
@@ -62,6 +62,8 @@ __all__ = [
 KINDS: Final = ("broker", "backend", "pool", "serializer")
 #: Tests whose names begin with no clause are about the verbs themselves.
 VERBS: Final = "verbs"
+#: How long the store may take to answer before anything is tried.
+PING_S: Final = 10.0
 SUITES: Final = (BackendConformance, BrokerConformance, PoolConformance, SerializerConformance, StateConformance)
 #: By this property a test's report says, perhaps from another process, of which suite it is and what is left out.
 PROPERTY: Final = "celeriac_suite"
@@ -117,9 +119,7 @@ def suite_for(kind: str, name: str) -> type:
 
 
 def _suite_of_store(kind: str, url: str) -> type:
-    broker, backend = (url, None) if kind == "broker" else ("memory://conformance", url)
-    app = Celery("conformance", broker=broker, backend=backend, set_as_current=False)
-    made: Any = app.transport if kind == "broker" else app.backend.plugin
+    app, made = _make_store(kind, url)
     module = app.kernel.find(kind, urlsplit(url).scheme.split("+")[0]).module
     suite: Any = BrokerConformance if kind == "broker" else BackendConformance
 
@@ -133,6 +133,29 @@ def _suite_of_store(kind: str, url: str) -> type:
             return url
 
     return TestStore
+
+
+def _make_store(kind: str, url: str) -> tuple[Celery, Any]:
+    broker, backend = (url, None) if kind == "broker" else ("memory://conformance", url)
+    app = Celery("conformance", broker=broker, backend=backend, set_as_current=False)
+    return app, app.transport if kind == "broker" else app.backend.plugin
+
+
+def _reach(kind: str, url: str) -> None:
+    """Make sure that the store is there: of one that is not, a plugin keeps no clause and breaks none.
+
+    Raises:
+        TransportUnreachable, BackendUnreachable: It is not.
+    """
+    app, made = _make_store(kind, url)
+    try:
+        made.ping(PING_S)
+    except (TransportUnreachable, BackendUnreachable):
+        raise
+    except Exception:  # a fault of the plugin's, which is for the suite to find
+        return
+    finally:
+        app.close()
 
 
 def _suite_of_pool(app: Celery, name: str) -> type:
@@ -265,6 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare_process(name)
     try:
         suite = suite_for(kind, name)
+        if kind in ("broker", "backend"):
+            _reach(kind, name)
     except CeleriacError as exc:
         sys.stderr.write(f"cannot try {kind} {mask_url(name)}: {exc}\n")
         return 2
