@@ -869,7 +869,7 @@ class BrokerConformance(AbilityAware):
 
         def delay() -> float:
             due = time.time() + 1.2
-            transport.send([make_payload(queue, due=due)])
+            transport.send([make_payload(queue, due=due)], timeout_s=PATIENCE_S)
             (delivery,) = bench.take(consumer, 1)
             late = time.time() - due
             assert (delivery.attempt, delivery.redelivered) == (1, False)
@@ -883,7 +883,8 @@ class BrokerConformance(AbilityAware):
         self, transport: Transport, queue: str, open_consumer: OpenConsumer
     ) -> None:
         open_consumer(queue).close()  # a queue that was never served may be read by programs that know of no delays
-        transport.send([make_payload(queue), make_payload(queue, due=time.time() + 3600)])
+        later = make_payload(queue, due=time.time() + 3600)
+        transport.send([make_payload(queue), later], timeout_s=PATIENCE_S)
         eventually(lambda: transport.depth(queue) == 1)
 
     @needs("delay")
@@ -900,7 +901,7 @@ class BrokerConformance(AbilityAware):
         now = time.time()
         early = [make_payload(queue, due=now + 0.6) for _ in range(20)]
         late = [make_payload(queue, due=now + 1.8) for _ in range(20)]
-        transport.send([*early, *late])
+        transport.send([*early, *late], timeout_s=PATIENCE_S)
         consumer = open_consumer(queue)
         taken = bench.take(consumer, 5)
         time.sleep(max(0.0, now + 3.0 - time.time()))  # a backlog: the others fall due while nobody asks

@@ -57,7 +57,7 @@ def test_a_message_that_says_when_it_is_due_comes_on_the_dot(
     while not late or late[-1] >= 0.3:
         assert len(late) < 8, f"it came late each time: {late}"
         due = time.time() + 2.5
-        transport.send([tools.payload("q", due=due, eta=iso(due))])
+        transport.send([tools.payload("q", due=due, eta=iso(due))], timeout_s=30)
         (delivery,) = listener.take(1)
         late.append(time.time() - due)
         assert late[-1] >= 0
@@ -208,16 +208,16 @@ def test_a_queue_that_was_made_anew_gets_its_delayed_messages(
     """Its bindings go with a queue (an `auto_delete` one, with its last worker); senders do not hear of it."""
     first = listen(transport, tools.spec("q"))
     sender = open_transport()
-    sender.send([tools.payload("q", due=time.time() + 1.5)])
+    sender.send([tools.payload("q", due=time.time() + 1.5)], timeout_s=30)
     first.take(1)
     transport.delete("q")
     first.consumer.close()
     second = listen(open_transport(), tools.spec("q"))
-    sender.send([tools.payload("q", due=time.time() + 1.5)])
+    sender.send([tools.payload("q", due=time.time() + 1.5)], timeout_s=30)
     second.take(1)
     transport.delete("q")
     tools.wait_until(lambda: second.consumer.receive(1) == [] and second.consumer._asked == 2, "consuming anew")
-    sender.send([tools.payload("q", due=time.time() + 1.5)])
+    sender.send([tools.payload("q", due=time.time() + 1.5)], timeout_s=30)
     second.take(1)
 
 
@@ -236,7 +236,7 @@ def test_a_broker_user_who_may_not_have_delay_queues_has_workers_hold_what_is_fo
     tools.evaluate(rabbitmq_service, f'{backend}:set_permissions(<<"{user}">>, <<"{vhost}">>, {allowed}, <<"me">>)')
     transport = open_transport(f"amqp://{user}:pw@{address.hostname}:{address.port}{address.path}")
     due = time.time() + 600.0
-    transport.send([tools.payload("q", due=due, eta=iso(due)) for _ in range(3)])
+    transport.send([tools.payload("q", due=due, eta=iso(due)) for _ in range(3)], timeout_s=30)
     listener = listen(transport, tools.spec("q"), window=1)
     transport.send([tools.payload("q", id="now")])
     while (delivery := listener.take(1)[0]).head.id != "now":

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from celeriac.exceptions import ImproperlyConfigured, PublishRejected, TransportLost, TransportUnreachable
+from celeriac.exceptions import (
+    ImproperlyConfigured,
+    PublishRejected,
+    PublishUncertain,
+    TransportLost,
+    TransportUnreachable,
+)
 from celeriac.spec import Head, QueueSpec, Route, Settlement
 from celeriac.testing.services import RabbitMQService
 from celeriac_broker_amqp import followers as module
@@ -119,6 +125,15 @@ def test_a_refusal_meets_its_own_message_on_another_channel_than_the_one_before(
     new.refuse(last - 3)  # the first of the four
     assert 3 not in followers.release()
     assert 3 not in followers.release()
+
+
+def test_a_confirm_that_is_here_counts_however_late_it_is_looked_for(wires: list[Wire], tools: Any) -> None:
+    """Else a call that was taken would be reported as uncertain by a process that was held up."""
+    wire, late = wires[0], time.monotonic() - 1.0
+    wire.take(1)
+    wire.publisher.send(items(tools, 1), late)
+    with pytest.raises(PublishUncertain, match="did not confirm 1"):
+        wire.publisher.send(items(tools, 1), late)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,16 @@ def test_a_consumer_that_is_slow_to_open_has_the_time_of_any_answer(pair: tuple[
         broker.join()
 
 
+def test_an_answer_that_is_here_counts_however_late_it_is_looked_for(pair: tuple[socket.socket, Link]) -> None:
+    theirs, link = pair
+    theirs.sendall(frame(1, 1, b"\x00\x14\x00\x0b\0\0\0\0"))
+    channel, request = link.open_channel(1), methods.limit_prefetch(1)
+    theirs.sendall(frame(1, 1, b"\x00\x3c\x00\x0b"))
+    link.call(channel, request, methods.BASIC_QOS_OK, -1.0)  # as if we had been held up for longer than we would wait
+    with pytest.raises(TransportLost, match="no answer"):
+        link.call(channel, request, methods.BASIC_QOS_OK, -1.0)
+
+
 def test_a_peer_that_does_not_read_is_given_up_within_the_deadline(pair: tuple[socket.socket, Link]) -> None:
     _, link = pair
     with pytest.raises(TransportLost, match="takes no bytes"):

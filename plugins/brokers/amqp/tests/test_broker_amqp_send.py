@@ -160,7 +160,7 @@ def test_headers_beyond_a_frame_are_refused_before_anything_is_written(transport
 def test_names_beyond_amqps_are_refused_and_long_ones_work(transport: AmqpTransport, tools: Any) -> None:
     with pytest.raises(PublishRejected, match="255"):
         transport.send([tools.payload("q" * 256)])
-    transport.send([tools.payload("q" * 255), tools.payload("q" * 255, due=time.time() + 60)])
+    transport.send([tools.payload("q" * 255), tools.payload("q" * 255, due=time.time() + 60)], timeout_s=30)
     assert transport.depth("q" * 255) == 2
 
 

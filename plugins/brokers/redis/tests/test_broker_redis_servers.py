@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celeriac.exceptions import ConnectionsBusy, TransportUnreachable
-from celeriac.testing.services import RedisService, ask
+from celeriac.testing.services import ANSWER_S, RedisService, ask
 from celeriac_broker_redis.transport import RedisTransport, make_transport
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("redis")]
@@ -22,15 +22,15 @@ def test_a_replica_is_passed_by_and_the_one_in_use_is_left_when_it_becomes_one(
     second: RedisService = private_service(RedisService())
 
     def waiting(server: RedisService) -> int:
-        return int(ask(server.port, b"LLEN celery\r\n").strip(b": \r\n"))
+        return int(ask(server.port, b"LLEN celery\r\n", timeout_s=ANSWER_S).strip(b": \r\n"))
 
-    ask(first.port, f"REPLICAOF 127.0.0.1 {second.port}\r\n".encode())
+    ask(first.port, f"REPLICAOF 127.0.0.1 {second.port}\r\n".encode(), timeout_s=ANSWER_S)
     desk = desks(f"{first.url};{second.url}")
     desk.send("one")
     assert waiting(second) == 1, "the first would have refused it"
-    ask(first.port, b"REPLICAOF NO ONE\r\n")
+    ask(first.port, b"REPLICAOF NO ONE\r\n", timeout_s=ANSWER_S)
     before = waiting(first)
-    ask(second.port, f"REPLICAOF 127.0.0.1 {first.port}\r\n".encode())
+    ask(second.port, f"REPLICAOF 127.0.0.1 {first.port}\r\n".encode(), timeout_s=ANSWER_S)
     desk.send("two")
     assert waiting(first) == before + 1
 

@@ -149,9 +149,13 @@ class Link:
             if channel.closed is not None:
                 raise channel.closed
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            if left_s > 0:
+                self.pump(left_s)
+                continue
+            while self.pump():  # what is here now has come in time, for all we know: it may be us who were held up
+                pass
+            if not channel.replies and channel.closed is None:
                 self._fail(f"no answer from RabbitMQ at {self.where} to method {_method_number(request)[0]:#x}")
-            self.pump(left_s)
 
     # -- writing --------------------------------------------------------------------------------------------
 

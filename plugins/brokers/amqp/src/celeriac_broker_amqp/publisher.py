@@ -237,9 +237,9 @@ class Publisher:
             self.write(items, deadline)
             while self._settled < self._last:
                 left_s = deadline - time.monotonic()
-                if left_s <= 0:
+                self.absorb(max(left_s, 0.0))  # a confirm that is here counts, however late we come to look for it
+                if left_s <= 0 and self._settled < self._last:
                     raise PublishUncertain(self._describe_silence())
-                self.absorb(left_s)
         except TransportLost as exc:
             if self.link.bytes_sent == before:
                 raise
