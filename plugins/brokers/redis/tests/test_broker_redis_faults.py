@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from celeriac.exceptions import PublishUncertain, TransportLost, TransportUnreachable
-from celeriac.spec import QueueSpec, Settlement
+from celeriac.exceptions import PublishRejected, PublishUncertain, TransportLost, TransportUnreachable
+from celeriac.spec import ExchangeSpec, QueueSpec, Settlement
+from celeriac.testing.kit import Bench
 from celeriac.testing.services import RedisService, ask
-from celeriac_broker_redis import waits
+from celeriac_broker_redis import consumer as consumer_module
+from celeriac_broker_redis import keys, waits
 from celeriac_support_redis.standin import StandIn
 from celeriac_support_redis.wire import ReplyError, WireUnreachable, pack
 
@@ -879,3 +881,54 @@ def test_a_message_whose_way_out_of_an_inbox_the_server_lost_stays_in_none(desks
     assert (again.head.id, again.attempt, again.spared) == ("a", 2, 1)
     desk.settle(consumer, [again])
     assert b"inbox" not in ask(redis.port, b"KEYS *\r\n", enough=20)
+
+
+def test_a_message_that_the_server_has_back_in_an_inbox_does_not_go_with_the_one_that_came_after_it(
+    desks: Any, private_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "INBOXES", 1)
+    monkeypatch.setattr(consumer_module, "ADOPT_S", 3600.0)
+    redis = private_service(RedisService())
+    desk = desks(redis.url)
+    consumer = desk.consumer()
+    desk.idle(consumer)
+    desk.send("a")
+    (first,) = desk.receive(consumer, 1)
+    second = []
+
+    def end_the_first_and_take_the_second() -> None:
+        desk.settle(consumer, [first])
+        desk.idle(consumer)
+        desk.send("b")
+        second.extend(desk.receive(consumer, 1))
+
+    lose_since(redis, end_the_first_and_take_the_second)
+    (again,) = desk.receive(consumer, 1)
+    assert (again.head.id, again.attempt) == ("a", 2)
+    assert desk.until(lambda: consumer.renew()) == [second[0].tag], "the server has never heard of it"
+    desk.settle(consumer, [again])
+
+
+def test_a_worker_that_finds_its_store_empty_binds_its_queues_anew(desk: Any, server: Any) -> None:
+    queue = QueueSpec("bound", "shop", "topic", "order.#")
+    consumer = desk.consumer(queue)
+    server.call("FLUSHDB")
+    with pytest.raises(PublishRejected):
+        desk.send("lost", queue="bound", key="order.new", exchange="shop", exchange_type="topic")
+    consumer.renew()
+    desk.send("a", queue="bound", key="order.new", exchange="shop", exchange_type="topic")
+    assert desk.take(consumer, 1) == ["a"]
+
+
+def test_a_prefix_that_reads_like_a_pattern_is_none(desks: Any, redis_url: str) -> None:
+    desk = desks(redis_url, global_keyprefix="app[1]*?:")
+    exchange, ears = ExchangeSpec("news", "topic"), Bench()
+    listener = desk.transport.listen(exchange, QueueSpec("mine", "news", "topic", "worker.#"), poller=ears)
+    desk.transport.broadcast(exchange, [desk.payload("a", key="worker.online", exchange="news", exchange_type="topic")])
+    desk.until(lambda: listener.receive(1))
+    listener.close()
+    desk.transport.declare([QueueSpec("bound", "shop", "direct", "k")])
+    desk.send("b", queue="bound", key="k", exchange="shop")
+    desk.transport.delete("bound")
+    with pytest.raises(PublishRejected):
+        desk.send("c", queue="bound", key="k", exchange="shop")

@@ -106,6 +106,7 @@ class RedisConsumer:
 
     Args:
         serial: Tells this consumer from the transport's others.
+        declare: Writes the bindings of queues.
     """
 
     def __init__(
@@ -117,13 +118,16 @@ class RedisConsumer:
         owner: str,
         poller: Poller,
         serial: int,
+        declare: Callable[[Sequence[QueueSpec]], None],
     ) -> None:
         self._conf = conf
         self._keys = conf.keys
         self._producer = producer
         self._owner = owner
         self._poller = poller
-        self._queues = list(dict.fromkeys(queue.name for queue in queues))
+        self._specs = {queue.name: queue for queue in queues}
+        self._declare = declare
+        self._queues = list(self._specs)
         self._turns = Turns(conf.keys, conf.options, self._queues)
         self._turn = 0
         self.token = secrets.token_hex(6)
@@ -200,6 +204,7 @@ class RedisConsumer:
     def subscribe(self, queue: QueueSpec) -> None:
         """See `Consumer.subscribe`. The transport's `declare` writes the binding."""
         if queue.name not in self._queues:
+            self._specs[queue.name] = queue
             self._queues.append(queue.name)
             self._reorder()
 
@@ -207,6 +212,7 @@ class RedisConsumer:
         """See `Consumer.unsubscribe`."""
         if queue in self._queues:
             self._queues.remove(queue)
+            del self._specs[queue]
             self._reorder()
             self._attempt(lambda: self._end_waits([line for line in self._waits.lines if line.source.queue == queue]))
 
@@ -411,6 +417,9 @@ class RedisConsumer:
             held = [number for number in list(self._held) if number not in self._adopting]
             waits = [line.source.key for line in list(self._waits.lines)]
             positions = self._leases.renew([self._tag % number for number in held], self._queues, waits)
+            if self._leases.was_reset:
+                self._leases.was_reset = False
+                self._declare(list(self._specs.values()))
             lost = [held[position] for position in positions if held[position] in self._held]
             lost += self._lost_unrecorded()
             self._sweep()
@@ -782,14 +791,14 @@ class RedisConsumer:
     def _make_up(self, pending: Iterable[Claim | Settled], blocked: Sequence[Line]) -> None:
         """What the server shows as ours, and we know nothing of, was settled, and that is lost with all that went with
         it: a result, follow-ups. So it goes back."""
-        # A wait that a mere cut has ended may just have got its message; after a failover it is the safer to flag it.
-        waiting = {line.inbox for line in blocked} if self._run_id == UNKNOWN_RUN else set()
+        # What may lie in an inbox; None: anything.
+        busy: dict[str, bytes | None] = {each.inbox: self._held[each.number][1] for each in self._adopting.values()}
+        if self._run_id == UNKNOWN_RUN:  # a wait that a mere cut has ended may just have got its message
+            busy.update((line.inbox, None) for line in blocked)
         settled = [entry for entry in (*pending, *self._refused) if type(entry) is Settled]
-        adoptions = [*self._adopting.values(), *(adoption for entry in settled for adoption in entry.adoptions)]
-        self._leases.make_up(
-            {self._tag % number for number in self._held}.union(*(entry.tags for entry in settled)),
-            waiting.union(adoption.inbox for adoption in adoptions),
-        )
+        busy.update((adoption.inbox, None) for entry in settled for adoption in entry.adoptions)
+        known = {self._tag % number for number in self._held}.union(*(entry.tags for entry in settled))
+        self._leases.make_up(known, busy)
 
     def _look_up(self, claim: Claim) -> None:
         """Deliver what a claim took, if it was performed; note the adoptions that were not."""

@@ -25,6 +25,7 @@ and two copies of one message do not share an entry. kombu restores by the entry
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final
@@ -34,6 +35,11 @@ DEFAULT_STEPS: Final = (0, 3, 6, 9)
 MAX_PRIORITY: Final = 9
 #: Messages from one list that may be handed out before the first of them is recorded or settled.
 INBOXES: Final = 4
+
+
+def as_pattern(text: str) -> str:
+    """A pattern of Redis's that this text alone fits."""
+    return re.sub(r"[*?\[\]\\^]", r"\\\g<0>", text)
 
 
 class Keys:
@@ -97,6 +103,11 @@ class Keys:
     def inboxes(self, token: str, source: str) -> list[str]:
         """Where what comes from a list (its whole key) is put for a consumer that waits, one message in each."""
         return [f"{self.prefix}celeriac.inbox.{token}.{slot}.{source}" for slot in range(INBOXES)]
+
+    def bindings(self) -> tuple[str, str]:
+        """Patterns of all binding sets, as `SCAN` takes them."""
+        start = as_pattern(self.prefix)
+        return f"{start}_kombu.binding.*", f"{start}_kombu.binding_permanent.*"
 
     def binding(self, exchange: str) -> str:
         return f"{self.prefix}_kombu.binding.{exchange}"

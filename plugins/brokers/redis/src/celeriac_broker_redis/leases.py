@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
@@ -36,6 +37,7 @@ SILENCE_S: Final = 2.0
 #: For so long after the end of a lease a blocked move may still put a message into an inbox.
 FADING_S: Final = 30.0
 UNKNOWN_RUN: Final = "-"
+NOTHING: Final[Mapping[str, bytes | None]] = MappingProxyType({})
 
 
 #: The stores, and keys in them, in which this process has put its sentinel.
@@ -56,6 +58,8 @@ class Leases:
         self._passed_over = 0
         #: Why messages could not go back, as it was said last.
         self._problem = b""
+        #: The store was found empty: nobody has the bindings of our queues any more.
+        self.was_reset = False
         #: The server's number for the consumer's connection for work.
         self.client_id = 0
         #: Names the server's process since its start; `UNKNOWN_RUN` where we may not ask.
@@ -128,6 +132,7 @@ class Leases:
         """Say so when the store is empty that was in use (B30): nobody removes the sentinel but who removes all."""
         store = (self._conf.address.store, self._keys.index)
         if is_new and store in _in_use:
+            self.was_reset = True
             structlog.get_logger(__name__).error(
                 "store.reset",
                 store=str(self._conf.address),
@@ -158,9 +163,9 @@ class Leases:
         self._run(DESPITE_ALL, [self._keys.odd], ["ZADD", self._keys.owners, self._now() - 1, token])
         self._rescue(token, self._tags_of([token])[token], 0.0, spared=True)
 
-    def make_up(self, known: AbstractSet[bytes], busy: AbstractSet[str]) -> None:
-        """Return what stands under this consumer's token and is none of these tags, and what lies in its inboxes but
-        these. No process has died of it, so it is spared."""
+    def make_up(self, known: AbstractSet[bytes], busy: Mapping[str, bytes | None]) -> None:
+        """Return what stands under this consumer's token and is none of these tags, and what lies in its inboxes and
+        does not belong there (`busy`; None: anything may). No process has died of it, so it is spared."""
         tags = [tag for tag in self._tags_of([self._token])[self._token] if tag not in known]
         returned = self._empty_inboxes(self._token, spared=True, busy=busy) + self._return_all(tags, "", spared=True)
         if returned:
@@ -257,11 +262,12 @@ class Leases:
                 break
         return {token: [tag for _, tag in sorted(own.items())] for token, own in numbers.items()}
 
-    def _empty_inboxes(self, token: str, spared: bool, busy: AbstractSet[str] = frozenset()) -> int:
+    def _empty_inboxes(self, token: str, spared: bool, busy: Mapping[str, bytes | None] = NOTHING) -> int:
         returned = 0
         for source in self._call([("SMEMBERS", self._keys.waits(token))])[0]:
-            inboxes = [inbox for inbox in self._keys.inboxes(token, source.decode()) if inbox not in busy]
-            for inbox, raws in zip(inboxes, self._call([("LRANGE", inbox, 0, -1) for inbox in inboxes]), strict=True):
+            inboxes = self._keys.inboxes(token, source.decode())
+            for inbox, found in zip(inboxes, self._call([("LRANGE", inbox, 0, -1) for inbox in inboxes]), strict=True):
+                raws = [raw for raw in found if inbox not in busy or busy[inbox] not in (None, raw)]
                 if raws:
                     words = [word for raw in raws for word in (raw, mark_lost(raw, spared=spared))]
                     self._note(self._run(EMPTY_INBOX, [inbox, source], words))

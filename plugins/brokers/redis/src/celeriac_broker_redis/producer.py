@@ -13,7 +13,7 @@ from typing import Any, Final
 from celeriac.exceptions import PublishRejected
 from celeriac.spec.data import Payload, Route
 from celeriac.spec.envelope import pack as pack_envelope
-from celeriac_broker_redis.keys import Keys
+from celeriac_broker_redis.keys import Keys, as_pattern
 from celeriac_broker_redis.options import Options
 
 Command = tuple[Any, ...]
@@ -90,6 +90,11 @@ class Producer:
 
     def _topic(self, route: Route) -> str:
         return self.channel(route.exchange, route.routing_key)
+
+    def pattern(self, exchange: str, routing_key: str) -> str:
+        """For `PSUBSCRIBE`: as `channel`, of a routing key that is a pattern."""
+        start = as_pattern(self._channel + exchange)
+        return f"{start}/{routing_key}" if routing_key else start
 
     def channel(self, exchange: str, routing_key: str) -> str:
         """Where kombu publishes what goes to a fanout exchange."""

@@ -167,7 +167,9 @@ class RedisTransport:
 
         def make(address: Address) -> RedisConsumer:
             conf = replace(self._conf, address=address)
-            return RedisConsumer(conf, self._producer, queues, owner=owner, poller=poller, serial=serial)
+            return RedisConsumer(
+                conf, self._producer, queues, owner=owner, poller=poller, serial=serial, declare=self.declare
+            )
 
         with self._translate():
             consumer = self._wires.connecting(make)
@@ -212,7 +214,7 @@ class RedisTransport:
                     cleanup: list[Command] = [("SREM", *binding), ("DEL", key)]
                     listener = listen_at_list(wire, poller, key, lambda: self._ask(cleanup, 2.0))
                 else:
-                    pattern = self._producer.channel(exchange.name, queue.routing_key.replace("#", "*"))
+                    pattern = self._producer.pattern(exchange.name, queue.routing_key.replace("#", "*"))
                     listener = listen_to_channels(wire, poller, pattern)
             except BaseException:
                 wire.close()
@@ -244,7 +246,7 @@ class RedisTransport:
         """See `Transport.delete`. Bindings to it are removed too, wherever they are."""
         self._ask([("DEL", *self._keys.lists(queue), self._keys.delayed(queue), self._keys.serves(queue))])
         ending = (self._keys.sep + queue).encode()
-        for key in self._scan(self._keys.binding("*"), self._keys.permanent_binding("*")):
+        for key in self._scan(*self._keys.bindings()):
             members = [member for member in self._ask([("SMEMBERS", key)])[0] if member.endswith(ending)]
             if members:
                 self._ask([("SREM", key, *members)])
