@@ -831,6 +831,7 @@ def test_B14_a_worker_whose_signs_of_life_somebody_removed_has_not_crashed_unles
             eventually(lambda: b") Z" in Path(f"/proc/{victim.pid}/stat").read_bytes())
         for left in Path(folder_of(str(path))).glob(f"{victim.pid}-*"):
             left.unlink()
+        transport.lease_s = transport.lease_s if is_killed else 1.0  # so long its process has to give a sign
         (delivery,) = bench.take(open_consumer(), 1)
         assert (delivery.attempt, delivery.redelivered, delivery.spared) == (2, True, spared)
     finally:
@@ -838,6 +839,33 @@ def test_B14_a_worker_whose_signs_of_life_somebody_removed_has_not_crashed_unles
         victim.kill()
         victim.wait()
         victim.stdout.close()
+
+
+def test_B12_a_worker_whose_signs_of_life_somebody_removed_keeps_what_it_holds(
+    transport: SqliteTransport, path: Path, bench: Bench, open_consumer: Open
+) -> None:
+    other = SqliteTransport(f"sqlite:///{path}", {})
+    transport.lease_s = other.lease_s = 3600.0
+    try:
+        transport.send([make_payload("q")])
+        owner, poller = open_consumer(), Bench()
+        (held,) = bench.take(owner, 1)
+        watcher = other.consumer([QueueSpec("q")], owner="watcher", poller=poller, window=8)
+        shutil.rmtree(folder_of(str(path)))
+        for consumer in (watcher, owner, watcher):
+            consumer._tend_at = 0.0
+            assert not consumer.receive(8)
+            assert consumer.renew() == []
+        assert len(list(Path(folder_of(str(path))).glob("*.page"))) == 2
+        owner.settle([Settlement(held.tag)])
+        owner.flush(10)
+        assert peek(path, "SELECT count(*) FROM celeriac_messages") == [(0,)]
+        owner.close()
+        other.send([make_payload("q")])
+        assert len(poller.take(watcher, 1)) == 1
+        watcher.close()
+    finally:
+        other.close()
 
 
 def test_a_user_s_own_tables_may_stand_in_the_same_file(path: Path, transport: SqliteTransport) -> None:

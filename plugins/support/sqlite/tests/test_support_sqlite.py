@@ -128,6 +128,27 @@ def test_a_bell_wakes_who_sleeps_and_cares(path: Path) -> None:
     ear.close()
 
 
+def test_a_bell_wakes_a_listener_that_has_made_its_files_anew(path: Path) -> None:
+    ear, bell, mail = Ear(str(path)), Bell(str(path)), topic("mail")
+    ear.listen([mail])
+    ear.sleep()
+    bell.ring([mail])
+    assert is_awake(ear)
+    os.unlink(ear.page)
+    assert ear.is_given_up()
+    new = ear.again()
+    ear.let_go()
+    new.listen([mail])
+    new.sleep()
+    bell.ring([mail])
+    assert is_awake(new)
+    assert not new.is_given_up()
+    assert is_alive(folder_of(str(path)), new.name, 60)
+    bell.close()
+    new.close()
+    assert os.listdir(folder_of(str(path))) == []
+
+
 def test_a_listener_lives_until_it_closes_or_is_silent_for_too_long(path: Path) -> None:
     folder = folder_of(str(path))
     ear = Ear(str(path))

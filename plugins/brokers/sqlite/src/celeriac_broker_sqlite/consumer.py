@@ -81,6 +81,7 @@ class SqliteConsumer:
         self._locked_since: float | None = None
         self._stopped = self._closed = False
         self._was_lost = False  # it said so: the file was out of reach
+        self._missed: dict[str, float] = {}  # page of an owner that seems to live, but for that → missed since when
         self._tend_at = 0.0
         self._conn = transport.database.connect()
         try:
@@ -138,9 +139,16 @@ class SqliteConsumer:
     def renew(self) -> list[Any]:
         if not self._closed:
             self._ear.live()
-            if self._ear.is_given_up():
+            if self._ear.is_given_up() and not self._is_owner_still():
                 return list(self._held)
         return []
+
+    def _is_owner_still(self) -> bool:
+        """From any thread. True where it cannot be told now."""
+        try:
+            return self._transport.database.read(lambda conn: store.is_owner(conn, self._owner))
+        except StoreTrouble:
+            return True
 
     @property
     def renew_interval_s(self) -> float:
@@ -320,10 +328,48 @@ class SqliteConsumer:
         if self._transport.database.is_replaced():
             raise StoreTrouble("lost", f"{self._path} was removed or replaced while in use.")
         if self._ear.is_given_up():
-            raise self._given_up()
-        for owner, page in patiently(lambda: store.owners(self._conn), self._path):
-            if owner != self._owner and not is_alive(self._folder, page, self._lease_s):
-                self._take_over(owner, page)
+            self._renew_page()
+        others = patiently(lambda: store.owners(self._conn), self._path)
+        dead = [
+            other for other in others if other[0] != self._owner and not is_alive(self._folder, other[1], self._lease_s)
+        ]
+        missed, self._missed = self._missed, {}
+        for owner, page in dead:
+            if page not in self._transport.left and lost_its_page(self._folder, page):
+                since = self._missed[page] = missed.get(page, time.monotonic())
+                if time.monotonic() - since <= self._lease_s:
+                    continue  # it has that long to make itself another
+            self._take_over(owner, page)
+
+    def _renew_page(self) -> None:
+        """Our page is gone: others took us for dead, or somebody has cleared the folder, which takes nothing from us.
+
+        Raises:
+            TransportLost: The former.
+        """
+        try:
+            begin(self._conn, self._path, PATIENCE_S)
+        except StoreTrouble as exc:
+            if exc.kind == "locked":
+                return  # half a second later we are here again
+            raise
+        try:
+            if not store.is_owner(self._conn, self._owner):
+                raise self._given_up()
+            ear = self._ear.again()
+            self._conn.execute("COMMIT")
+        except OSError as exc:
+            rollback(self._conn)
+            raise cannot_listen(self._folder, exc) from exc
+        except BaseException:
+            rollback(self._conn)
+            raise
+        ear.listen(map(queue_topic, self._queues))
+        self._poller.watch(ear.fd)
+        old, self._ear = self._ear, ear
+        self._poller.unwatch(old.fd)
+        old.let_go()
+        ear.poke()
 
     def _take_over(self, owner: int, page: str) -> None:
         try:

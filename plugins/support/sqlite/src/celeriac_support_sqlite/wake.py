@@ -45,12 +45,18 @@ def topic(name: str) -> int:
 
 
 class Ear:
-    """One listener. Used by one thread, `live` excepted."""
+    """One listener. Used by one thread, `live` excepted.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        path: Of the SQLite file.
+        name: Of one that is let go of, to take its place; None: a new one.
+    """
+
+    def __init__(self, path: str, name: str | None = None) -> None:
         folder = folder_of(path)
         os.makedirs(folder, exist_ok=True)
-        self.name = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._path = path
+        self.name = name or f"{os.getpid()}-{secrets.token_hex(6)}"
         self.page = os.path.abspath(os.path.join(folder, f"{self.name}.page"))
         self._fifo_path = os.path.join(folder, f"{self.name}.fifo")
         os.mkfifo(self._fifo_path)
@@ -117,13 +123,19 @@ class Ear:
         except OSError:
             return False  # closed at this moment by its own thread
 
+    def again(self) -> Ear:
+        """Another of this name, whose files somebody has removed; then this one is to be let go of."""
+        remove(folder_of(self._path), self.name)
+        return Ear(self._path, self.name)
+
     def close(self) -> None:
         if self.is_open:
-            self._let_go()
+            self.let_go()
             for path in (self.page, self._fifo_path):
                 _unlink(path)
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Let go of descriptors and memory, and leave the files."""
         self.is_open = False
         self._page.close()
         os.close(self._lock_fd)
@@ -155,6 +167,7 @@ class _Listener:
     def __init__(self, folder: str, name: str) -> None:
         self.name = name
         page_fd = os.open(os.path.join(folder, f"{name}.page"), os.O_RDWR | os.O_CLOEXEC)
+        self._inode = os.fstat(page_fd).st_ino
         try:
             self.page = mmap.mmap(page_fd, _PAGE_BYTES)
         finally:
@@ -165,6 +178,13 @@ class _Listener:
         except OSError:
             self.page.close()
             raise
+
+    def is_present(self, folder: str) -> bool:
+        """Whether its page is still the one that we have."""
+        try:
+            return os.stat(os.path.join(folder, f"{self.name}.page")).st_ino == self._inode
+        except OSError:
+            return False
 
     def close(self) -> None:
         self.page.close()
@@ -221,8 +241,9 @@ class Bell:
 
     def _look(self) -> None:
         names = set(listener_names(self._folder))
-        for name in self._listeners.keys() - names:
-            self._listeners.pop(name).close()
+        for listener in list(self._listeners.values()):
+            if not listener.is_present(self._folder):
+                self._listeners.pop(listener.name).close()
         for name in names - self._listeners.keys():
             try:
                 self._listeners[name] = _Listener(self._folder, name)
@@ -297,7 +318,7 @@ def _leave_ears_to_parent() -> None:
     """In a forked child: let go of the parent's ears, so that its locks end with it and not with us."""
     for ear in list(_ears):
         if ear.is_open:
-            ear._let_go()
+            ear.let_go()
     _ears.clear()
 
 
