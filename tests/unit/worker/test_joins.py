@@ -55,6 +55,11 @@ class Bench:
             self.now += 2 * SWEEP_S
             self.joiner.perform(self, lambda publish: publish)  # type: ignore[arg-type]
 
+    def pass_by(self, seconds: float) -> None:
+        for _ in range(int(seconds * 10)):
+            self.now += 0.1
+            self.joiner.perform(self, lambda publish: publish)  # type: ignore[arg-type]
+
     def end_part(self, group: str = "g", tag: str = "tag") -> None:
         """The only part of a chord ends; it has no result, and a callback."""
         body = write_body(self.app, self.app.signature("body"))
@@ -123,6 +128,20 @@ def test_a_part_that_the_store_s_plugin_stumbles_over_holds_up_no_other_and_is_s
     assert all(f"ack g{n}" in bench.done for n in range(20))
     assert bench.joiner.left() == 0
     assert bench.done.count("publish callback") == 22, "each once"
+
+
+def test_a_part_that_the_store_s_plugin_has_stumbled_over_for_long_holds_up_nothing_that_comes_later(
+    bench: Bench,
+) -> None:
+    bench.poison = "bad"
+    for name in ("bad", "first"):
+        bench.end_part(name, name)
+    bench.pass_by(20)
+    for n in range(3):
+        bench.end_part(f"g{n}", f"t{n}")
+        bench.pass_by(0.5)
+        assert f"ack t{n}" in bench.done, "the pauses of the one that it stumbles over are longer than this"
+        bench.pass_by(10)
 
 
 def test_parts_wait_for_a_store_s_plugin_that_stumbles_over_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,7 @@ class Joiner:
         self._tried: list[Join] = []  # what the store is asked to take now
         self._batch = LARGEST
         self._successes = 0
+        self._taken_before = 0  # the successes before the first refusal of what waits
 
     # -- what waits -----------------------------------------------------------------------------------------
 
@@ -106,6 +107,8 @@ class Joiner:
     ) -> None:
         """Put this into the next `perform`."""
         self._waiting.append(Join(settlement, stored, publish, chords, owned))
+        if self._pause_s and self._takes_others:
+            self._retry_at = min(self._retry_at, self._clock.monotonic() + FIRST_PAUSE_S)
 
     def forget(self, tags: set[Any] | None = None) -> None:
         """The leases of these deliveries are lost, or all are: nothing that waits here for them is done."""
@@ -203,11 +206,20 @@ class Joiner:
         if len(tried) > 1:  # which of them it was is not known
             return
         join = self._waiting.pop(0)
+        if join.refusals is None and all(other.refusals is None for other in self._waiting):
+            self._taken_before = self._successes
+        if self._takes_others:
+            self._pause_s, self._retry_at = FIRST_PAUSE_S, now + FIRST_PAUSE_S
         refusals = join.refusals = join.refusals or Refusals(self._successes, now)
         if refusals.once_more(self._successes, now):
             self._set_aside(join, exc, consumer)
         else:
             self._waiting.append(join)
+
+    @property
+    def _takes_others(self) -> bool:
+        """The store is there, and what waits is more than what it has refused: that is not to wait for this."""
+        return self._successes > self._taken_before and any(join.refusals is None for join in self._waiting)
 
     def _set_aside(self, join: Join, exc: Exception, consumer: Consumer) -> None:
         """The store will never take this, and takes others."""
