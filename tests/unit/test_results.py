@@ -288,9 +288,38 @@ def test_a_wait_that_looks_goes_on_through_an_outage_of_the_store(app: Celery, m
     monkeypatch.setattr(plugin, "fetch", fetch_later)
     assert result.get(timeout=30, interval=0.01) == 5
     assert troubles == []
-    troubles.append(BackendUnreachable("refused"))
+
+
+@pytest.mark.parametrize("pushes", [True, False], ids=["pushing", "looking"])
+@pytest.mark.parametrize("awaited", [False, True], ids=["get", "await"])
+def test_a_store_that_was_there_is_waited_for_by_who_begins_in_its_outage_and_another_is_not(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, pushes: bool, awaited: bool
+) -> None:
+    plugin: Any = app.backend.plugin
+    ask = "watch" if pushes else "fetch"
+    asked, troubles = getattr(plugin, ask), [BackendUnreachable("refused") for _ in range(3)]
+
+    def ask_later(ids: Any) -> Any:
+        if troubles:
+            raise troubles.pop()
+        return asked(ids)
+
+    def wait(task_id: str) -> Any:
+        result = app.AsyncResult(task_id)
+        return asyncio.run(result.aget(timeout=30)) if awaited else result.get(timeout=30)
+
+    if not pushes:
+        monkeypatch.setattr(plugin, "abilities", plugin.abilities - {"push"})
+    plugin.store([app.backend.make("a", "SUCCESS", 5)])
+    monkeypatch.setattr(plugin, ask, ask_later)
     with pytest.raises(BackendUnreachable):
-        app.AsyncResult("b").get(timeout=30)
+        wait("a")
+    assert len(troubles) == 2
+    troubles.clear()
+    assert app.AsyncResult("a").state == "SUCCESS"
+    troubles += [BackendUnreachable("refused") for _ in range(3)]
+    assert wait("a") == 5
+    assert troubles == []
 
 
 def test_a_wait_whose_time_is_over_says_so_although_the_store_is_away(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from celeriac.exceptions import BackendError, BackendLost, OperationalError, TransportLost
+from celeriac.exceptions import BackendError, OperationalError
 from celeriac.states import READY_STATES
 
 if TYPE_CHECKING:
@@ -146,11 +146,12 @@ class Awaiter:
                 else:
                     self._poll(plugin)
                 reached, pause_s = True, 0.1
-            except (BackendLost, TransportLost) as exc:
-                _log.warning("awaiting results, but their store is away: %s", exc)
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, REREAD_S)
             except BaseException as exc:
+                if self._store.is_away(exc):
+                    _log.warning("awaiting results, but their store is away: %s", exc)
+                    time.sleep(pause_s)
+                    pause_s = min(pause_s * 2, REREAD_S)
+                    continue
                 if reached and isinstance(exc, (BackendError, OperationalError)):
                     time.sleep(pause_s)  # it was there a moment ago
                     pause_s = min(pause_s * 2, REREAD_S)

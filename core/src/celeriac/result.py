@@ -929,7 +929,7 @@ def _wait_for(
             except TimeoutError:
                 reached.add(store)  # and the others' turn
             except BackendUnreachable:
-                if store not in reached:
+                if store not in reached and not store.was_reached:
                     raise  # never seen alive: more likely a wrong URL than an outage
                 time.sleep(TURN_S)
         if time.monotonic() >= hint_at:

@@ -27,6 +27,7 @@ from celeriac.exceptions import (
     SecurityError,
     TimeoutError,
     TransportLost,
+    TransportUnreachable,
     mask_url,
 )
 from celeriac.messaging import failures
@@ -102,6 +103,8 @@ class ResultStore:
         # Where answers are messages, each says what it was written with, and the backend looks at that.
         self._accepted = None if backend is None or "replies" in backend.abilities else accepted
         self._url = url
+        #: It has answered in this process: who cannot reach it now meets an outage, and no wrong URL.
+        self.was_reached = False
 
     # -- documents ------------------------------------------------------------------------------------------
 
@@ -267,11 +270,14 @@ class ResultStore:
         """Do what may be done twice; again while the store is away, as often as `pauses` says."""
         for pause_s in self._pauses():
             try:
-                return call()
+                answer = call()
             except (BackendLost, BackendUnreachable):
                 if pause_s is None:
                     raise
                 time.sleep(pause_s)
+            else:
+                self.was_reached = True
+                return answer
         raise AssertionError("unreachable: the last pause is None")
 
     def save_group(self, group_id: str, result: Any) -> None:
@@ -432,6 +438,7 @@ class ResultStore:
                     while True:
                         arrived = watch.wait(_until(min(time.monotonic() + 1.0, reread_at), deadline))
                         pause_s, reached = FIRST_OUTAGE_S, True
+                        self.was_reached = True
                         yield arrived
                         if time.monotonic() >= reread_at:
                             reread_at = time.monotonic() + REREAD_S
@@ -439,24 +446,29 @@ class ResultStore:
                 finally:
                     watch.close()
             except (BackendError, OperationalError) as exc:
-                if not (reached or isinstance(exc, (BackendLost, TransportLost))):
+                if not (reached or self.is_away(exc)):
                     raise  # never seen alive: more likely a wrong URL than an outage
                 _log.warning("waiting for results, but their store is away: %s", exc)
                 time.sleep(_until(time.monotonic() + pause_s, deadline))
                 pause_s = min(pause_s * 2, REREAD_S)
                 yield []
 
-    @staticmethod
+    def is_away(self, exc: BaseException) -> bool:
+        """Whether this is an outage, as far as one can tell, and the store worth waiting for."""
+        unreachable = self.was_reached and isinstance(exc, (BackendUnreachable, TransportUnreachable))
+        return unreachable or isinstance(exc, (BackendLost, TransportLost))
+
     def _polled(
-        plugin: ResultBackend, waiting: dict[str, None], deadline: float | None, interval: float
+        self, plugin: ResultBackend, waiting: dict[str, None], deadline: float | None, interval: float
     ) -> Generator[list[tuple[str, bytes]], None, None]:
         pause_s, reached = FIRST_PAUSE_S, False
         while True:
             found: list[tuple[str, bytes]] = []
             try:
                 found = list(plugin.fetch(list(waiting)).items())
+                self.was_reached = True
             except (BackendLost, BackendUnreachable) as exc:
-                if not (reached or isinstance(exc, BackendLost)):
+                if not (reached or self.is_away(exc)):
                     raise  # never seen alive: more likely a wrong URL than an outage
                 _log.warning("waiting for results, but their store is away: %s", exc)
                 pause_s = interval
