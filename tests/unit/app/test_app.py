@@ -21,6 +21,7 @@ from celeriac.app.amqp import AMQP
 from celeriac.exceptions import DuplicateTaskNameWarning, ImproperlyConfigured, QueueNotFound, Unsupported
 from celeriac.loaders.app import AppLoader
 from celeriac.loaders.default import config_module
+from celeriac.testing.scripted import descriptors
 
 
 @pytest.fixture
@@ -287,10 +288,17 @@ def test_brokers_that_kombu_does_not_know_are_named(app: Celery) -> None:
 
 @pytest.mark.services
 def test_kombu_publishes_by_the_apps_own_pool(redis_url: str) -> None:
-    app = Celery("t", broker=redis_url, set_as_current=False)
-    with app.producer_or_acquire() as producer:
-        producer.publish({"a": 1}, exchange="", routing_key="by-kombu", serializer="json", retry=True)
-    assert app.transport.depth("by-kombu") == 1
+    def sockets() -> set[str]:
+        return {name for name in descriptors().values() if name.startswith("socket:")}
+
+    app, before = Celery("t", broker=redis_url, set_as_current=False), sockets()
+    for count in (1, 2):
+        with app.producer_or_acquire() as producer:
+            producer.publish({"a": 1}, exchange="", routing_key="by-kombu", serializer="json", retry=True)
+        assert app.transport.depth("by-kombu") == count
+        assert sockets() > before
+        app.close()
+        assert sockets() <= before, "kombu's connections are closed too"
     app.transport.purge("by-kombu")
     app.close()
 

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec
 from celeriac import _state, signals
 from celeriac.app import builtin  # noqa: F401 # registers itself
 from celeriac.app.annotations import annotate, read_annotations
-from celeriac.app.connections import acquired, connection_pool, forget_pools, make_connection, producer_pool
+from celeriac.app.connections import (
+    acquired,
+    close_pools,
+    connection_pool,
+    forget_pools,
+    make_connection,
+    producer_pool,
+)
 from celeriac.app.parts import Parts
 from celeriac.app.periodic import PeriodicTasks
 from celeriac.app.registry import TaskRegistry
@@ -968,6 +975,7 @@ class Celery:
 
     def close(self) -> None:
         """Let go of connections; they are made anew if it is used again."""
+        close_pools(self)
         self._parts.close()
 
     def after_fork(self) -> None:

@@ -6,6 +6,7 @@ celeriac's own messages go through the broker plugin and need none of these.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,6 +16,9 @@ from celeriac.exceptions import Unsupported, mask_url
 
 if TYPE_CHECKING:
     from celeriac.app.base import Celery
+
+#: The apps that have used kombu's pools, and the connection by which kombu knows theirs.
+_users: weakref.WeakKeyDictionary[Celery, Any] = weakref.WeakKeyDictionary()
 
 
 def make_connection(app: Celery, url: str | list[str] | None, setting: str, **options: Any) -> Any:
@@ -54,13 +58,33 @@ def connection_pool(app: Celery) -> Any:
     pools: Any = import_module("kombu.pools")
     if app.conf["broker_pool_limit"]:
         pools.set_limit(int(app.conf["broker_pool_limit"]))
-    return pools.connections[make_connection(app, None, "broker_write_url")]
+    return pools.connections[_key(app)]
 
 
 def producer_pool(app: Celery) -> Any:
     """The pool of kombu producers."""
     pools: Any = import_module("kombu.pools")
-    return pools.producers[make_connection(app, None, "broker_write_url")]
+    return pools.producers[_key(app)]
+
+
+def _key(app: Celery) -> Any:
+    _users[app] = made = make_connection(app, None, "broker_write_url")
+    return made
+
+
+def close_pools(app: Celery) -> None:
+    """Close the kombu connections to this app's broker that it, or another app of this broker, has used and put back.
+
+    Whoever wants one later gets a new one.
+    """
+    key = _users.pop(app, None)
+    if key is None:
+        return
+    pools: Any = import_module("kombu.pools")
+    for group in (pools.producers, pools.connections):
+        pool = group.pop(import_module("kombu.utils.collections").eqhash(key), None)
+        if pool is not None:
+            pool.force_close_all()
 
 
 def forget_pools() -> None:
