@@ -38,6 +38,6 @@ def test_a_password_is_replaced_and_nothing_else(url: str, masked: str) -> None:
 
 @pytest.mark.parametrize("piece", ["://:", "://a:b", "://", "x://u:", "w", "?a", "?a=;b", "&a="])
 def test_a_text_made_to_be_slow_is_not(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     mask_url("://:" + piece * (20_000 // len(piece)))
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2

@@ -404,7 +404,7 @@ def test_a_wait_ends_in_time_although_the_store_hangs(app: Celery, monkeypatch: 
     let_go, hung = threading.Event(), []
 
     def hang(ids: Any) -> Any:
-        hung.append(not let_go.wait(20))
+        hung.append(not let_go.wait(90))
         return {}
 
     monkeypatch.setattr(app.backend.plugin, "fetch", hang)
@@ -439,11 +439,11 @@ def test_a_task_that_failed_with_a_timeout_of_its_own_is_not_taken_for_late(app:
     inner = GroupResult("inner", [done(app, "a", OSError("mine"), "FAILURE"), app.AsyncResult("b")], app=app)
     outer = GroupResult("outer", [inner], app=app)
     with pytest.raises(OSError, match="mine"):
-        asyncio.run(outer.aget(timeout=10))
+        asyncio.run(outer.aget(timeout=60))
     app.backend.store_result("c", builtins.TimeoutError("the task's own"), "FAILURE")
     failed = GroupResult("outer", [GroupResult("inner", [app.AsyncResult("c")], app=app)], app=app)
     with pytest.raises(builtins.TimeoutError, match="the task's own"):
-        asyncio.run(failed.aget(timeout=10))
+        asyncio.run(failed.aget(timeout=60))
     late = GroupResult("outer", [GroupResult("inner", [app.AsyncResult("d")], app=app)], app=app)
     with pytest.raises(TimeoutError, match="no result of d within"):
         asyncio.run(late.aget(timeout=0))
@@ -486,7 +486,7 @@ def test_a_wait_for_results_of_two_stores_goes_on_through_an_outage_of_one(
     monkeypatch.setattr(result_module, "TURN_S", 0.001)
     monkeypatch.setattr(store.plugin, "fetch", fetch_later)
     done(app, "a", 1)
-    assert results.get(timeout=10) == [1, 2]
+    assert results.get(timeout=60) == [1, 2]
 
 
 def test_who_waits_for_results_of_two_stores_is_told_that_one_is_kept_elsewhere(
@@ -496,4 +496,4 @@ def test_who_waits_for_results_of_two_stores_is_told_that_one_is_kept_elsewhere(
     monkeypatch.setattr(result_module, "FIRST_HINT_S", 0.0)
     monkeypatch.setattr(app.backend, "_missing_hint", lambda task_id: BackendMismatch(f"{task_id} is elsewhere"))
     with pytest.raises(BackendMismatch, match="a is elsewhere"):
-        results.get(timeout=10)
+        results.get(timeout=60)

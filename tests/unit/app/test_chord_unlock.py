@@ -42,7 +42,7 @@ def test_a_chord_outlives_an_outage_of_the_result_store(app: Celery, monkeypatch
     troubles: list[Exception] = [BackendLost("away")] * 3
     monkeypatch.setattr(MemoryBackend, "fetch", failing(MemoryBackend.fetch, troubles))
     with start_worker(app, pool="threads", perform_ping_check=False):
-        assert chord([app.signature("one")] * 2)(app.signature("total")).get(timeout=10) == 2
+        assert chord([app.signature("one")] * 2)(app.signature("total")).get(timeout=60) == 2
     assert not troubles
 
 
@@ -50,7 +50,7 @@ def test_a_chord_outlives_an_outage_of_the_broker(app: Celery, monkeypatch: pyte
     troubles: list[Exception] = [TransportLost("away")] * 3
     monkeypatch.setattr(app, "publish_calls", failing(app.publish_calls, troubles))
     with start_worker(app, pool="threads", perform_ping_check=False):
-        assert chord([app.signature("one")] * 2)(app.signature("total")).get(timeout=10) == 2
+        assert chord([app.signature("one")] * 2)(app.signature("total")).get(timeout=60) == 2
     assert not troubles
 
 
@@ -59,4 +59,4 @@ def test_a_body_that_cannot_be_called_has_failed(app: Celery, monkeypatch: pytes
     with start_worker(app, pool="threads", perform_ping_check=False):
         result = chord([app.signature("one")] * 2)(app.signature("total"))
         with pytest.raises(ChordError, match=r"the body could not be called: .*no serializer takes it"):
-            result.get(timeout=10)
+            result.get(timeout=60)

@@ -111,7 +111,7 @@ def test_what_stays_is_kept_while_the_other_broker_takes_its_time(monkeypatch: p
     waited: list[bool] = []
     migrate.migrate_tasks(
         "memory://slowly", "memory://slowly-there", app=app, timeout=0.1,
-        on_message=lambda done, message: waited.append(renewed.wait(10)),
+        on_message=lambda done, message: waited.append(renewed.wait(60)),
     )  # fmt: skip
     assert waited == [True] * 4
 

@@ -95,8 +95,8 @@ def test_a_task_of_the_test(celery_app, celery_worker):
     def mul(x, y):
         return x * y
     celery_worker.reload()
-    assert mul.delay(4, 4).get(timeout=10) == 16
-    assert mul.apply_async((4, 5), queue="other").get(timeout=10) == 20
+    assert mul.delay(4, 4).get(timeout=60) == 16
+    assert mul.apply_async((4, 5), queue="other").get(timeout=60) == 20
     assert celery_worker.pool_name == "threads"
 
 @pytest.mark.celery(task_default_queue="marked", result_backend="memory://marked")
@@ -106,13 +106,13 @@ def test_settings_by_marker(celery_app):
     assert celery_app.strict_typing is False
 
 def test_the_session_s_worker(celery_session_app, celery_session_worker):
-    assert celery_session_app.send_task("included.ClassTask", ("a",)).get(timeout=10) == "A"
-    assert celery_session_app.send_task("included.subtract", (5, 3)).get(timeout=10) == 2
+    assert celery_session_app.send_task("included.ClassTask", ("a",)).get(timeout=60) == "A"
+    assert celery_session_app.send_task("included.subtract", (5, 3)).get(timeout=60) == 2
 
 class TestInClasses:
     @pytest.mark.usefixtures("celery_session_worker")
     def test_it_is_the_same(self, celery_session_app):
-        assert celery_session_app.send_task("included.ClassTask", ("b",)).get(timeout=10) == "B"
+        assert celery_session_app.send_task("included.ClassTask", ("b",)).get(timeout=60) == "B"
 
 def test_the_trap(celery_app, celery_worker):
     with pytest.raises(RuntimeError, match="asked the current app for 'conf'"):
@@ -150,7 +150,7 @@ def test_lines_about_tasks(capfd):
     app = TestApp(enable_logging=True)
     app.task(name="said")(lambda: 1)
     with workers.start_worker(app):
-        app.send_task("said").get(timeout=10)
+        app.send_task("said").get(timeout=60)
     assert "said" in capfd.readouterr().err
 """
 

@@ -92,5 +92,5 @@ def test_inspect_stats_shows_what_steps_say_of_themselves() -> None:
     made.steps["worker"].add(f"{__name__}:Told")
     made.steps["consumer"].add(ToldToo)
     with start_worker(made, pool="threads", perform_ping_check=False) as worker:
-        stats = made.control.inspect([worker.hostname], timeout=10).stats()[worker.hostname]
+        stats = made.control.inspect([worker.hostname], timeout=60).stats()[worker.hostname]
     assert (stats["told"], stats["told too"]) == ("ThreadedWorker", "Consumer")

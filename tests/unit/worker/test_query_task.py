@@ -36,7 +36,7 @@ def test_what_has_ended_is_ready_until_its_store_has_it(tmp_path: Path, monkeypa
         ended, running = task.delay(False), task.delay(True)
 
         def query(*ids: str) -> dict[str, Any]:
-            (answer,) = app.control.inspect(timeout=10, limit=1).query_task(*ids).values()
+            (answer,) = app.control.inspect(timeout=60, limit=1).query_task(*ids).values()
             return dict(answer)
 
         eventually(lambda: {id: state for id, (state, _) in query(ended.id, running.id).items()}
@@ -50,5 +50,5 @@ def test_what_has_ended_is_ready_until_its_store_has_it(tmp_path: Path, monkeypa
         )
         is_away = False
         gate.set()
-        assert ended.get(timeout=20) == running.get(timeout=20) == "out"
+        assert ended.get(timeout=60) == running.get(timeout=60) == "out"
         eventually(lambda: query(ended.id, running.id) == {})

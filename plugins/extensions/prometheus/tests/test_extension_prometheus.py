@@ -117,7 +117,7 @@ def test_a_worker_is_scraped(tmp_path: Path, no_stamps: None) -> None:
         assert 0 <= float(lag[1]) < 120
         second = start_worker(tmp_path)
         deadline = time.monotonic() + 60
-        while "No metrics of the worker" not in (tmp_path / "log").read_text():
+        while "No metrics of the worker" not in (log := (tmp_path / "log").read_text()) or log.count(" ready.") < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         (tmp_path / "go").touch()
