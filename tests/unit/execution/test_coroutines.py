@@ -139,21 +139,21 @@ def alarm() -> Any:
 def test_a_soft_limit_that_strikes_while_it_waits_is_raised_where_it_waits(alarm: Any) -> None:
     async def work() -> str:
         try:
+            alarm(0.1)
             await asyncio.sleep(600)
         except SoftTimeLimitExceeded:
             await asyncio.sleep(0.01)  # it may still await, to clean up
             return "cleaned up"
         return "slept"
 
-    alarm(0.1)
     assert complete(work()) == "cleaned up"
 
 
 def test_a_soft_limit_that_nobody_catches_comes_out(alarm: Any) -> None:
     async def work() -> None:
+        alarm(0.1)
         await asyncio.gather(asyncio.sleep(600), asyncio.sleep(600))
 
-    alarm(0.1)
     with pytest.raises(SoftTimeLimitExceeded):
         complete(work())
 
@@ -167,6 +167,7 @@ def test_a_soft_limit_that_nobody_catches_comes_out(alarm: Any) -> None:
 def test_a_soft_limit_that_strikes_while_it_computes_is_raised_there(alarm: Any) -> None:
     async def work() -> str:
         try:
+            alarm(0.1)
             until = time.monotonic() + 600
             while time.monotonic() < until:
                 pass
@@ -174,7 +175,6 @@ def test_a_soft_limit_that_strikes_while_it_computes_is_raised_there(alarm: Any)
             return "stopped"
         return "done"
 
-    alarm(0.1)
     assert complete(work()) == "stopped"
 
 
