@@ -33,7 +33,10 @@ while not set(wanted) <= set(notes()) and time.monotonic() < deadline:
     time.sleep(0.05)
 answers["notes"] = [line for line in wanted if line in notes()]
 
-(pong,) = app.control.ping(timeout=5)  # all that answer in this time; the others wait for one
+pongs, deadline = [], time.monotonic() + 60
+while not pongs and time.monotonic() < deadline:
+    pongs = app.control.ping(timeout=5)  # all that answer in this time; the others wait for one
+(pong,) = pongs
 answers["ping"] = list(pong.values())
 answers["lamp"] = list(app.control.inspect(timeout=60, limit=1)._request("lamp").values())
 dimmed = app.control.broadcast("dim", {"level": 3}, reply=True, timeout=60, limit=1)
