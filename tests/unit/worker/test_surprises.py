@@ -146,11 +146,11 @@ def test_a_receiver_that_ends_the_worker_when_one_run_has_ended_loses_no_other_s
 
 
 def test_messages_that_end_without_a_run_do_not_wait_for_the_loop_s_next_look(app: Celery) -> None:
-    for _ in range(30):
+    for _ in range(200):
         app.send_task("kit.task", expires=-1)
     last = app.send_task("kit.task")
     run = Run(app)
-    assert last.get(timeout=60) == "done", "at one message a second it would take half a minute"
+    assert last.get(timeout=60) == "done", "at one message a second it would take three minutes"
     run.worker.stop()
     assert run.end() == 0
 
