@@ -259,6 +259,9 @@ def test_a_follower_that_amqp_cannot_carry_is_set_aside(
     listener = listen(transport, tools.spec("q"))
     follower = tools.payload("next", **headers)
     listener.consumer.settle(acks(listener.take(1)), publish=[follower])
+    ((unsent, problem),) = listener.consumer.unsent()
+    assert unsent is follower, "it has failed, for others may wait for it"
+    assert "header" in problem
     listener.consumer.flush(30.0)
     (dead,) = listen(transport, QueueSpec("celeriac.dead.next", arguments=DEAD)).take(1)
     payload = transport.unpack(dead.raw)

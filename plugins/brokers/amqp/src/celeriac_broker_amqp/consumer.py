@@ -529,10 +529,12 @@ class AmqpConsumer:
     def settle(self, batch: Sequence[Settlement], *, publish: Sequence[Payload] = (), joined: Any = None) -> None:
         acks: list[int] = []
         returns: list[int] = []
-        items = [make_follower(payload, self._owner, self._max_header_bytes) for payload in publish]
+        unsent: list[tuple[Payload, str]] = []
+        items = [make_follower(payload, self._owner, self._max_header_bytes, unsent) for payload in publish]
         largest_bytes = self._terms.largest_bytes
         if largest_bytes and (size := max((len(item.body) for item in items), default=0)) > largest_bytes:
             raise PublishRejected(f"a message of {size} bytes was not sent: {self._link.where} takes {largest_bytes}")
+        self._followers.tell_unsent(unsent)
         owned = self._owned
         for settlement in batch:
             delivery = owned.pop(settlement.tag, None)

@@ -80,8 +80,9 @@ def _set_aside(queue: str, record: bytes, reason: dict[str, Any], max_header_byt
     return Item(route, message.with_headers(message.bare_header(record), reason), record)
 
 
-def make_follower(payload: Payload, owner: str, max_header_bytes: int) -> Item:
-    """A message that follows from a task; as a dead letter if it can never be sent as it is."""
+def make_follower(payload: Payload, owner: str, max_header_bytes: int, unsent: list[tuple[Payload, str]]) -> Item:
+    """A message that follows from a task; as a dead letter if it can never be sent as it is, and then `unsent` has it
+    and why."""
     try:
         item = make_item(payload)
         if len(item.header) <= max_header_bytes:
@@ -90,6 +91,7 @@ def make_follower(payload: Payload, owner: str, max_header_bytes: int) -> Item:
     except PublishRejected as exc:
         problem = str(exc)
     _log.error("A message that follows from a task cannot be sent and is set aside: %s", problem)
+    unsent.append((payload, problem))
     reason = {**_describe("unsendable", problem, owner), "x-celeriac-headers": repr(payload.headers)[:MAX_ERROR_CHARS]}
     route = Route(topology.dead_queue(payload.route.routing_key or payload.route.exchange))
     return make_item(Payload(payload.body, "application/data", "binary", reason, {}, route))

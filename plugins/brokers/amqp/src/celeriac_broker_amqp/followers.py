@@ -147,6 +147,10 @@ class Followers:
             self._publish(held, held.retry)
         return safe
 
+    def tell_unsent(self, unsent: list[tuple[Payload, str]]) -> None:
+        """These were set aside before they could be sent."""
+        self._unsent += unsent
+
     def take_unsent(self) -> list[tuple[Payload, str]]:
         """What was set aside since the last call, and why."""
         unsent, self._unsent = self._unsent, []
