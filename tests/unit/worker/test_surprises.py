@@ -237,6 +237,23 @@ def test_a_pool_that_fails_to_take_jobs_ends_the_worker_and_their_messages_come_
     assert app.transport.depth("celery") == 1
 
 
+@pytest.mark.parametrize("returned", [7, [7]])
+@pytest.mark.parametrize("verb", ["receive", "collect"])
+def test_a_plugin_that_returns_what_is_not_due_is_named_and_its_verb_too(
+    app: Celery, verb: str, returned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "LONGEST_SURPRISE_PAUSE_S", 0.01)
+    run = Run(app)
+    who, due = ("broker:memory", "Delivery") if verb == "receive" else ("pool:threads", "JobReport")
+    kind = type(run.worker.link.consumer if verb == "receive" else run.worker.pool)
+    monkeypatch.setattr(kind, verb, lambda *_: returned)
+    error = run.end(60)
+    assert isinstance(error, PluginBroken)
+    assert f"plugin {who} (celeriac-" in str(error)
+    what = "7, which is no list" if returned == 7 else f"a list with 7 in it, which is no {due}"
+    assert f"is broken: its {verb} returned {what}. " in str(error)
+
+
 def test_a_plugin_that_fails_as_the_worker_starts_is_named(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(app, pool="threads")
     monkeypatch.setattr("celeriac_pool_threads.pool.ThreadsPool.start", planted_in("celeriac_pool_threads.pool"))

@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ from celeriac.spec.hooks import KINDS
 from celeriac.spec.pool import Pool, PoolOptions, SlotProgram
 from celeriac.spec.serializer import Serializer
 from celeriac.spec.transport import Transport
+from celeriac.utils.text import bounded_repr
 
 #: kind → how a user chooses a plugin of it by name, for errors
 CHOSEN_BY = {
@@ -194,6 +195,26 @@ class Kernel:
         faults = find_faults("consumer", consumer)
         if faults:
             raise broken(self.maker_of(transport), "; ".join(faults))
+
+    def check_returned(self, made: Any, verb: str, due: type, returned: Any) -> None:
+        """Make sure that what a verb of a transport or pool of this kernel has returned is a list of these.
+
+        For when something went wrong with it: a check of each would cost what it costs.
+
+        Args:
+            made: The transport, also for a verb of its consumer.
+        Raises:
+            PluginBroken: It is something else.
+        """
+        info = self._makers.get(type(made))
+        if info is None:
+            return
+        if not isinstance(returned, Sequence):
+            raise broken(info, f"its {verb} returned {bounded_repr(returned, 100)}, which is no list")
+        for item in returned:
+            if not isinstance(item, due):
+                what = f"its {verb} returned a list with {bounded_repr(item, 100)} in it, which is no {due.__name__}"
+                raise broken(info, what)
 
     # -- extensions ---------------------------------------------------------------------------------------
 

@@ -243,13 +243,11 @@ class Loop:
                 self._cancel_running()
         reports = self._pool.collect()
         if reports:
-            if self.listeners:
-                tell_listeners(self.listeners, self.flights, reports)
-            if self._duplicates is not None:
-                self._duplicates.learn(reports, self.flights)
-            self.endings.digest(reports)
-            if self._orphans:
-                self._count_orphans()
+            try:
+                self._digest(reports)
+            except Exception:
+                self._app.kernel.check_returned(self._pool, "collect", JobReport, reports)
+                raise
         if link.consumer is None and not self._stopping:
             link.try_reopen(self._wanted_window())
         if link.epoch != self._epoch:
@@ -267,7 +265,11 @@ class Loop:
         if self.rates is not None and len(self.rates):
             deliveries = [*deliveries, *self._hear_rates(self.rates)]
         if deliveries:
-            self._take(deliveries)
+            try:
+                self._take(deliveries)
+            except Exception:
+                self._app.kernel.check_returned(self._transport, "receive", Delivery, deliveries)
+                raise
             link.perform()
         self._log.flush()
         if self.scaler is not None:
@@ -278,6 +280,15 @@ class Loop:
             left_s = self.errands.run()
             pause_s = 0.0 if left_s is None else min(pause_s, left_s)
         self._sleeper.sleep(pause_s)
+
+    def _digest(self, reports: Sequence[JobReport]) -> None:
+        if self.listeners:
+            tell_listeners(self.listeners, self.flights, reports)
+        if self._duplicates is not None:
+            self._duplicates.learn(reports, self.flights)
+        self.endings.digest(reports)
+        if self._orphans:
+            self._count_orphans()
 
     def _how_long(self) -> float:
         if self._stopping and not len(self.flights) and not self.lingers:

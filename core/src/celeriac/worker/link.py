@@ -141,6 +141,7 @@ class Link:
         patience: How long a lost broker is waited for.
         give_up: Called when that is over; nothing is opened again.
         check: Given each new consumer; raises if it cannot be worked with.
+        check_received: Given what should be a list of deliveries and is no list; raises, and says whose it is.
         unsent: What follows when a call that follows from a run has nowhere to go.
 
     Attributes:
@@ -168,6 +169,7 @@ class Link:
         patience: Patience = ENDLESS,
         give_up: Callable[[], None] = lambda: None,
         check: Callable[[Consumer], None] = lambda consumer: None,
+        check_received: Callable[[Any], None] = lambda received: None,
         unsent: Callable[[Payload, PublishRejected], Following] | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
@@ -184,6 +186,7 @@ class Link:
         self._patience = patience
         self._give_up = give_up
         self._check = check
+        self._check_received = check_received
         self._unsent = unsent
         self._clock = clock
         self._homeless: list[Ending] = []  # of messages acknowledged before they ran: nobody else will end them
@@ -459,6 +462,8 @@ class Link:
         except OperationalError as exc:
             self.lose(exc)
             return []
+        if type(deliveries) is not list:
+            self._check_received(deliveries)
         self.received += len(deliveries)
         if self._fences or self._stores is not None:
             self.received_at = self._clock.unix()

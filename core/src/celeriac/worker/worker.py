@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from msgspec import structs
 
@@ -31,6 +31,7 @@ from celeriac.exceptions import (
     CeleriacError,
     ImproperlyConfigured,
     OperationalError,
+    PluginBroken,
     PoolBroken,
     TransportUnreachable,
     WorkerShutdown,
@@ -42,7 +43,7 @@ from celeriac.kernel.discovery import PluginInfo
 from celeriac.log import Formats, TaskLog, open_stream
 from celeriac.messaging.broadcasts import require_fanout
 from celeriac.resultstore import Stores
-from celeriac.spec.data import QueueSpec
+from celeriac.spec.data import Delivery, QueueSpec
 from celeriac.spec.pool import Pool, PoolOptions, Recipe
 from celeriac.spec.transport import Transport
 from celeriac.utils.ids import default_nodename, uuid
@@ -268,6 +269,8 @@ class Worker:
                 code = self._end_unbegun()
         except Exception as exc:
             self._abort()
+            if self._crash is not None:  # what is wrong when it ends is so because of that
+                self._raise_crash(self._crash)
             blamed = self.app.kernel.blame(exc, "while the worker started or ended")
             if blamed is exc:
                 raise
@@ -289,9 +292,12 @@ class Worker:
         if self._ends_process and (code != EXIT_OK or self._asked > 1):
             _end_without_threads(code)
         if self._crash is not None:
-            blamed = self.app.kernel.blame(self._crash, "while the worker ran")
-            raise blamed from (self._crash.__cause__ if blamed is self._crash else self._crash)
+            self._raise_crash(self._crash)
         return code
+
+    def _raise_crash(self, crash: Exception) -> NoReturn:
+        blamed = self.app.kernel.blame(crash, "while the worker ran")
+        raise blamed from (crash.__cause__ if blamed is crash else crash)
 
     def stop(self) -> None:
         """From any thread: stop warmly; asked again, coldly."""
@@ -448,6 +454,7 @@ class Worker:
             patience=patience_of(app.conf),
             give_up=partial(self._give_up, EXIT_LOST),
             check=partial(app.kernel.check_consumer, self.transport),
+            check_received=partial(app.kernel.check_returned, self.transport, "receive", Delivery),
             unsent=partial(after_no_sending, app),
         )
         state_db = self._state_db or app.conf["worker_state_db"]
@@ -781,8 +788,11 @@ class Worker:
             passes = culprit is not None and culprit.kind == "broker" and self.link.consumer is not None
             if len(self._surprises) > MAX_SURPRISES and not passes:
                 raise
-            who = f"plugin {culprit}" if culprit else "the worker"
-            _log.exception("Unexpected error in %s: %s", who, type(exc).__name__)
+            if isinstance(exc, PluginBroken):
+                _log.error("%s", exc, exc_info=True)
+            else:
+                who = f"plugin {culprit}" if culprit else "the worker"
+                _log.exception("Unexpected error in %s: %s", who, type(exc).__name__)
             pause_s = min(LONGEST_SURPRISE_PAUSE_S, SURPRISE_PAUSE_S * 2 ** (len(self._surprises) - 1))
             self.link.lose(exc, by_choice=True, pause_s=pause_s)
 
