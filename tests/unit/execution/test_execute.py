@@ -113,6 +113,27 @@ def test_an_error_too_large_to_be_stored_is_stored_as_text(app: Celery) -> None:
     assert len(stored["traceback"]) <= 8192
 
 
+@pytest.mark.parametrize("serializer", ["json", "msgpack", "yaml"])
+def test_an_error_that_names_a_file_with_odd_bytes_is_stored_as_what_it_is(app: Celery, serializer: str) -> None:
+    app.conf.update(result_serializer=serializer, result_accept_content=[serializer], allow_unsafe_serializers=True)
+
+    odd_text = "nothing in r\udce9sum\udce9 \N{SNOWMAN}"
+
+    @app.task(name="odd")
+    def odd() -> None:
+        raise LookupError(odd_text)
+
+    report = run(app, "odd")
+    assert report.outcome == "failed"
+    (stored,) = report.stored
+    document = app.backend.serializer.loads(stored.data)
+    assert document["result"]["exc_type"] == "LookupError"
+    assert "raise LookupError" in document["traceback"]
+    assert "nothing in r\\udce9sum\\udce9 \N{SNOWMAN}" in document["traceback"]
+    (said,) = document["result"]["exc_message"]
+    assert said == ("nothing in r\\udce9sum\\udce9 \N{SNOWMAN}" if serializer == "msgpack" else odd_text)
+
+
 def test_a_traceback_is_bounded_whatever_its_error_has_to_say(app: Celery) -> None:
     @app.task(name="endless")
     def endless() -> None:

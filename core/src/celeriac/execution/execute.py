@@ -27,7 +27,7 @@ from celeriac.exceptions import (
 from celeriac.execution import followup
 from celeriac.execution.request import Context
 from celeriac.messaging.announce import announce_after, announce_before
-from celeriac.messaging.failures import format_traceback
+from celeriac.messaging.failures import format_traceback, legible
 from celeriac.messaging.notices import RESULTS_HEADER, make_notice
 from celeriac.messaging.protocol import EncodeError, read_call
 from celeriac.result import EagerResult
@@ -655,7 +655,7 @@ def _guarded(hook: Callable[..., Any], *args: Any) -> None:
 
 def _traceback(exc: BaseException) -> str:
     try:
-        text = format_traceback(exc)
+        text = legible(format_traceback(exc))
         if len(text) <= TRACEBACK_CHARS:
             return text
         left_out = f"\n[{len(text) - TRACEBACK_CHARS} characters of this traceback are left out here]\n"

@@ -100,15 +100,21 @@ def _shown_by_its_arguments(exc: Exception) -> Exception:
 
 
 def _as_data(value: Any, encodable: Any) -> Any:
-    if type(value) in (str, int, float, bool, type(None)):
+    if type(value) in (int, float, bool, type(None)) or (type(value) is str and value.isascii()):
         return value
     if encodable is None:
         return value
     try:
         encodable(value)
     except Exception:  # whatever the serializer says: text always works
-        return _text(value)
+        return legible(value) if type(value) is str else _text(value)
     return value
+
+
+def legible(text: str) -> str:
+    """With what UTF-8 cannot write escaped: the halves of characters that stand for odd bytes in names of files,
+    of which an error may tell."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _text(value: Any) -> str:
