@@ -172,3 +172,30 @@ def test_a_greenlet_that_a_job_has_left_ends_nobody_by_calling_exit() -> None:
         jobs = [job("sleep 0.2"), job("leave"), job("pass")]
         driver.submit(*jobs)
         assert driver.outcomes(jobs) == ["succeeded"] * 3
+
+
+class Killer(ScriptedProgram):
+    """A job of its own kills all greenlets that there are."""
+
+    def run(self, job: Any, emit: Any) -> Any:
+        if job.raw == b"kill all":
+            import gc
+
+            import gevent
+
+            others = [
+                one for one in gc.get_objects() if type(one) is gevent.Greenlet and one is not gevent.getcurrent()
+            ]
+            gevent.killall(others, block=False)
+            gevent.sleep(60)
+        return super().run(job, emit)
+
+
+def test_a_child_whose_own_greenlets_a_job_has_killed_is_replaced_and_its_jobs_are_answered_for() -> None:
+    with _Suite().started(Killer(), slots=2) as driver:
+        killer = job("kill all")
+        driver.submit(killer)
+        assert driver.final(killer).outcome == "lost"
+        after = job("pass")
+        driver.submit(after)
+        assert driver.final(after).outcome == "succeeded"

@@ -15,7 +15,9 @@ import gc
 import os
 import signal
 import time
+import traceback
 from collections import deque
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, Literal, NoReturn
 
@@ -119,7 +121,7 @@ class _Child:
         """Work until the parent says stop or is gone. Returns the exit code."""
         signal.signal(signal.SIGUSR1, self._on_signal)
         os.set_blocking(self._fd, False)
-        gevent.spawn(self._write)
+        gevent.spawn(_vital, self._write)
         try:
             self._program.begin()
         except BaseException as exc:
@@ -130,7 +132,7 @@ class _Child:
                 return process.BROKEN_CODE
             raise
         self._send(frames.frame(frames.READY))
-        gevent.spawn(self._read)
+        gevent.spawn(_vital, self._read)
         while not self._over.is_set():
             # A greenlet that a job has left may call `sys.exit`: the hub raises that here, where nobody is meant.
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
@@ -370,6 +372,17 @@ class _Child:
 
 
 _OURS: Final = globals()
+
+
+def _vital(work: Callable[[], None]) -> None:
+    """In a greenlet without which the child neither hears nor says anything more, and the parent would wait for ever:
+    what ends it (a task that kills all greenlets it finds, no memory) ends the process, which the parent sees."""
+    try:
+        work()
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+    os._exit(process.BROKEN_CODE)
 
 
 def _begin_anew() -> None:
