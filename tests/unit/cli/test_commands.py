@@ -213,6 +213,31 @@ def test_a_bug_is_one_sentence_with_a_hint_and_a_traceback_when_asked_for(celeri
     assert "Traceback" in celeriac("--traceback", "report", app=Broken()).err
 
 
+@pytest.mark.parametrize(
+    ("words", "env", "colored"),
+    [
+        (["-A", "no_such_app", "worker"], {}, True),
+        (["-A", "no_such_app", "worker"], {"NO_COLOR": "1"}, False),
+        (["-A", "no_such_app", "worker"], {"CELERIAC_NO_COLOR": "1"}, False),
+        (["-C", "-A", "no_such_app", "worker"], {}, False),
+        (["-A", "no_such_app", "worker", "-C"], {}, False),
+    ],
+)
+def test_an_error_on_a_terminal_has_colours_unless_they_are_not_wanted(
+    words: list[str], env: dict[str, str], colored: bool
+) -> None:
+    ours, theirs = os.openpty()
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith("NO_COLOR")}
+    command = [sys.executable, "-m", "celeriac", *words]
+    ran = subprocess.run(command, stderr=theirs, env={**inherited, **env}, timeout=120, check=False)
+    said = os.read(ours, 65536).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert ran.returncode == 2
+    assert "There is no module 'no_such_app'" in said
+    assert ("\x1b[" in said) is colored
+
+
 def test_a_broker_that_refuses_a_message_is_not_one_that_cannot_be_reached(celeriac: Run) -> None:
     ran = celeriac("call", "tasks.add", "--exchange", "nope")
     assert ran.code == 1

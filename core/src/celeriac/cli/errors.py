@@ -43,8 +43,12 @@ class UserCodeFailed(Exception):
     """Importing the user's own module raised; the cause is shown with its traceback."""
 
 
-def report_error(exc: BaseException) -> int:
-    """Say on standard error what went wrong; return the exit code."""
+def report_error(exc: BaseException, color: bool | None = None) -> int:
+    """Say on standard error what went wrong; return the exit code.
+
+    Args:
+        color: False for none; None is as it suits where that goes.
+    """
     if isinstance(exc, click.ClickException):
         exc.show()
         return exit_code(exc)
@@ -55,7 +59,7 @@ def report_error(exc: BaseException) -> int:
         say(mask_url(_traceback_of_user(exc.__cause__)).rstrip())
     elif wants_traceback():
         say(mask_url("".join(traceback.format_exception(exc))).rstrip())
-    say(f"{click.style('Error:', fg='red', bold=True)} {mask_url(_sentence(exc))}")
+    say(f"{click.style('Error:', fg='red', bold=True)} {mask_url(_sentence(exc))}", color)
     return exit_code(exc)
 
 
@@ -91,9 +95,9 @@ def wants_traceback() -> bool:
     return os.environ.get("CELERIAC_TRACEBACK", "0") not in ("", "0")
 
 
-def say(text: str) -> None:
-    """Print a line on standard error."""
-    click.echo(text, err=True)
+def say(text: str, color: bool | None = None) -> None:
+    """Print a line on standard error; `color` as for `report_error`."""
+    click.echo(text, err=True, color=color)
 
 
 def _sentence(exc: BaseException) -> str:

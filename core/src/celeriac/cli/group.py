@@ -295,10 +295,12 @@ class Group(click.Group):
 def run(words: list[str], app: Any = None, prog: str = PROG) -> int:
     """Run a command; return the exit code. Nothing but `SystemExit` comes out of it."""
     warnings.showwarning = show_warning
+    state = State(app)
     try:
-        code = cli.main(words, prog_name=prog, standalone_mode=False, obj=State(app))
-    except (Exception, KeyboardInterrupt) as exc:
-        return report_error(exc)
+        code = cli.main(words, prog_name=prog, standalone_mode=False, obj=state)
+    except (Exception, KeyboardInterrupt) as exc:  # by now nobody else remembers what was said of colours
+        plain = state.given.no_color or os.environ.get("NO_COLOR") or {"-C", "--no-color"} & set(words)
+        return report_error(exc, False if plain else None)
     return code if isinstance(code, int) else 0
 
 
