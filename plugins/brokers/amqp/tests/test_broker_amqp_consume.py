@@ -475,6 +475,39 @@ def test_a_queue_that_cannot_be_used_now_costs_the_others_nothing(
         assert listener.consumer.poll_interval_s is None
 
 
+def test_a_queue_that_may_not_be_read_any_more_costs_the_others_one_link(
+    open_transport: Callable[..., AmqpTransport],
+    transport: AmqpTransport,
+    listen: Any,
+    tools: Any,
+    amqp_url: str,
+    rabbitmq_service: RabbitMQService,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "AWAY_WAIT_S", 0.2)
+    vhost, user = urlsplit(amqp_url).path[1:], f"reader-{os.urandom(4).hex()}"
+    rabbitmq_service.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
+
+    def let(read: str) -> None:
+        rights = {"configure": ".*", "write": ".*", "read": read}
+        rabbitmq_service.api("PUT", f"permissions/{vhost}/{user}", rights)
+
+    let(".*")
+    limited = open_transport(amqp_url.replace("guest:guest", f"{user}:secret"))
+    listen(limited, tools.spec("a"), tools.spec("b")).consumer.close()
+    let("^a$")
+    transport.send([tools.payload("a"), tools.payload("b")])
+    with pytest.raises(TransportLost, match="access to queue 'b'"):
+        listen(limited, tools.spec("a"), tools.spec("b"))
+    listener = listen(limited, tools.spec("a"), tools.spec("b"))
+    assert [delivery.queue for delivery in listener.take(1, 30.0)] == ["a"]
+    assert list(listener.consumer._away) == ["b"]
+    let(".*")
+    assert [delivery.queue for delivery in listener.take(1, 30.0)] == ["b"]
+    listener.consumer.close()
+    tools.wait_until(lambda: transport.depth("a") == transport.depth("b") == 1, "each is given back", 30.0)
+
+
 def test_a_stream_is_refused_for_it_would_lose_calls(transport: AmqpTransport, listen: Any, tools: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="'log' is declared as a stream"):
         listen(transport, tools.spec("log", x_queue_type="stream"))

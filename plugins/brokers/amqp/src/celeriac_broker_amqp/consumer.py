@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -54,6 +55,8 @@ HOLD_COUNT: Final = 1000
 DELIVERY_LIMIT: Final = 20
 #: How often a queue that cannot be used now is asked for again.
 AWAY_WAIT_S: Final = 2.0
+#: Which queue it is that RabbitMQ will not let us consume.
+_QUEUE: Final = re.compile(r"queue '(.+)' in vhost '")
 #: How the exchange begins through which a delayed message came, whichever level was its last.
 _DELAYED: Final = (delays.PREFIX.encode(), topology.DELAYED_PREFIX.encode())
 
@@ -188,6 +191,9 @@ class AmqpConsumer:
         if queue.name in self._subscriptions or self._stopped:
             return
         try:
+            if queue.name in self._terms.barred:
+                topology.try_consuming(self._link, queue.name)
+                self._terms.barred.discard(queue.name)
             way = self._declare(self._link, queue)
         except topology.QueueAway as exc:
             self._await(queue, exc)
@@ -743,6 +749,8 @@ class AmqpConsumer:
                 self._link.where,
                 self._terms.limit_s,
             )
+        if isinstance(why, ChannelClosed) and (named := _QUEUE.search(why.text)) and named[1] in self._subscriptions:
+            self._terms.barred.add(named[1])
         said = f"RabbitMQ at {self._link.where} closed the consumer's channel: {why}"
         self._link.lost = TransportLost(said if isinstance(why, ChannelClosed) else f"{why} ({self._link.where})")
         return self._link.lost

@@ -56,12 +56,15 @@ class Terms(Struct):
         largest_bytes: The largest body that it takes; 0: not known.
         spare_ids: Names by which consumers that have ended had queues of their own, for those that come after them: a
             link that is lost again and again must not leave queues behind each time.
+        barred: Queues that it would not let us consume, which costs a channel with all that is held on it: they are
+            tried on another one first.
     """
 
     limit_s: float
     refused: bool = False
     largest_bytes: int = 0
     spare_ids: list[str] = []
+    barred: set[str] = set()
 
     def learn(self, said: str) -> bool:
         """The broker has closed a channel with these words; True if it was over time, of which it tells how much."""

@@ -10,6 +10,7 @@ Source: kombu 5.7's entities and its `native_delayed_delivery`; captured from a 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,6 +186,25 @@ def depth(link: Link, queue: str) -> int | None:
         raise QueueAway(f"queue {queue!r} at {link.where}: {exc}") from exc
     ready: int = _counts(answer, 1 + answer[0])[0]
     return ready
+
+
+def try_consuming(link: Link, queue: str) -> None:
+    """See whether the broker lets us consume a queue, if there is one. If it does, a message of it may be flagged.
+
+    Raises:
+        QueueAway: It does not.
+        TransportLost: The connection dropped.
+    """
+    tag = f"celeriac.try.{secrets.token_hex(8)}"
+    try:
+        with scratch(link) as channel:
+            link.call(channel, methods.limit_prefetch(1), methods.BASIC_QOS_OK)
+            link.call(channel, methods.consume(queue, tag), methods.BASIC_CONSUME_OK)
+    except ChannelClosed as exc:
+        if exc.code == methods.NOT_FOUND and NODE_DOWN not in exc.text:
+            return  # it can be made
+        raise QueueAway(f"queue {queue!r} cannot be consumed at {link.where} now: {exc}") from exc
+    link.deliveries = [one for one in link.deliveries if one[0] != tag.encode()]  # it has gone back with the channel
 
 
 def purge(link: Link, queue: str) -> int:
