@@ -508,6 +508,28 @@ def test_a_queue_that_may_not_be_read_any_more_costs_the_others_one_link(
     tools.wait_until(lambda: transport.depth("a") == transport.depth("b") == 1, "each is given back", 30.0)
 
 
+def test_dead_letters_in_a_quorum_queue_are_not_dropped_for_being_looked_at(
+    transport: AmqpTransport, listen: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadletters, "WORN_AT", 2)
+    monkeypatch.setattr(deadletters, "SILENCE_S", 0.3)  # it may say that it has more than are left
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 4}
+    transport.declare([QueueSpec("celeriac.dead.q", arguments=arguments)])
+    transport.send([tools.payload("q"), tools.payload("q")])
+    listener = listen(transport, tools.spec("q"))
+    listener.consumer.settle([Settlement(one.tag, "dead", reason="crash") for one in listener.take(2)])
+    listener.consumer.close()
+    for _ in range(8):  # a quorum queue takes a moment to say what it has
+        tools.wait_until(lambda: len(transport.browse_dead("q")) == 2, "both are seen", 30.0)
+    ids: set[str] = set()
+    tools.wait_until(
+        lambda: ids.update(letter.id for letter in transport.browse_dead("q")) or len(ids) == 2, "both are named", 30.0
+    )
+    tools.wait_until(
+        lambda: (transport.requeue_dead("q", list(ids)), transport.depth("q"))[1] == 2, "both are back", 30.0
+    )
+
+
 def test_a_stream_is_refused_for_it_would_lose_calls(transport: AmqpTransport, listen: Any, tools: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="'log' is declared as a stream"):
         listen(transport, tools.spec("log", x_queue_type="stream"))

@@ -21,11 +21,11 @@ import heapq
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from celeriac.exceptions import PublishRejected, TransportLost
+from celeriac.exceptions import OperationalError, PublishRejected, TransportLost
 from celeriac.spec import COUNT_HEADERS, DeadLetter, Delivery, Payload, Route, Settlement
 from celeriac_broker_amqp import message, methods, topology
 from celeriac_broker_amqp.link import Channel, ChannelClosed, Link
@@ -39,6 +39,9 @@ CHANNEL: Final = 1
 #: With so many on their way back, wait for the broker to have them.
 BATCH: Final = 256
 SILENCE_S: Final = 10.0
+#: A quorum queue counts how often a message came back, also from who only looks; RabbitMQ 4 drops it after 20 times.
+#: What came back so often is published anew.
+WORN_AT: Final = 10
 
 _log = logging.getLogger("celeriac.broker.amqp")
 
@@ -128,15 +131,50 @@ def bury_unroutable(text: str, record: bytes, owner: str, max_header_bytes: int)
 # -- looking at them ----------------------------------------------------------------------------------------
 
 
-def browse(link: Link, queue: str, after: str, limit: int) -> list[DeadLetter]:
+def browse(
+    link: Link, queue: str, after: str, limit: int, publish: Callable[[Sequence[Item]], None]
+) -> list[DeadLetter]:
     """The first `limit` dead letters of a queue behind the one named `after`. All are read for it, and put back.
 
     Args:
         link: One of its own: what was read goes back to its place when it is closed, at the latest.
+        publish: Sends with confirms.
     """
+    worn: list[tuple[int, Item]] = []
+
+    def renew() -> None:
+        try:
+            publish([item for _, item in worn])
+        except OperationalError as exc:
+            _log.warning("Dead letters of %s were looked at so often that RabbitMQ may drop them: %s", queue, exc)
+        else:
+            link.send(b"".join([methods.ack(CHANNEL, tag, False) for tag, _ in worn]))
+        worn.clear()
+
+    def read(found: Iterable[tuple[int, bytes]]) -> Iterator[DeadLetter]:
+        for tag, record in found:
+            item = _renew_letter(queue, record)
+            if item is not None:
+                worn.append((tag, item))
+                if len(worn) >= BATCH:
+                    renew()
+            yield read_letter(queue, record)
+        if worn:
+            renew()
+
     with _reading(link, topology.dead_queue(queue)) as found:
-        letters = (read_letter(queue, record) for _, record in found)
-        return heapq.nsmallest(limit, (one for one in letters if one.id > after), key=lambda one: one.id)
+        return heapq.nsmallest(limit, (one for one in read(found) if one.id > after), key=lambda one: one.id)
+
+
+def _renew_letter(queue: str, record: bytes) -> Item | None:
+    """A dead letter that came back so often that RabbitMQ will soon drop it, as it is published anew."""
+    if b"x-delivery-count" not in record:
+        return None
+    returns = _headers(record).get("x-delivery-count")
+    if type(returns) is not int or returns < WORN_AT:
+        return None
+    _, _, header, body = message.split_record(record)
+    return Item(Route(topology.dead_queue(queue)), message.with_headers(header, {}, COUNT_HEADERS), body)
 
 
 def take(link: Link, publisher: Publisher | None, queue: str, ids: Sequence[str], timeout_s: float) -> int:

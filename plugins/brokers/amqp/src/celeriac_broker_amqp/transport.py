@@ -33,7 +33,7 @@ from celeriac_broker_amqp.consumer import AmqpConsumer
 from celeriac_broker_amqp.holding import Terms, limit_of
 from celeriac_broker_amqp.link import ChannelClosed, Link
 from celeriac_broker_amqp.listener import AmqpListener, declare_exchange
-from celeriac_broker_amqp.publisher import Publisher, make_item
+from celeriac_broker_amqp.publisher import Item, Publisher, make_item
 
 #: A worker that vanished with its host is noticed after two of these.
 CONSUMER_HEARTBEAT_S: Final = 6.0
@@ -327,8 +327,13 @@ class AmqpTransport:
 
     def browse_dead(self, queue: str, *, after: str = "", limit: int = 100) -> list[DeadLetter]:
         """See `DeadLetters.browse_dead`. While this reads, nobody else sees them."""
+
+        def publish(items: Sequence[Item]) -> None:
+            deadline = time.monotonic() + SEND_TIMEOUT_S
+            self._use_publisher(lambda publisher: publisher.send(items, deadline), deadline)
+
         with self._looking() as link:
-            return deadletters.browse(link, queue, after, limit)
+            return deadletters.browse(link, queue, after, limit, publish)
 
     def requeue_dead(self, queue: str, ids: Sequence[str]) -> int:
         def take(publisher: Publisher) -> int:
