@@ -38,7 +38,7 @@ def test_calls_are_sent_and_awaited(house: House) -> None:
         many = await group(sig(house, "add", n, 1) for n in range(200)).adelay()
         assert await many == [n + 1 for n in range(200)]
 
-    asyncio.run(asyncio.wait_for(client(), 60))
+    asyncio.run(asyncio.wait_for(client(), 100))
 
 
 def test_the_loop_goes_on_while_a_result_is_awaited(sqlite_house: House) -> None:

@@ -281,6 +281,10 @@ def test_a_cold_stop_may_be_soft_first(sqlite_house: House) -> None:
 
 
 def test_a_warm_stop_ends_with_its_last_task(sqlite_house: House) -> None:
+    idle = sqlite_house.worker("-c", "1")
+    begun = time.monotonic()
+    assert idle.stop() == 0
+    end_s = time.monotonic() - begun  # what an end takes on this machine
     took_s = []
     for round in range(6):  # a busy machine may take its time now and then
         worker = sqlite_house.worker("-c", "1")
@@ -291,9 +295,9 @@ def test_a_warm_stop_ends_with_its_last_task(sqlite_house: House) -> None:
         ended = time.monotonic()
         assert worker.process.wait(60) == 0
         took_s.append(time.monotonic() - ended)
-        if took_s[-1] < 0.8:
+        if took_s[-1] < max(0.8, end_s):
             return
-    raise AssertionError(f"it slept on although nothing was left to do: {took_s}")
+    raise AssertionError(f"it slept on although nothing was left to do: {took_s}, where an end takes {end_s} s")
 
 
 def test_a_worker_killed_outright_loses_nothing(house: House) -> None:
