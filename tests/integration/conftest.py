@@ -37,6 +37,24 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0, what: str 
     pytest.fail(f"not within {timeout_s} s: {what() if callable(what) else what or condition}")
 
 
+def stop_until(condition: Callable[[], Any], send: Callable[[int], None], what: str) -> None:
+    """Stop a process until something has happened because it stands still; `send` sends it a signal.
+
+    One that was stopped within a transaction keeps all others from its rows, or from the whole file, for as long as it
+    stands. So it goes on for a moment and is stopped again.
+    """
+    for _ in range(4):
+        send(signal.SIGSTOP)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if condition():
+                return
+            time.sleep(0.05)
+        send(signal.SIGCONT)
+        time.sleep(0.2)
+    pytest.fail(f"not although it stood still: {what}")
+
+
 class WorkerProcess:
     """`celeriac worker` as a user starts it."""
 

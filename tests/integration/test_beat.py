@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.conftest import stop_until
 
 from celeriac import Celery
 from celeriac.testing.services import PostgresService
@@ -205,9 +206,9 @@ def test_two_beats_on_one_database_take_turns(
     beats = [place.start("beat", "-l", "info", "-S", "proj:InTheDatabase") for _ in range(2)]
     depth_reaches(place, 2)
     (leader,) = wait_for(lambda: [beat for beat in beats if _leads(place, beat)])
-    leader.send_signal(signal.SIGSTOP)  # it will not know that its lease has run out
     (other,) = [beat for beat in beats if beat is not leader]
-    wait_for(lambda: _leads(place, other))
+    # It will not know that its lease has run out.
+    stop_until(lambda: _leads(place, other), leader.send_signal, "the other leads")
     place.ids(2)
     leader.send_signal(signal.SIGCONT)
     wait_for(lambda: "beat.leads_no_more" in _log_of(leader))

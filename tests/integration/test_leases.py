@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.integration.celery_venv import celery_python
-from tests.integration.conftest import House, make_house, wait_until
+from tests.integration.conftest import House, make_house, stop_until, wait_until
 
 from celeriac_support_redis.wire import Wire, connect, parse_url
 
@@ -86,8 +86,7 @@ def test_c_code_that_holds_the_interpreter_costs_no_lease_and_a_stopped_worker_s
         house.send("hold", "stopped")
         wait_until(lambda: "stopped" in starts(house), what="the task")
         (pid,) = (int(line.split()[2]) for line in house.ran() if line.startswith("start stopped"))
-        os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: starts(house).count("stopped") == 2, 60.0, "the other worker's run")
+        stop_until(lambda: starts(house).count("stopped") == 2, partial(os.kill, pid), "the other worker's run")
     finally:
         house.close()
 
