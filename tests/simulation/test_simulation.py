@@ -109,7 +109,7 @@ def what_waits_for_the_store_is_stored_after_its_lease_is_lost(patch: pytest.Mon
 
 
 def leases_are_never_renewed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Renewer, "prove", lambda self: None)
+    patch.setattr(Renewer, "prove", lambda self, patience_s=-1: None)
 
 
 def the_spool_has_no_bound(patch: pytest.MonkeyPatch) -> None:
