@@ -475,6 +475,28 @@ def test_a_queue_that_cannot_be_used_now_costs_the_others_nothing(
         assert listener.consumer.poll_interval_s is None
 
 
+def test_a_consumer_none_of_whose_queues_can_be_used_is_none(
+    transport: AmqpTransport, listen: Any, tools: Any, amqp_url: str
+) -> None:
+    def open_again() -> Any:
+        try:
+            return listen(transport, tools.spec("b"))
+        except TransportLost as exc:
+            return exc
+
+    listener = listen(transport, tools.spec("b"))
+    with Connection(amqp_url) as somebody:
+        channel = somebody.channel()
+        channel.queue_delete("b")
+        channel.queue_declare("b", durable=False, exclusive=True, auto_delete=False)
+        with pytest.raises(TransportLost, match=r"queue 'b' .*405"):
+            tools.wait_until(lambda: listener.consumer.receive(0), "it hears that its only queue is away", 30.0)
+        assert "405" in str(open_again())
+    tools.wait_until(lambda: not isinstance(open_again(), TransportLost), "its own again", 30.0)
+    transport.send([tools.payload("b")])
+    tools.wait_until(lambda: transport.depth("b") == 0, "somebody has it", 30.0)
+
+
 def test_a_queue_that_may_not_be_read_any_more_costs_the_others_one_link(
     open_transport: Callable[..., AmqpTransport],
     transport: AmqpTransport,

@@ -77,6 +77,14 @@ class _Subscription(Struct):
     worn_at: int | None
 
 
+class _Away(Struct):
+    """A queue that cannot be used now. `is_told`: so it was said."""
+
+    spec: QueueSpec
+    why: topology.QueueAway
+    is_told: bool = False
+
+
 class Settled:
     """Which delivery tags are settled.
 
@@ -162,7 +170,7 @@ class AmqpConsumer:
         self._numbers = itertools.count(1)
         self._subscriptions: dict[str, _Subscription] = {}
         self._by_tag: dict[bytes, _Subscription | Nook] = {}
-        self._away: dict[str, QueueSpec] = {}  # queues that cannot be used now
+        self._away: dict[str, _Away] = {}
         self._away_at = 0.0  # monotonic, when they are asked for again
         self._turn = 0
         self._ready_bytes = 0
@@ -207,15 +215,29 @@ class AmqpConsumer:
         self._consume(subscription)
 
     def _await(self, queue: QueueSpec, exc: topology.QueueAway) -> None:
-        """Go on with the other queues; this one is asked for again until it can be used."""
-        (_log.debug if queue.name in self._away else _log.error)(
-            "Nothing is taken from queue %s for now, which is asked for again every %g s: %s",
-            queue.name,
-            AWAY_WAIT_S,
-            exc,
-        )
-        self._away[queue.name] = queue
+        """Ask for this queue again until it can be used."""
+        known = self._away.get(queue.name)
+        self._away[queue.name] = _Away(queue, exc, known is not None and known.is_told)
         self._away_at = time.monotonic() + AWAY_WAIT_S
+
+    def go_on_without(self) -> None:
+        """Say which queues cannot be used now.
+
+        Raises:
+            TransportLost: None of them can, and who consumes nothing is not to be taken for ready.
+        """
+        for name, away in self._away.items():
+            if not self._subscriptions:
+                self._link.lost = away.why
+                raise away.why
+            if not away.is_told:
+                away.is_told = True
+                _log.error(
+                    "Nothing is taken from queue %s for now, which is asked for again every %g s: %s",
+                    name,
+                    AWAY_WAIT_S,
+                    away.why,
+                )
 
     def unsubscribe(self, queue: str) -> None:
         self._away.pop(queue, None)
@@ -399,9 +421,11 @@ class AmqpConsumer:
         channel.replies.clear()  # to what was asked without waiting
         if channel.cancelled:
             self._consume_anew()
-        if self._away and not self._stopped and time.monotonic() >= self._away_at:
-            for queue in list(self._away.values()):
-                self.subscribe(queue)
+        if self._away and not self._stopped:
+            if time.monotonic() >= self._away_at:
+                for away in list(self._away.values()):
+                    self.subscribe(away.spec)
+            self.go_on_without()
         if self._wider and not self._stopped:
             self._widen(self._wider)
         if self._shrink_at is not None and not self._stopped and time.monotonic() >= self._shrink_at:

@@ -215,6 +215,7 @@ class AmqpTransport:
             )
             for queue in queues:
                 consumer.subscribe(queue)
+            consumer.go_on_without()
         except BaseException:
             link.drop()
             if consumer is not None:
