@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -56,19 +58,29 @@ def test_limits_and_cancelling_reach_one_that_waits_beside_one_that_computes(tmp
         assert driver.final(busy).outcome == "succeeded"
 
 
+def test_one_that_is_cancelled_on_its_way_into_a_slot_never_started(tmp_path: Path) -> None:
+    with _Suite().started(slots=4) as driver:
+        (child,) = driver.pool.pids()
+        os.kill(child, signal.SIGSTOP)
+        eventually(lambda: "State:\tT" in Path(f"/proc/{child}/status").read_text())  # it stands still
+        one, another = job(f"note {tmp_path / 'ran'} one"), job("pass")
+        driver.submit(one, another)
+        assert driver.pool.cancel(one.token)
+        os.kill(child, signal.SIGCONT)
+        assert driver.final(another).pid == child
+        assert (driver.final(one).outcome, driver.final(one).pid) == ("cancelled", 0)
+        assert not (tmp_path / "ran").exists()
+
+
 class Deaf(ScriptedProgram):
     """Jobs of its own let no signal in."""
 
     def run(self, job: Any, emit: Any) -> Any:
         if job.raw == b"deaf":
-            import signal
-
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
             while True:
                 pass
         if job.raw == b"deaf for long":
-            import signal
-
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
             monkey.get_original("time", "sleep")(2.5)  # which lets nobody else run
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})

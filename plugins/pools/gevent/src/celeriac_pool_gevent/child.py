@@ -68,18 +68,19 @@ class Run:
 
     Attributes:
         greenlet: In which it runs; None for a coroutine.
+        begun: It is the program's, or was.
         inside: The program has it now, so something may be raised in it.
         ending, detail: How the pool has decided that it ends; None: not at all.
         told: How often it was told so.
         soft_at, hard_at: When its limits are reached (`time.monotonic`); the soft one only until it was raised.
     """
 
-    __slots__ = ("detail", "ending", "greenlet", "hard_at", "inside", "job", "soft_at", "timers", "told")
+    __slots__ = ("begun", "detail", "ending", "greenlet", "hard_at", "inside", "job", "soft_at", "timers", "told")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.greenlet: Any = None
-        self.inside = False
+        self.begun = self.inside = False
         self.ending: Ending | None = None
         self.detail = ""
         self.told = 0
@@ -183,6 +184,7 @@ class _Child:
             if self._coroutines is None:
                 self._coroutines = Coroutines(self._program, self._emit_from_afar, self._finish_from_afar)
             self._limit(run)
+            run.begun = True
             self._coroutines.begin(run)
             return
         run.greenlet = gevent.Greenlet(self._work, run)
@@ -209,7 +211,7 @@ class _Child:
             return
         self._limit(run)
         try:
-            run.inside = True
+            run.begun = run.inside = True
             report = self._program.run(run.job, self._emit)
             run.inside = False
         except EndedByPool:
@@ -234,7 +236,7 @@ class _Child:
             return  # somebody else has
         if run.greenlet is not None:
             self._by_greenlet.pop(run.greenlet, None)
-        report.token = run.job.token
+        report.token, report.pid = run.job.token, self._pid if run.begun else 0
         self._tell(report)
         if self._stopping and not self._runs:
             self._over.set()
@@ -310,7 +312,6 @@ class _Child:
 
     def _tell(self, report: JobReport) -> None:
         """Send a final report, with others that come in the same turn of the hub."""
-        report.pid = self._pid
         self._pending.append(report)
         if not self._is_due:
             self._is_due = True
