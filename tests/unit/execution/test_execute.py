@@ -16,7 +16,7 @@ from celeriac.messaging.failures import rebuild
 from celeriac.result import result_from_tuple
 from celeriac.resultstore import result_of
 from celeriac.spec import JobReport, envelope
-from celeriac.spec.data import Job
+from celeriac.spec.data import PUBLISH_TRY_HEADER, Job
 
 
 @pytest.fixture
@@ -334,6 +334,33 @@ def test_what_follows_a_second_run_says_that_it_may_come_twice(app: Celery) -> N
         (follower,) = program.run(Job(7, raw, "celery", attempt, attempt > 1), lambda report: None).publish
         program.run(Job(8, envelope.pack(follower, "tag"), "celery"), lambda report: None)
     assert flags == [False, False, True, True]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("attempt", [1, 3])
+@pytest.mark.parametrize("forged", [{}, {PUBLISH_TRY_HEADER: 2}])
+def test_all_that_follows_from_what_may_have_run_before_says_that_it_may_come_twice(
+    app: Celery, fails: bool, attempt: int, forged: dict[str, Any]
+) -> None:
+    """Callbacks, errbacks, the next step and another try: also where no worker was lost, but the message may have been
+    sent twice."""
+
+    @app.task(name="t", bind=True)
+    def t(self: Any, kind: str) -> None:
+        if kind == "retry":
+            self.retry(countdown=0)
+        if fails:
+            raise ValueError("broken")
+
+    link = [{"task": "t", "args": ["x"], "kwargs": {}, "options": {"task_id": "next"}, "immutable": True}]
+    program = TaskProgram(app, envelope.unpack, "w@h", detail=False)
+    for kind in ("retry", "end"):
+        payload = app.make_payload("t", (kind,), {}, "id-1", {"link": link, "link_error": link})
+        payload.headers.update(forged)
+        job = Job(7, envelope.pack(payload, "tag"), "celery", attempt, attempt > 1)
+        (follower,) = program.run(job, lambda report: None).publish
+        assert follower.headers["id"] == ("id-1" if kind == "retry" else "next")
+        assert (PUBLISH_TRY_HEADER in follower.headers) == (attempt > 1 or bool(forged))
 
 
 def test_a_failed_step_fails_the_rest_of_its_chain_and_calls_errbacks(app: Celery) -> None:

@@ -159,7 +159,7 @@ class TaskProgram:
         try:
             begun = self._read(job, emit)
             done = begun if isinstance(begun, JobReport) else self._carry_out(job, emit, begun)
-            return self._announced(done) if done.publish else done
+            return self._outgoing(done, begun) if done.publish else done
         except EndedByPool:
             raise  # by the pool, which answers for the job
         except BaseException as exc:  # after the task: a hook, a limit that struck late, a bug of ours
@@ -173,7 +173,7 @@ class TaskProgram:
         try:
             begun = self._read(job, emit)
             done = begun if isinstance(begun, JobReport) else await self._carry_out_awaiting(job, emit, begun)
-            return self._announced(done) if done.publish else done
+            return self._outgoing(done, begun) if done.publish else done
         except CancelledError:
             raise  # by the pool, which answers for the job
         except BaseException as exc:  # as in `run`
@@ -271,8 +271,13 @@ class TaskProgram:
         if ready.before_start is not None:
             ready.before_start(request.id, request.args, request.kwargs)
 
-    def _announced(self, report: JobReport) -> JobReport:
-        """A report whose messages have been announced, as those are that a program sends by itself."""
+    def _outgoing(self, report: JobReport, begun: Begun | JobReport) -> JobReport:
+        """A report whose messages say that they may have been sent before, if so, and have been announced, as those
+        are that a program sends by itself."""
+        tries = followup.tries_of(begun[1]) if isinstance(begun, tuple) else 1
+        if tries > 1:
+            for payload in report.publish:
+                payload.headers.setdefault(followup.AGAIN, tries)
         if signals.before_task_publish.receivers:
             announce_before(report.publish, self._seal)
         if signals.after_task_publish.receivers:

@@ -72,14 +72,21 @@ class Following:
         self.publish += other.publish
         self.parts += other.parts
 
-    def add(self, launch: Launch, attempt: int = 1) -> None:
-        """Chords and calls of a launch, from this attempt at what they follow."""
+    def add(self, launch: Launch, tries: int = 1) -> None:
+        """Chords and calls of a launch, which may have been sent at so many tries."""
         self.opened += launch.opened
         for call in launch.calls:
             for payload in payloads_of(launch.app, call):
-                if attempt > 1:
-                    payload.headers[AGAIN] = attempt
+                if tries > 1:
+                    payload.headers[AGAIN] = tries
                 self.publish.append(payload)
+
+
+def tries_of(request: Context) -> int:
+    """At how many runs of a call what follows from it may have been sent, this one included. Of a message that may have
+    been sent twice there may have been two runs, though no worker was lost with it."""
+    again = bool((request.delivery_info or {}).get("redelivered"))
+    return max(request.attempt, 1 + again)
 
 
 def after_success(app: Any, store: ResultStore, request: Context, value: Any, trail: bool) -> Following:
@@ -91,7 +98,7 @@ def after_success(app: Any, store: ResultStore, request: Context, value: Any, tr
     if request.chain:
         *rest, step = request.chain  # reversed on the wire: the next step is last
         children.append(_begin(launch, request, step, value, f"step {len(rest)}", rest))
-    following.add(launch, request.attempt)
+    following.add(launch, tries_of(request))
     if request.chord:
         following.parts = part_of(app, store, request, states.SUCCESS, value)
     return following
@@ -319,7 +326,7 @@ def _call_errbacks(
                 described = app.backend.failure(exc) if app.backend.serializer.name != "pickle" else repr(exc)
                 call = (dict(errback), about, described, traceback)
                 launch.call(ERRBACK_TASK, call, {}, derived_uuid(f"{request.id} errback {n}"), {"ignore_result": True})
-            following.add(launch, request.attempt)
+            following.add(launch, tries_of(request))
         except Exception:
             _log.exception("errback %r of %s[%s] raised or could not be sent", errback, request.task, request.id)
 
