@@ -11,7 +11,7 @@ import pytest
 from celeriac.spec import Delivery, Head, Settlement
 from celeriac.spec.data import PUBLISH_TRY_HEADER
 from celeriac.testing.services import RabbitMQService
-from celeriac_broker_amqp import holding
+from celeriac_broker_amqp import holding, topology
 from celeriac_broker_amqp.holding import limit_of
 from celeriac_broker_amqp.transport import AmqpTransport
 
@@ -139,6 +139,12 @@ def test_a_link_that_is_lost_again_and_again_leaves_one_queue_behind(
         consumer.flush(30.0)  # what it has acknowledged does not come again
         consumer._link.drop()
         consumer.close()
+        for name in held:
+            tools.wait_until(
+                lambda name=name: not transport._with_link(lambda link: topology.is_consumed(link, name)),
+                "the broker notices",
+                30.0,
+            )
     assert len(held) == 1
     listener = listen(transport, tools.spec("q"))
     last = listener.take(2, 30.0)
@@ -146,6 +152,29 @@ def test_a_link_that_is_lost_again_and_again_leaves_one_queue_behind(
     listener.consumer.settle([Settlement(delivery.tag) for delivery in last])
     listener.consumer.close()
     assert transport.depth("q") == 0
+
+
+def test_copies_do_not_go_to_a_link_of_which_the_broker_does_not_know_that_it_is_lost(
+    transport: AmqpTransport, listen: Any, tools: Any
+) -> None:
+    transport.send([tools.payload("q", id="1")])
+    listen(transport, tools.spec("q")).consumer.close()
+    lost = listen(transport, tools.spec("q"), window=1)
+    (before,) = lost.take(1)
+    assert before.tag in lost.consumer._holding.place
+    lost.consumer.unsubscribe("q")
+    lost.consumer._holding.leave()  # as when it is closed, of which no word may arrive
+    transport.send([tools.payload("q", id=str(number)) for number in range(2, 8)])
+    passing = listen(transport, tools.spec("q"))
+    passing.take(6)
+    passing.consumer.close()  # so that they come again
+    ahead = listen(transport, tools.spec("q"))
+    came = ahead.take(6)
+    for delivery in came:
+        ahead.consumer._holding.hold(delivery, 1, started=True)
+    place = ahead.consumer._holding.place
+    tools.wait_until(lambda: ahead.consumer.receive(0) or len(place) == 6, "all are held by copies", 30.0)
+    assert not lost.consumer.receive(9)
 
 
 def test_a_clean_return_of_what_came_again_counts_nothing(transport: AmqpTransport, listen: Any, tools: Any) -> None:

@@ -298,11 +298,13 @@ class AmqpConsumer:
         self._asked += 1
         self._call(methods.consume(subscription.spec.name, tag), methods.BASIC_CONSUME_OK)
 
-    def _open_nook(self, queue: str, consumer: str) -> Nook:
+    def _open_nook(self, queue: str, consumer: str) -> Nook | None:
         """See `Holding`: what comes from that queue was held here already, so there is no limit for it."""
         known = self._subscriptions.get(queue)
         spec = make_nook_spec(QueueSpec(queue) if known is None else known.spec, consumer)
         topology.declare(self._link, spec)
+        if topology.is_consumed(self._link, spec.name):
+            return None
         self._prefetch_told = 0
         self._call(methods.limit_prefetch(0), methods.BASIC_QOS_OK)
         nook = Nook(spec, [spec.name], deque())

@@ -103,7 +103,7 @@ class Holding:
     """What one consumer holds by copies.
 
     Args:
-        open_nook: Declares such a queue and consumes from it, without a prefetch count.
+        open_nook: Declares such a queue and consumes from it, without a prefetch count; None if another does that.
         publish: Sends with confirms.
         acknowledge: Of the consumer's channel.
         reject: Has RabbitMQ dead-letter what came by this tag.
@@ -115,7 +115,7 @@ class Holding:
     def __init__(
         self,
         terms: Terms,
-        open_nook: Callable[[str, str], Nook],
+        open_nook: Callable[[str, str], Nook | None],
         publish: Callable[[list[Item]], None],
         acknowledge: Callable[[list[int]], None],
         reject: Callable[[int], None],
@@ -127,7 +127,7 @@ class Holding:
         self._acknowledge = acknowledge
         self._reject = reject
         self._max_header_bytes = min(max_header_bytes, message.MAX_HEADER_BYTES)  # a larger one nobody reads
-        self._id = ""  # in the names of its queues
+        self._ids: list[str] = []  # in the names of its queues
         self._seal = f"{secrets.token_hex(4)}."  # on its copies
         self._nooks: dict[str, Nook] = {}
         self._moves: dict[int, _Move] = {}
@@ -248,18 +248,14 @@ class Holding:
 
     def leave(self) -> None:
         """The consumer has ended: another may have its queues."""
-        name, self._id = self._id, ""
-        if name:
-            self._terms.spare_ids.append(name)
+        self._terms.spare_ids += self._ids
+        self._ids = []
 
     def _nook(self, queue: str) -> Nook | None:
         nook = self._nooks.get(queue)
         if nook is None and not self._terms.refused:
-            if not self._id:
-                spare_ids = self._terms.spare_ids
-                self._id = spare_ids.pop() if spare_ids else secrets.token_hex(6)
             try:
-                nook = self._nooks[queue] = self._open_nook(queue, self._id)
+                nook = self._nooks[queue] = self._open(queue)
             except ImproperlyConfigured as exc:
                 self._terms.refused = True
                 _log.warning(
@@ -267,6 +263,18 @@ class Holding:
                     "consumer_timeout run again, and what kills whole workers is not counted.",
                     exc,
                 )
+        return nook
+
+    def _open(self, queue: str) -> Nook:
+        if not self._ids and self._terms.spare_ids:
+            self._ids.append(self._terms.spare_ids.pop(0))
+        for name in self._ids:
+            nook = self._open_nook(queue, name)
+            if nook is not None:
+                return nook  # else the broker has yet to notice that the one before us is gone, and gives it copies
+        self._ids.append(secrets.token_hex(6))
+        nook = self._open_nook(queue, self._ids[-1])
+        assert nook is not None
         return nook
 
 

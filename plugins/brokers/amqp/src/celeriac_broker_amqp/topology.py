@@ -177,6 +177,18 @@ def depth(link: Link, queue: str) -> int | None:
         QueueAway: It is there, but does not say.
         TransportLost: The connection dropped.
     """
+    counts = _count(link, queue)
+    return None if counts is None else counts[0]
+
+
+def is_consumed(link: Link, queue: str) -> bool:
+    """Whether somebody consumes a queue, as far as the broker knows. Raises as `depth`."""
+    counts = _count(link, queue)
+    return counts is not None and counts[1] > 0
+
+
+def _count(link: Link, queue: str) -> tuple[int, int] | None:
+    """Messages that are ready in a queue, and its consumers."""
     try:
         with scratch(link) as channel:
             answer = link.call(channel, methods.declare_queue(queue, passive=True), methods.QUEUE_DECLARE_OK)
@@ -184,8 +196,8 @@ def depth(link: Link, queue: str) -> int | None:
         if exc.code == methods.NOT_FOUND and NODE_DOWN not in exc.text:
             return None
         raise QueueAway(f"queue {queue!r} at {link.where}: {exc}") from exc
-    ready: int = _counts(answer, 1 + answer[0])[0]
-    return ready
+    ready, consumers = _counts(answer, 1 + answer[0])
+    return ready, consumers
 
 
 def try_consuming(link: Link, queue: str) -> None:
