@@ -341,18 +341,24 @@ class SqliteConsumer:
                     continue  # it has that long to make itself another
             self._take_over(owner, page)
 
+    def _begins(self) -> bool:
+        """Begin to write; False while others do so for long: half a second later we are here again."""
+        try:
+            begin(self._conn, self._path, PATIENCE_S)
+        except StoreTrouble as exc:
+            if exc.kind == "locked":
+                return False
+            raise
+        return True
+
     def _renew_page(self) -> None:
         """Our page is gone: others took us for dead, or somebody has cleared the folder, which takes nothing from us.
 
         Raises:
             TransportLost: The former.
         """
-        try:
-            begin(self._conn, self._path, PATIENCE_S)
-        except StoreTrouble as exc:
-            if exc.kind == "locked":
-                return  # half a second later we are here again
-            raise
+        if not self._begins():
+            return
         try:
             if not store.is_owner(self._conn, self._owner):
                 raise self._given_up()
@@ -372,12 +378,8 @@ class SqliteConsumer:
         ear.poke()
 
     def _take_over(self, owner: int, page: str) -> None:
-        try:
-            begin(self._conn, self._path, PATIENCE_S)
-        except StoreTrouble as exc:
-            if exc.kind == "locked":
-                return  # half a second later we are here again
-            raise
+        if not self._begins():
+            return
         try:
             # Once more, now that nobody can write: it may have woken up meanwhile.
             queues: set[str] = set()
